@@ -1,0 +1,1 @@
+"""How averages move: rules, the kernel, what a rule remembers, and the average itself. NumPy only."""

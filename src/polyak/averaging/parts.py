@@ -1,0 +1,74 @@
+"""Parts: different rules for different parts of a model, by glob."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polyak.averaging.parse import parse
+from polyak.averaging.rules import Rule, from_json
+from polyak.errors import RuleError
+from polyak.weights import glob_match, unmatched_globs
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Rules by glob; the first glob that matches a path decides, None leaves the weight out.
+
+    Example:
+        >>> parts = Parts.of({"encoder/*": "ema:0.999", "head/*": None})
+        >>> str(parts.rule_of("encoder/0/kernel")), parts.rule_of("head/bias")
+        ('ema:0.999', None)
+    """
+
+    entries: tuple[tuple[str, Rule | None], ...]
+
+    @classmethod
+    def of(cls, rules: Mapping[str, Rule | str | None]) -> Parts:
+        return cls(tuple((glob, None if rule is None else parse(rule)) for glob, rule in rules.items()))
+
+    def rule_of(self, path: str) -> Rule | None:
+        """Raises RuleError if no glob matches."""
+        for glob, rule in self.entries:
+            if glob_match(path, glob):
+                return rule
+        raise RuleError(
+            f"weight {path!r}: expected a rule, received none of {[g for g, _ in self.entries]}",
+            hint='add "*": rule for all others, or "*": None to leave them out',
+        )
+
+    def check(self, paths: Iterable[str]) -> None:
+        """Raise RuleError for a glob that matches none of the paths."""
+        known = list(paths)
+        for glob in unmatched_globs(known, [g for g, _ in self.entries]):
+            raise RuleError(f"glob {glob!r} matches no weight", hint=f"the paths look like {known[0]!r}")
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The distinct rules."""
+        return tuple(dict.fromkeys(rule for _, rule in self.entries if rule is not None))
+
+    def immaturity(self, n: int) -> float:
+        """The largest share of the start among the rules after ``n`` updates."""
+        return max((rule.immaturity(n) for rule in self.rules), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"parts": [[glob, None if rule is None else rule.to_json()] for glob, rule in self.entries]}
+
+    def __str__(self) -> str:
+        return "{" + ", ".join(f"{glob}: {rule or 'left out'}" for glob, rule in self.entries) + "}"
+
+
+def rule_from_json(data: Any) -> Rule | Parts:
+    """A rule, or rules by part, from the JSON form."""
+    if isinstance(data, dict) and "parts" in data:
+        return Parts(tuple((glob, None if rule is None else from_json(rule)) for glob, rule in data["parts"]))
+    return from_json(data)
+
+
+def as_rule(rule: Rule | str | Parts | Mapping[str, Rule | str | None]) -> Rule | Parts:
+    """A rule from whatever a caller may give: a rule, its text, or a mapping of globs to those."""
+    if isinstance(rule, (Rule, Parts)):
+        return rule
+    return parse(rule) if isinstance(rule, str) else Parts.of(rule)

@@ -1,0 +1,463 @@
+"""The rules: which weight the newest value gets at update n. Conventions of many tools, each under its own name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeAlias, final, get_args
+
+import numpy as np
+
+from polyak.averaging.base import NUMPY, Numbers, Ops, Origin, Rule, real, required, set_real
+from polyak.averaging.wrappers import Delayed, Every
+from polyak.errors import RuleError
+
+__all__ = [
+    "EMA",
+    "NUMPY",
+    "RULES",
+    "WRAPPERS",
+    "Copy",
+    "Delayed",
+    "DiffusersEMA",
+    "Every",
+    "InverseGamma",
+    "Mean",
+    "Ops",
+    "PowerEMA",
+    "Rule",
+    "TFModels",
+    "TensorFlowEMA",
+    "build",
+    "from_json",
+]
+
+Start: TypeAlias = Literal["copy", "initial", "debiased", "zero", "warm"]
+
+# Rule counts below this are multiplied one by one; longer stretches of InverseGamma are summed in blocks.
+_ONE_BY_ONE = 1 << 20
+
+
+def _set_decay(rule: Rule) -> None:
+    set_real(rule, "decay", "[0, 1)", lambda decay: 0.0 <= decay < 1.0)
+
+
+def _ramp(n: Numbers, c: int, decay: float, ops: Ops) -> Numbers:
+    """1 - min(decay, (n + c - 9) / (n + c)), without the cancellation."""
+    return ops.maximum(1.0 - decay, 9.0 / (n + float(c)))
+
+
+def _ramp_kept(first: int, last: int, c: int, decay: float) -> float:
+    """Product of the decays of ``_ramp`` over first ... last: the ramp telescopes, the rest is a power."""
+    turn = min(last, max(first - 1, math.floor(9.0 / (1.0 - decay) - c)))
+    rest = decay ** (last - turn) if last > turn else 1.0
+    if turn < first:
+        return rest
+    return rest * math.prod((first + c - 9 + j) / (turn + c - 8 + j) for j in range(9))
+
+
+def _forgotten(decay: float, k: int) -> float:
+    """1 - decay**k, exact also for a decay close to 1 or a large k."""
+    return -math.expm1(k * math.log(decay)) if decay else 1.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EMA(Rule):
+    """Exponential moving average: the newest value gets 1 - decay, older ones decay away. ``start`` says how it begins.
+
+    ========  =======================  ========================================================================
+    start     weight of the newest     meaning
+    ========  =======================  ========================================================================
+    warm      max(1 - d, 9 / (n + 8))  the window grows with a tenth of the run until the decay is reached
+    copy      1, then 1 - d            the first value counts as the past (Keras ``use_ema``, torch AveragedModel)
+    initial   1 - d                    the initial weights count as the past (tf.train.ExponentialMovingAverage)
+    debiased  (1 - d) / (1 - d**n)     no past: weights d**age, normalised (optax.ema)
+    zero      1 - d, from zeros        biased towards zero (optax.ema with debias=False)
+    ========  =======================  ========================================================================
+
+    Args:
+        decay: share of the average kept at each update, in [0, 1).
+        start: one of the above. "warm" is TensorFlow's ``num_updates`` ramp (1 + t) / (10 + t), moved by two updates
+            so that the first one copies and no share of the initial weights remains.
+
+    Raises:
+        RuleError: the decay is out of range, or the start unknown.
+
+    Source: debiased is the correction of Kingma & Ba, Adam, arXiv 1412.6980, section 3.
+
+    Example:
+        >>> [round(float(EMA(0.5, start="debiased").weight(n)), 6) for n in (1, 2, 3)]
+        [1.0, 0.666667, 0.571429]
+        >>> EMA(0.999)
+        EMA(decay=0.999, start='warm')
+        >>> print(EMA(0.999, start="copy"))
+        ema:0.999,start=copy
+    """
+
+    name: ClassVar[str] = "ema"
+    decay: float
+    start: Start = "warm"
+
+    def __post_init__(self) -> None:
+        _set_decay(self)
+        if self.start not in get_args(Start):
+            raise RuleError(f"rule 'ema': start={self.start}: expected one of {', '.join(get_args(Start))}")
+
+    @property
+    def origin(self) -> Origin:
+        return "zeros" if self.start == "zero" else "weights"
+
+    @property
+    def anchor(self) -> int:
+        return 0 if self.start in ("initial", "zero") else 1
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        if self.start == "warm":
+            return _ramp(n, 8, self.decay, ops)
+        if self.start == "debiased":
+            return self._merge(n, 1, ops)
+        newest = 1.0 - self.decay
+        return ops.where(n > 1, newest, 1.0) if self.start == "copy" else 0.0 * n + newest
+
+    def _merge(self, n: Numbers, k: int, ops: Ops) -> Numbers:
+        newest = _forgotten(self.decay, k)
+        if self.start == "warm":
+            return Rule._merge(self, n, k, ops)
+        if self.start == "debiased" and self.decay:
+            share = ops.minimum(-newest / ops.expm1(n * math.log(self.decay)), 1.0)
+            return ops.where(n > k, share, 1.0)
+        return 0.0 * n + newest if self.anchor == 0 else ops.where(n > k, newest, 1.0)
+
+    def kept(self, first: int, last: int) -> float:
+        if last < first:
+            return 1.0
+        if self.start == "warm":
+            return _ramp_kept(first, last, 8, self.decay)
+        if self.anchor and first <= 1:
+            return 0.0
+        share = float(self.decay ** (last - first + 1))
+        if self.start == "debiased":
+            share *= _forgotten(self.decay, first - 1) / _forgotten(self.decay, last)
+        return share
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TensorFlowEMA(Rule):
+    """tf.train.ExponentialMovingAverage with ``num_updates`` = n: decay min(decay, (1 + n) / (10 + n)).
+
+    It starts at the initial weights and keeps a share of them. torch-ema's default is the same.
+
+    Args:
+        decay: the decay that the ramp ends at, in [0, 1).
+
+    Example:
+        >>> round(float(TensorFlowEMA(0.999).weight(1)), 6)
+        0.818182
+    """
+
+    name: ClassVar[str] = "tf"
+    decay: float
+
+    def __post_init__(self) -> None:
+        _set_decay(self)
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        return _ramp(n, 10, self.decay, ops)
+
+    def kept(self, first: int, last: int) -> float:
+        return _ramp_kept(first, last, 10, self.decay) if last >= first else 1.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TFModels(Rule):
+    """TensorFlow Models' optimizer average with a dynamic decay: min(decay, (1 + n) / (10 + n)), from zeros.
+
+    Args:
+        decay: the decay that the ramp ends at, in [0, 1).
+
+    Example:
+        >>> TFModels(0.5).origin
+        'zeros'
+    """
+
+    name: ClassVar[str] = "tf-models"
+    decay: float
+
+    def __post_init__(self) -> None:
+        _set_decay(self)
+
+    @property
+    def origin(self) -> Origin:
+        return "zeros"
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        return _ramp(n, 10, self.decay, ops)
+
+    def kept(self, first: int, last: int) -> float:
+        return _ramp_kept(first, last, 10, self.decay) if last >= first else 1.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DiffusersEMA(Rule):
+    """The default of diffusers' EMAModel: the first update copies, then decay min(decay, n / (n + 9)).
+
+    Args:
+        decay: the decay that the ramp ends at, in [0, 1).
+
+    Example:
+        >>> [round(float(DiffusersEMA(0.9999).weight(n)), 6) for n in (1, 2, 3)]
+        [1.0, 0.818182, 0.75]
+    """
+
+    name: ClassVar[str] = "diffusers"
+    decay: float
+
+    def __post_init__(self) -> None:
+        _set_decay(self)
+
+    @property
+    def anchor(self) -> int:
+        return 1
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        return ops.where(n > 1, _ramp(n, 9, self.decay, ops), 1.0)
+
+    def kept(self, first: int, last: int) -> float:
+        if last < first:
+            return 1.0
+        return _ramp_kept(first, last, 9, self.decay) if first > 1 else 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class InverseGamma(Rule):
+    """Warm-up by 1 - (1 + (n - 1) / inv_gamma)**-power, of diffusers ``use_ema_warmup``, ema-pytorch and timm.
+
+    The first update copies; later decays are clipped to [min_decay, decay].
+
+    Args:
+        decay: the largest decay, in [0, 1).
+        inv_gamma: updates over which the ramp starts, at least 1e-9.
+        power: 2/3 suits runs of a million updates and more, 3/4 shorter ones (ema-pytorch's advice).
+        min_decay: the least decay from the second update on, in [0, decay].
+
+    Example:
+        >>> [round(float(InverseGamma().weight(n)), 6) for n in (1, 2, 3)]
+        [1.0, 0.629961, 0.48075]
+        >>> print(InverseGamma(0.999, power=0.75))
+        inverse-gamma:0.999,power=0.75
+    """
+
+    name: ClassVar[str] = "inverse-gamma"
+    decay: float = 0.9999
+    inv_gamma: float = 1.0
+    power: float = 2 / 3
+    min_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _set_decay(self)
+        set_real(self, "inv_gamma", "[1e-9, inf)", lambda x: x >= 1e-9)
+        set_real(self, "power", "(0, inf)", lambda x: x > 0)
+        set_real(self, "min_decay", f"[0, decay={self.decay}]", lambda x: 0 <= x <= self.decay)
+
+    @property
+    def anchor(self) -> int:
+        return 1
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        newest = ops.power(1.0 + (n - 1.0) / self.inv_gamma, -self.power)
+        return ops.where(n > 1, ops.maximum(1.0 - self.decay, ops.minimum(1.0 - self.min_decay, newest)), 1.0)
+
+    def kept(self, first: int, last: int) -> float:
+        """As for every rule; over more than 2**20 updates by the midpoint of short blocks, to a relative 1e-6."""
+        if last - first < _ONE_BY_ONE or first <= 1:
+            return Rule.kept(self, first, last) if first > 1 or last < first else 0.0
+        # Blocks of 1e-4 of the update's number: the weight is smooth enough that its midpoint stands for the block.
+        count = math.ceil(1e4 * math.log((last + 1) / first)) + 1
+        edges = np.unique(np.floor(np.geomspace(first, last + 1, count)))
+        middle = (edges[:-1] + edges[1:] - 1.0) / 2.0
+        with np.errstate(divide="ignore"):
+            return float(np.exp(np.sum(np.diff(edges) * np.log1p(-self.weight(middle)))))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mean(Rule):
+    """Equal mean of all values since the first update: the newest gets 1 / n. Also known as SWA.
+
+    Source: Polyak & Juditsky, Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30, 1992;
+    for late, periodic values of a network: Izmailov et al., SWA, arXiv 1803.05407.
+
+    Example:
+        >>> float(Mean().weight(4))
+        0.25
+        >>> print(Every(Delayed(Mean(), 1000), 10))
+        mean,after=1000,every=10
+    """
+
+    name: ClassVar[str] = "mean"
+
+    @property
+    def anchor(self) -> int:
+        return 1
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        return 1.0 / n
+
+    def _merge(self, n: Numbers, k: int, ops: Ops) -> Numbers:
+        return float(k) / n
+
+    def kept(self, first: int, last: int) -> float:
+        return max(first - 1, 0) / last if last >= first else 1.0
+
+
+def _sigma_rel(gamma: float) -> float:
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+_WIDEST = (math.sqrt(5) - 3) / 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PowerEMA(Rule):
+    """Power-function average: the value at time t has density t**gamma; the newest gets 1 - (1 - 1/n)**(gamma + 1).
+
+    Its window is a fixed fraction of the run, however long. gamma = 0 is the equal mean.
+
+    Args:
+        gamma: exponent of the profile, above -1 and at most 1e15.
+
+    Source: Karras et al., arXiv 2312.02696, section 3 and appendix C (from the paper alone).
+
+    Example:
+        >>> round(PowerEMA.from_sigma_rel(0.1).gamma, 6)
+        6.937204
+        >>> round(float(PowerEMA(1).weight(2)), 12)
+        0.75
+    """
+
+    name: ClassVar[str] = "power"
+    gamma: float
+
+    def __post_init__(self) -> None:
+        set_real(self, "gamma", "(-1, 1e15]", lambda gamma: -1 < gamma <= 1e15)
+
+    @classmethod
+    def from_sigma_rel(cls, sigma_rel: float) -> PowerEMA:
+        """The rule whose profile has the standard deviation ``sigma_rel``, as a fraction of the run's length.
+
+        Raises:
+            RuleError: it is not in [1e-15, 0.3002831]; no profile of this family is wider.
+
+        Example:
+            >>> round(PowerEMA.from_sigma_rel(0.25).gamma, 6)
+            0.719824
+        """
+        what, interval = "rule 'power': sigma_rel", "[1e-15, 0.3002831]"
+        width = real(what, sigma_rel, interval, lambda x: 1e-15 <= x <= _sigma_rel(_WIDEST))
+        low, high = _WIDEST, 1.0 / width
+        while low < (middle := low + (high - low) / 2) < high:
+            low, high = (middle, high) if _sigma_rel(middle) > width else (low, middle)
+        return cls(high)
+
+    @property
+    def sigma_rel(self) -> float:
+        """Standard deviation of the profile as a fraction of the run's length."""
+        return _sigma_rel(self.gamma)
+
+    @property
+    def anchor(self) -> int:
+        return 1
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        return self._merge(n, 1, ops)
+
+    def _merge(self, n: Numbers, k: int, ops: Ops) -> Numbers:
+        part = ops.where(n > k, float(k) / n, 0.5)
+        return ops.where(n > k, -ops.expm1((self.gamma + 1.0) * ops.log1p(-part)), 1.0)
+
+    def kept(self, first: int, last: int) -> float:
+        return float((max(first - 1, 0) / last) ** (self.gamma + 1.0)) if last >= first else 1.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Copy(Rule):
+    """The average is the newest value: weight 1. With ``every``, a target network that is copied now and then.
+
+    Example:
+        >>> print(Every(Copy(), 1000))
+        copy,every=1000
+    """
+
+    name: ClassVar[str] = "copy"
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        return 0.0 * n + 1.0
+
+    def kept(self, first: int, last: int) -> float:
+        return 0.0 if last >= first else 1.0
+
+
+RULES: Mapping[str, type[Rule]] = {
+    rule.name: rule for rule in (EMA, TensorFlowEMA, DiffusersEMA, InverseGamma, TFModels, Mean, PowerEMA, Copy)
+}
+WRAPPERS: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Every, Delayed)}
+
+
+def build(name: str, settings: Mapping[str, Any]) -> Rule:
+    """The rule or wrapper called ``name`` with these fields.
+
+    Raises:
+        RuleError: a field is unknown, missing or out of range, or there is no such rule.
+
+    Example:
+        >>> build("ema", {"decay": 0.99})
+        EMA(decay=0.99, start='warm')
+    """
+    cls = RULES.get(name) or WRAPPERS.get(name)
+    if cls is None:
+        raise RuleError(f"unknown rule {name!r}", hint=f"known rules: {', '.join(sorted({**RULES, **WRAPPERS}))}")
+    known = [field.name for field in fields(cls)]
+    for key in settings:
+        if key not in known:
+            hint = f"its settings: {', '.join(known) or 'none'}"
+            raise RuleError(f"rule '{name}': unknown setting {key!r}", hint=hint)
+    for key in required(cls):
+        if key not in settings:
+            raise RuleError(f"rule '{name}': missing setting {key!r}")
+    return cls(**settings)
+
+
+def from_json(data: Mapping[str, Any]) -> Rule:
+    """The rule that ``rule.to_json()`` described.
+
+    Raises:
+        RuleError: the data describe no rule.
+
+    Example:
+        >>> rule = Every(EMA(0.999), 10)
+        >>> rule.to_json()
+        {'rule': 'every', 'of': {'rule': 'ema', 'decay': 0.999, 'start': 'warm'}, 'k': 10}
+        >>> from_json(rule.to_json()) == rule
+        True
+    """
+    layers: list[tuple[str, dict[str, Any]]] = []
+    inner: Any = data
+    while isinstance(inner, Mapping) and isinstance(inner.get("rule"), str):
+        settings = {key: value for key, value in inner.items() if key not in ("rule", "of")}
+        layers.append((inner["rule"], settings))
+        inner = inner.get("of")
+    if not layers or inner is not None:
+        raise RuleError(f"expected a rule as JSON, like {{'rule': 'mean'}}; received {inner!r:.80}")
+    name, settings = layers.pop()
+    rule = build(name, settings)
+    for name, settings in reversed(layers):
+        rule = build(name, {"rule": rule, **settings})
+    return rule

@@ -1,0 +1,54 @@
+"""Contents: what a file holds, before anybody says what it means. Formats make it, dialects read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from polyak.manifest import Manifest
+from polyak.snapshot import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One stored array: shape in elements, dtype by name, and how to read it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A variable that an optimizer keeps beside a weight: its own key, the weight's key, the slot's name."""
+
+    key: str
+    weight: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything that a format can say of a file.
+
+    Attributes:
+        origin: what errors call the file.
+        format: name of the format.
+        tensors: the arrays under the names that they are stored by.
+        integrity: how the bytes are protected.
+        manifest: polyak's own description, if there is one.
+        texts: stored strings, each with a function that reads it.
+        paths: for formats with an object graph: all paths in it that lead to a key, the shortest first.
+        full_names: the variable's own name, where the format stores it.
+        slots: optimizer variables, where the format tells.
+    """
+
+    origin: str
+    format: str
+    tensors: Mapping[str, Tensor]
+    integrity: str = "none"
+    manifest: Manifest | None = None
+    texts: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    full_names: Mapping[str, str] = field(default_factory=dict)
+    slots: tuple[Slot, ...] = ()

@@ -1,0 +1,112 @@
+"""One family of errors. Each names the subject, what was expected, what was received, and the next step."""
+
+from __future__ import annotations
+
+
+class PolyakError(Exception):
+    """Base of every error that polyak raises.
+
+    Args:
+        message: what went wrong, naming the weight, file or argument.
+        hint: the next step, shown on its own line.
+
+    Example:
+        >>> str(PolyakError("file 'a.bin': unknown format", hint="run polyak inspect"))
+        "file 'a.bin': unknown format\\nhint: run polyak inspect"
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class RuleError(PolyakError, ValueError):
+    """A rule's text or parameter is out of range, or probably means something else."""
+
+
+class ModelError(PolyakError, ValueError):
+    """An object is no model that polyak can follow."""
+
+
+class UnbuiltModel(ModelError):
+    """The model's weights do not exist yet."""
+
+
+class WeightError(PolyakError, ValueError):
+    """Something is wrong with one weight: missing, unexpected, of another shape or dtype."""
+
+
+class MissingWeight(WeightError, KeyError):
+    """A weight of the target has no source, or a name is unknown."""
+
+    __str__ = PolyakError.__str__
+
+
+class UnexpectedWeight(WeightError):
+    """A source weight has no place in the target."""
+
+
+class ShapeMismatch(WeightError):
+    """Source and target agree on the name and differ in shape."""
+
+
+class DtypeMismatch(WeightError):
+    """The target cannot hold the source's dtype exactly and no cast was asked for."""
+
+
+class AmbiguousMatch(WeightError):
+    """Two kinds of evidence point at different weights of one shape."""
+
+
+class AmbiguousRole(PolyakError, ValueError):
+    """The source holds raw and averaged weights and the caller did not say which."""
+
+
+class NonFinite(WeightError):
+    """A weight is NaN or infinite where finite values are required."""
+
+
+class Applied(PolyakError, RuntimeError):
+    """The average is applied to its model, and the call would mix up the two sets."""
+
+
+class FileError(PolyakError, OSError):
+    """A path does not lead to a readable or writable file."""
+
+    __str__ = PolyakError.__str__
+
+
+class DamagedFile(FileError):
+    """The bytes of a file contradict themselves, its checksums or its size."""
+
+
+class UnknownFormat(FileError):
+    """No reader recognises the content of a file."""
+
+
+class TransferError(PolyakError, RuntimeError):
+    """A transfer failed while writing; the target was put back as it was."""
+
+
+class PolyakWarning(UserWarning):
+    """Base of every warning that polyak issues."""
+
+
+class NonFiniteWarning(PolyakWarning):
+    """An update was skipped because a weight was not finite."""
+
+
+class ImmatureWarning(PolyakWarning):
+    """An average that still remembers its start is handed over."""
+
+
+class IncompleteCheckpoint(PolyakWarning):
+    """A checkpoint that TensorFlow writes of this model lacks weights."""
+
+
+class RuleChanged(PolyakWarning):
+    """Restored state was made under another rule than the average has now."""

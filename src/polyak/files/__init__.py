@@ -1,0 +1,42 @@
+"""Bytes: which format a path holds, and opening it. The content decides, not the extension."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from polyak.contents import Contents
+from polyak.errors import FileError, UnknownFormat
+
+# A module with ``recognises(path)`` and ``read(path)`` each; the first that recognises a path reads it.
+_FORMATS = ("safetensors", "tensorbundle_format")
+
+
+def read(path: Path) -> Contents:
+    """Open a file or directory.
+
+    Raises:
+        FileError: there is nothing at the path.
+        UnknownFormat: no format recognises it.
+        DamagedFile: it contradicts itself.
+    """
+    for name in _FORMATS:
+        module = import_module(f"polyak.files.{name}")
+        if module.recognises(path):
+            contents: Contents = module.read(path)
+            return contents
+    if not path.exists():
+        raise FileError(f"file {str(path)!r}: there is nothing at this path", hint=_similar(path))
+    what = "a directory without a checkpoint" if path.is_dir() else "a file of no known format"
+    raise UnknownFormat(
+        f"file {str(path)!r}: expected weights, received {what}",
+        hint="polyak reads safetensors files, TensorFlow checkpoints and SavedModel directories",
+    )
+
+
+def _similar(path: Path) -> str:
+    import difflib
+
+    names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, 1)
+    return f"nearest: {str(path.parent / near[0])!r}" if near else "check the path"

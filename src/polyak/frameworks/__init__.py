@@ -1,0 +1,32 @@
+"""Live models. A framework is looked up among the modules that the caller has imported; none is imported here."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from polyak.errors import ModelError
+from polyak.frameworks.base import Average, Framework, snapshot_of
+
+__all__ = ["Average", "Framework", "framework_of", "snapshot_of"]
+
+# The first column must be loaded already for the second to be asked.
+_FRAMEWORKS = (("keras", "polyak.frameworks.keras"), ("tensorflow", "polyak.frameworks.tensorflow"))
+
+
+def framework_of(model: object) -> Framework:
+    """The framework that a model belongs to.
+
+    Raises:
+        ModelError: no loaded framework knows the object.
+    """
+    for loaded, ours in _FRAMEWORKS:
+        if loaded in sys.modules:
+            framework: Framework = import_module(ours).FRAMEWORK
+            if framework.owns(model):
+                return framework
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    raise ModelError(
+        f"expected a Keras model, a keras layer or a tf.Module, received {kind}",
+        hint="give the model itself; a path must be a string or a Path",
+    )

@@ -1,0 +1,165 @@
+"""What polyak asks of a framework, and the average of a live model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from polyak.averaging.parts import Parts
+from polyak.averaging.rules import Rule
+from polyak.errors import MissingWeight, UnexpectedWeight
+from polyak.manifest import AVERAGE, State
+from polyak.snapshot import Array, Item, Snapshot
+from polyak.transfer.plan import make_plan
+from polyak.transfer.receipt import Receipt
+from polyak.transfer.target import Target
+from polyak.weights import Kind, Weight
+
+
+class Framework(ABC):
+    """Knows the live models of one framework."""
+
+    @abstractmethod
+    def owns(self, obj: object) -> bool:
+        """Whether the object is a model of this framework."""
+
+    @abstractmethod
+    def target(self, model: Any) -> Target:
+        """The model's weights as something to read and to write. Raises UnbuiltModel."""
+
+    @abstractmethod
+    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> Average:
+        """A new average of the model."""
+
+    @abstractmethod
+    def build(self, model: Any, sample: Any) -> None:
+        """Create the model's weights from an input shape (a tuple of ints and None) or a sample input."""
+
+
+class Average(ABC):
+    """Shadow values, a count and a rule, native to the framework of the model that they follow.
+
+    Attributes:
+        rule: how the average moves: one rule, or one for each part of the model.
+    """
+
+    rule: Rule | Parts
+
+    @abstractmethod
+    def update(self) -> None:
+        """Move the average towards the model's weights: once after each optimizer step.
+
+        A weight that is not finite leaves the whole average as it is; the update is counted in
+        ``skipped``.
+
+        Raises:
+            Applied: the average is applied to its model.
+        """
+
+    @abstractmethod
+    def applied(self) -> AbstractContextManager[None]:
+        """The model with the averaged weights; on every exit the raw ones are back, bit for bit."""
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with the averaged weights, without touching it."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Start again from the model's present weights, with a count of zero."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Updates so far: the average's own, independent of any optimizer."""
+
+    @property
+    @abstractmethod
+    def skipped(self) -> int:
+        """Updates refused because a weight was not finite."""
+
+    @property
+    @abstractmethod
+    def target(self) -> Target:
+        """The shadow values as something to read and to write."""
+
+    @property
+    @abstractmethod
+    def source(self) -> Target:
+        """The raw weights that are followed."""
+
+    @property
+    @abstractmethod
+    def model(self) -> Any:
+        """The model that is followed."""
+
+    @property
+    def immaturity(self) -> float:
+        """Share of the average, in [0, 1], that still comes from the value it started with."""
+        return self.rule.immaturity(self.count)
+
+    @property
+    def state(self) -> State:
+        """Rule and counts as data."""
+        return State(self.rule.to_json(), self.count, self.skipped)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the shadow values, in bytes."""
+        return sum(w.nbytes for w in self.target.weights)
+
+    def values(self) -> dict[str, Array]:
+        """Copies of the averaged values under their structural paths, in the shadow's dtype."""
+        target = self.target
+        return {w.path: target.read(w.path) for w in target.weights}
+
+    def set_values(self, values: Mapping[str, Array]) -> Receipt:
+        """Replace all averaged values; the count stays. All or nothing.
+
+        Raises:
+            MissingWeight, UnexpectedWeight: the names are not those of ``values()``.
+            ShapeMismatch, DtypeMismatch, NonFinite: a value does not fit.
+        """
+        known = {w.path for w in self.target.weights}
+        for path in known - values.keys():
+            raise MissingWeight(
+                f"weight {path!r}: expected a value, received none ({len(known - values.keys())} missing)",
+                hint="keep the others with set_values({**ema.values(), **mine})",
+            )
+        for path in values.keys() - known:
+            raise UnexpectedWeight(f"weight {path!r} is not tracked by {self.label}", hint="see ema.values().keys()")
+        plan = make_plan(Snapshot.from_arrays(values, AVERAGE, self.state), self.target, {})
+        return plan.apply()
+
+    def snapshot(self) -> Snapshot:
+        """A lazy view of the averaged values with rule, count and evidence. ``copy()`` detaches it."""
+        return snapshot_of(self.target, AVERAGE, self.state)
+
+    @property
+    def label(self) -> str:
+        """What errors and receipts call this average."""
+        return f"{self.rule} of {type(self.model).__name__}"
+
+    def __repr__(self) -> str:
+        weights = self.target.weights
+        averaged = sum(w.kind is Kind.TRAINABLE for w in weights)
+        facts = [
+            f"{self.count:,} updates",
+            f"immaturity {self.immaturity:.3g}",
+            f"{averaged} weights averaged, {len(weights) - averaged} copied",
+            f"{self.nbytes:,} bytes",
+        ]
+        if self.skipped:
+            facts.append(f"{self.skipped} skipped as not finite")
+        return f"<{self.label}: {', '.join(facts)}>"
+
+
+def snapshot_of(target: Target, role: str, state: State | None = None) -> Snapshot:
+    """A lazy view of a target's present weights."""
+
+    def item(weight: Weight) -> Item:
+        return Item(role, weight, lambda: target.read(weight.path))
+
+    return Snapshot((item(w) for w in target.weights), {role: state}, origin=target.label)

@@ -1,0 +1,206 @@
+"""What the walk needs to know of Keras: Keras 3 and the legacy tf_keras, which differ in few names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from polyak.frameworks.walk import Anatomy, Own, Sibling, Step, numbered, steps
+from polyak.weights import Kind, is_floating
+
+_UNNAMED = re.compile(r"(variable|Variable)(_\d+)?(:0)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """One of the two Keras packages.
+
+    Attributes:
+        module: the package.
+        lists: names of a layer's lists of its own trainable and other variables.
+        own_names: attributes that belong to Keras, not to the user.
+    """
+
+    module: ModuleType
+    lists: tuple[str, str]
+    own_names: frozenset[str]
+
+    @classmethod
+    def keras3(cls, keras: ModuleType) -> Flavour:
+        return cls(keras, ("_trainable_variables", "_non_trainable_variables"), _own_names(keras))
+
+    @classmethod
+    def legacy(cls, tf_keras: ModuleType) -> Flavour:
+        return cls(tf_keras, ("_trainable_weights", "_non_trainable_weights"), _own_names(tf_keras))
+
+    def is_layer(self, obj: object) -> bool:
+        """Metrics are no part of the model: their variables are neither averaged nor moved."""
+        return isinstance(obj, self.module.layers.Layer) and not isinstance(obj, self.module.metrics.Metric)
+
+    def is_chain(self, obj: object) -> bool:
+        """Sequential and functional models, whose layers are told apart by their order alone."""
+        if not isinstance(obj, self.module.Model):
+            return False
+        return isinstance(obj, self.module.Sequential) or self._is_functional(obj)
+
+    def anatomy(self) -> Anatomy:
+        return Anatomy(self.own, self.children)
+
+    def own(self, layer: Any) -> list[Own]:
+        """A layer's own variables, random seeds included, under names that are unique in it."""
+        trainable, others = (list(getattr(layer, name)) for name in self.lists)
+        variables = [(v, True) for v in trainable] + [(v, False) for v in others]
+        held = _attribute_names(layer, self.own_names)
+        locals_ = _local_names([v for v, _ in variables], held)
+        own = [Own(name, v, kind_of(v, moved)) for name, (v, moved) in zip(locals_, variables, strict=True)]
+        return own + [
+            Own(f"{held.get(id(s), 'seed_generator')}/state", s.state, Kind.SEED)
+            for s in getattr(layer, "_seed_generators", ())
+        ]
+
+    def children(self, layer: Any) -> Iterator[tuple[Step, Any]]:
+        """Layers in a chain, then layers in attributes, lists and dictionaries, then what only Keras knows of."""
+        seen: set[int] = set()
+        for step, child in (*self._chain(layer), *self._attributes(layer)):
+            seen.add(id(child))
+            yield step, child
+        rest = [x for x in _sublayers(layer) if id(x) not in seen and self.is_layer(x)]
+        yield from zip(steps(self._unnamed(rest)), rest, strict=True)
+
+    def _chain(self, layer: Any) -> list[tuple[Step, Any]]:
+        layers = [x for x in layer.layers if self.is_layer(x)] if self.is_chain(layer) else []
+        return list(zip(steps(self._unnamed(layers)), layers, strict=True))
+
+    def _attributes(self, layer: Any) -> Iterator[tuple[Step, Any]]:
+        for key, value in sorted(user_attributes(layer, self.own_names), key=lambda kv: (kv[0].startswith("_"), kv[0])):
+            if self.is_layer(value):
+                explicit = self.explicit_name(value)
+                yield Step.named(explicit or key.lstrip("_") if key.startswith("_") else key, explicit), value
+            else:
+                yield from contained(key.lstrip("_"), value, self.is_layer, self.sibling)
+
+    def _unnamed(self, layers: Sequence[Any]) -> list[Sibling]:
+        """Siblings of a chain: called by their explicit name, else by class and number."""
+        explicit = [self.explicit_name(x) for x in layers]
+        families = [snake_case(type(x).__name__) for x, name in zip(layers, explicit, strict=True) if name is None]
+        auto = iter(numbered(families, taken=[n for n in explicit if n]))
+        return [self.sibling(name or next(auto), x) for name, x in zip(explicit, layers, strict=True)]
+
+    def sibling(self, key: str, layer: Any) -> Sibling:
+        family = snake_case(type(layer).__name__)
+        explicit = self.explicit_name(layer)
+        born = None if explicit else _number(layer.name)
+        return Sibling(key, explicit, family, born, owns=bool(layer.weights))
+
+    def explicit_name(self, layer: Any) -> str | None:
+        """The layer's name if the user gave it; None for ``dense`` and ``dense_7`` on a Dense."""
+        name: str = layer.name
+        auto = re.fullmatch(rf"{re.escape(snake_case(type(layer).__name__))}(_\d+)?", name)
+        return None if auto else name
+
+    def _is_functional(self, model: Any) -> bool:
+        functional = getattr(model, "_is_graph_network", None)
+        if functional is not None:
+            return bool(functional)
+        return isinstance(model, self.module.Model) and "_functional" not in vars(model) and "_operations" in vars(model)
+
+
+def contained(
+    key: str, value: object, wanted: Callable[[object], bool], sibling: Callable[[str, Any], Sibling]
+) -> Iterator[tuple[Step, Any]]:
+    """Wanted objects in nested lists, tuples and dictionaries, with the steps that lead to them."""
+    if isinstance(value, Mapping):
+        for inner_key, inner in value.items():
+            yield from _inner(f"{key}/{inner_key}", inner, wanted, sibling)
+    elif isinstance(value, (list, tuple)):
+        direct = [(i, x) for i, x in enumerate(value) if wanted(x)]
+        listed = steps([sibling(str(i), x) for i, x in direct])
+        for step, (_, child) in zip(listed, direct, strict=True):
+            yield Step.named(key) / step, child
+        for i, x in enumerate(value):
+            if not wanted(x):
+                yield from contained(f"{key}/{i}", x, wanted, sibling)
+
+
+def _inner(
+    key: str, value: object, wanted: Callable[[object], bool], sibling: Callable[[str, Any], Sibling]
+) -> Iterator[tuple[Step, Any]]:
+    if wanted(value):
+        yield Step.named(key, sibling(key, value).explicit), value
+    else:
+        yield from contained(key, value, wanted, sibling)
+
+
+def kind_of(variable: Any, trained: bool) -> Kind:
+    """What a variable is for. A frozen weight stays trainable: freezing is a state of training, not of the weight."""
+    if not is_floating(dtype_name(variable)):
+        return Kind.COUNTER
+    return Kind.TRAINABLE if trained else Kind.STATISTIC
+
+
+def dtype_name(variable: Any) -> str:
+    """The name of a variable's dtype, whether the framework gives a name or an object."""
+    dtype = variable.dtype
+    return dtype if isinstance(dtype, str) else str(dtype.name)
+
+
+def snake_case(name: str) -> str:
+    """The class name as Keras writes it into automatic layer names.
+
+    Example:
+        >>> snake_case("BatchNormalization"), snake_case("Conv2DTranspose")
+        ('batch_normalization', 'conv2d_transpose')
+    """
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _number(auto_name: str) -> int:
+    digits = re.search(r"_(\d+)$", auto_name)
+    return int(digits.group(1)) if digits else 0
+
+
+def _sublayers(layer: Any) -> Iterable[Any]:
+    return list(getattr(layer, "_layers", None) or getattr(layer, "_self_tracked_trackables", ()))
+
+
+def _own_names(keras: ModuleType) -> frozenset[str]:
+    """Attributes of a bare layer and a bare model: what is not among them, the user made."""
+    return frozenset({*vars(keras.layers.Layer()), *vars(keras.Model()), "_functional", "_operations", "optimizer"})
+
+
+def _attribute_names(layer: Any, own_names: frozenset[str]) -> dict[int, str]:
+    """Attribute path of everything that the layer's user attributes hold."""
+    names: dict[int, str] = {}
+    for key, value in user_attributes(layer, own_names):
+        for path, leaf in _leaves(key.lstrip("_"), value):
+            names.setdefault(id(leaf), path)
+    return names
+
+
+def user_attributes(layer: Any, own_names: frozenset[str]) -> list[tuple[str, Any]]:
+    """The attributes that neither Keras nor TensorFlow's tracking (``_self_...``) made."""
+    return [(k, v) for k, v in vars(layer).items() if k not in own_names and not k.startswith("_self_")]
+
+
+def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for inner_key, inner in value.items():
+            yield from _leaves(f"{key}/{inner_key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _leaves(f"{key}/{i}", inner)
+    else:
+        yield key, value
+
+
+def _local_names(variables: Sequence[Any], held: Mapping[int, str]) -> list[str]:
+    """A variable's own name where that tells it apart in its layer, else the attribute that holds it."""
+    plain = [v.name.rsplit("/", 1)[-1].removesuffix(":0") for v in variables]
+    clear = [n for n in plain if plain.count(n) == 1 and not _UNNAMED.fullmatch(n)]
+    first = [n if n in clear else held.get(id(v), "variable") for n, v in zip(plain, variables, strict=True)]
+    return numbered(first) if len(set(first)) < len(first) else first

@@ -1,0 +1,177 @@
+"""Live TensorFlow models: tf.Module, legacy tf_keras models in it, and the variables of Keras 3 on TensorFlow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from polyak.averaging.parts import Parts
+from polyak.averaging.rules import Rule
+from polyak.errors import ModelError, UnbuiltModel
+from polyak.frameworks.base import Framework
+from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
+from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.tensorflow_target import Variables
+from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
+from polyak.weights import Evidence, Kind, Weight, glob_match
+
+
+class TensorFlowFramework(Framework):
+    """tf.Module and everything built on it; Keras 3 has a class of its own."""
+
+    def owns(self, obj: object) -> bool:
+        return isinstance(obj, tf.Module)
+
+    def target(self, model: Any) -> Variables:
+        return self.variables(model, {})
+
+    def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
+        """The model's weights; ``kinds`` overrides kinds by glob."""
+        self.refuse_unbuilt(model)
+        found = list(self.find(model))
+        if not found:
+            raise ModelError(
+                f"{describe(model)}: expected at least one weight, received none",
+                hint="give the object that owns the variables in its attributes",
+            )
+        order = {id(v): i for i, v in enumerate(self.ordered(model))}
+        weights = [_weight(f, order.get(id(f.own.variable), len(order)), kinds) for f in found]
+        _refuse_duplicates(weights, model)
+        native = {w.path: self.native(f.own.variable) for w, f in zip(weights, found, strict=True)}
+        ranked = sorted(weights, key=lambda w: w.evidence.position if w.evidence else 0)
+        return Variables(describe(model), native, ranked)
+
+    def find(self, model: Any) -> Iterator[Found]:
+        """The variables of the model, by the walk."""
+        return walk(model, Anatomy(own, children))
+
+    def ordered(self, model: Any) -> Sequence[Any]:
+        """The variables in the framework's own order."""
+        return list(model.variables)
+
+    def native(self, variable: Any) -> tf.Variable:
+        """The TensorFlow variable behind a weight: Keras 3 wraps its own around it."""
+        return variable if isinstance(variable, tf.Variable) else variable.value
+
+    def is_built(self, model: Any) -> bool:
+        """A tf.Module creates its variables itself; only legacy Keras models say whether they did."""
+        legacy = _legacy()
+        return legacy is None or not legacy.is_layer(model) or bool(model.built)
+
+    def refuse_unbuilt(self, model: Any) -> None:
+        if not self.is_built(model):
+            raise UnbuiltModel(
+                f"{describe(model)}: expected a built model, received one without weights yet",
+                hint="call it once on a batch, call model.build(input_shape), or give sample=",
+            )
+
+    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> TensorFlowAverage:
+        return TensorFlowAverage(self, model, rule, kinds)
+
+    def build(self, model: Any, sample: Any) -> None:
+        if isinstance(sample, tuple) and all(n is None or isinstance(n, int) for n in sample):
+            model.build(sample)
+        else:
+            model(sample)
+
+    def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
+        """Run a twin of the model whose variables hold the averaged values."""
+        return average.twin()(*args, **kwargs)
+
+
+def own(obj: Any) -> list[Own]:
+    """The variables that one object holds in its attributes, lists and dictionaries."""
+    flavour = flavour_of(obj)
+    if flavour is not None:
+        return flavour.own(obj)
+    held = [(k, v) for k, v in _attributes(obj) if not isinstance(v, (tf.Module, TensorFlowAverage))]
+    return [Own(path, v, kind) for key, value in held for path, v, kind in _variables(key, value)]
+
+
+def children(obj: Any) -> Iterator[tuple[Step, Any]]:
+    """The modules and layers that one object holds."""
+    flavour = flavour_of(obj)
+    if flavour is not None:
+        yield from flavour.children(obj)
+        return
+    for key, value in _attributes(obj):
+        if _is_module(value):
+            yield Step.named(key), value
+        else:
+            yield from contained(key, value, _is_module, _sibling)
+
+
+def flavour_of(obj: object) -> Flavour | None:
+    """The Keras package that a layer comes from, if it is one and the package is loaded."""
+    keras = sys.modules.get("keras")
+    for flavour in (Flavour.keras3(keras) if keras else None, _legacy()):
+        if flavour is not None and flavour.is_layer(obj):
+            return flavour
+    return None
+
+
+def describe(model: object) -> str:
+    """What errors and receipts call a model: its class, and its name where it has one."""
+    name = getattr(model, "name", None)
+    kind = type(model).__name__
+    return f"{kind} {name!r}" if isinstance(name, str) else kind
+
+
+def _legacy() -> Flavour | None:
+    tf_keras = sys.modules.get("tf_keras")
+    return Flavour.legacy(tf_keras) if tf_keras else None
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, tf.Module) or flavour_of(value) is not None
+
+
+def _sibling(key: str, module: Any) -> Sibling:
+    flavour = flavour_of(module)
+    if flavour is not None:
+        return flavour.sibling(key, module)
+    return Sibling(key, None, type(module).__name__, None, owns=bool(module.variables))
+
+
+def _attributes(obj: Any) -> list[tuple[str, Any]]:
+    """A module's attributes without TensorFlow's own, public ones first."""
+    ours = (kv for kv in vars(obj).items() if not kv[0].startswith(("_self_", "_tf_", "_TF_", "_obj_")))
+    return [(k.lstrip("_"), v) for k, v in sorted(ours, key=lambda kv: (kv[0].startswith("_"), kv[0]))]
+
+
+def _variables(key: str, value: object) -> Iterator[tuple[str, Any, Kind]]:
+    if isinstance(value, tf.Variable):
+        yield key, value, kind_of(value, value.trainable)
+    elif isinstance(value, tf.random.Generator):
+        yield f"{key}/state", value.state, Kind.SEED
+    elif isinstance(value, Mapping):
+        for inner_key, inner in value.items():
+            yield from _variables(f"{key}/{inner_key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _variables(f"{key}/{i}", inner)
+
+
+def _weight(found: Found, position: int, kinds: Mapping[str, Kind]) -> Weight:
+    step, variable = found.step, found.own.variable
+    dtype = tf.as_dtype(variable.dtype).name
+    evidence = Evidence(step.structure, step.name, step.creation, found.layer, found.own.local, position, dtype)
+    kind = next((k for glob, k in kinds.items() if glob_match(step.path, glob)), found.own.kind)
+    return Weight(step.path, tuple(variable.shape), dtype, kind, evidence)
+
+
+def _refuse_duplicates(weights: Sequence[Weight], model: object) -> None:
+    seen: dict[str, Weight] = {}
+    for w in weights:
+        if w.path in seen:
+            raise ModelError(
+                f"{describe(model)}: weight {w.path!r} exists twice, {seen[w.path].shape} and {w.shape}",
+                hint="a checkpoint restored before the model was built does this: build it first, then restore",
+            )
+        seen[w.path] = w
+
+
+FRAMEWORK = TensorFlowFramework()

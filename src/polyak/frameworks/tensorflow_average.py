@@ -1,0 +1,473 @@
+"""The average of a TensorFlow model: variables that tf.train.Checkpoint, tf.function and XLA work on."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import tensorflow as tf
+
+from polyak.averaging.kernel import shadow_dtype
+from polyak.averaging.parts import Parts
+from polyak.averaging.rules import Rule
+from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel
+from polyak.frameworks.base import Average
+from polyak.frameworks.tensorflow_kernel import OPS, is_safe, move
+from polyak.frameworks.tensorflow_target import Variables
+from polyak.manifest import State
+from polyak.transfer.receipt import Receipt
+from polyak.transfer.target import PutBack, Target
+from polyak.weights import Kind, Weight
+
+if TYPE_CHECKING:
+    from polyak.frameworks.tensorflow import TensorFlowFramework
+
+_WATCHERS = "_polyak_averages"
+_APPLIED = "the average is applied to the model: an update now would average the averaged weights"
+
+
+class Ref:
+    """Holds an object where TensorFlow and Keras shall not look for variables."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The pairs of an average, made once: each shadow beside the weight that it follows.
+
+    Attributes:
+        raw, shadows: both sides.
+        moved: for each rule its (shadow, weight) pairs.
+        copied: pairs whose shadow is a plain copy.
+        guarded: weights that must be finite, with their paths.
+    """
+
+    raw: Variables
+    shadows: Variables
+    moved: tuple[tuple[Rule, tuple[tuple[tf.Variable, tf.Variable], ...]], ...]
+    copied: tuple[tuple[tf.Variable, tf.Variable], ...]
+    guarded: tuple[tuple[str, tf.Variable], ...]
+
+    @property
+    def pairs(self) -> tuple[tuple[tf.Variable, tf.Variable], ...]:
+        return tuple((shadow, self.raw.variables[path]) for path, shadow in self.shadows.variables.items())
+
+
+class ShadowTarget(Target):
+    """The shadow values of an average, with its rule and counts."""
+
+    def __init__(self, average: TensorFlowAverage, shadows: Variables) -> None:
+        self.label = f"average {average.label}"
+        self._average = average
+        self._shadows = shadows
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._shadows.weights
+
+    def read(self, path: str) -> Any:
+        return self._shadows.read(path)
+
+    def write(self, path: str, value: Any) -> None:
+        self._shadows.write(path, value)
+
+    def hold(self, path: str) -> PutBack:
+        return self._shadows.hold(path)
+
+    def hold_state(self) -> PutBack:
+        average, state, rule = self._average, self._average.state, self._average.rule
+
+        def put_back() -> None:
+            average._set_state(rule, state.count, state.skipped)
+
+        return put_back
+
+    def adopt(self, state: State | None) -> None:
+        self._average.adopt(state)
+
+
+class _Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
+    """The rule, written into a TensorFlow checkpoint beside the values."""
+
+    def __init__(self, average: TensorFlowAverage) -> None:
+        super().__init__()
+        self._average = Ref(average)
+
+    def serialize(self) -> str:
+        return cast("TensorFlowAverage", self._average.value).memo()
+
+    def deserialize(self, string_value: bytes) -> None:
+        cast("TensorFlowAverage", self._average.value).compare_memo(string_value)
+
+
+class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # type: ignore[misc]
+    """An average whose state is TensorFlow variables.
+
+    Checkpoint keys are ``shadows/<path>``, ``raw/<path>``, ``count``, ``skipped`` and ``memo``. The raw weights are
+    the model's own variables: TensorFlow stores each variable once, so they cost nothing where the model is in the
+    checkpoint too, and they are complete where TensorFlow's own file of the model is not.
+    """
+
+    def __init__(
+        self, framework: TensorFlowFramework, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]
+    ) -> None:
+        self.rule = rule
+        self._framework = Ref(framework)
+        self._followed = Ref(model)
+        self._kinds = Ref(dict(kinds))
+        self._held: Ref = Ref(None)
+        self._compiled = Ref(None)
+        self._twin = Ref(None)
+        self._depth = Ref(0)
+        self._traced = Ref(False)
+        self._reported = Ref(0)
+        with tf.init_scope():
+            self.updates = _counter("count")
+            self.refused = _counter("skipped")
+            self.in_use = tf.Variable(False, trainable=False, name="applied")
+        self.memo_state = _Memo(self)
+        if framework.is_built(model):
+            self._bind()
+        else:
+            self._refuse_start_without_weights()
+
+    # What it is
+
+    @property
+    def model(self) -> Any:
+        return self._followed.value
+
+    @property
+    def bound(self) -> Bound:
+        """The pairs. Raises UnbuiltModel while the model has no weights."""
+        if self._held.value is None:
+            self.framework.refuse_unbuilt(self.model)
+            self._bind()
+        return cast(Bound, self._held.value)
+
+    @property
+    def framework(self) -> TensorFlowFramework:
+        return cast("TensorFlowFramework", self._framework.value)
+
+    @property
+    def count(self) -> int:
+        return int(self.updates.numpy())
+
+    @property
+    def skipped(self) -> int:
+        return int(self.refused.numpy())
+
+    @property
+    def target(self) -> Target:
+        return ShadowTarget(self, self.bound.shadows)
+
+    @property
+    def source(self) -> Target:
+        return self.bound.raw
+
+    def __repr__(self) -> str:
+        if self._held.value is None and not self.framework.is_built(self.model):
+            return f"<{self.label}: waits for the model to be built>"
+        return super().__repr__()
+
+    # Moving
+
+    def update(self) -> None:
+        bound = self.bound
+        if not tf.executing_eagerly():
+            self._traced.value = True
+            self._move(bound)
+            return
+        self._refuse_applied()
+        if self._compiled.value is None:
+            self._compiled.value = tf.function(lambda: self._move(self.bound), autograph=False)
+        self._compiled.value()
+        self.report_skips()
+
+    def _move(self, bound: Bound) -> None:
+        n = tf.cast(self.updates + 1, tf.float64)
+        weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
+        moving = tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True)
+
+        def attempt() -> tf.Tensor:
+            safe = is_safe([v for _, v in bound.guarded])
+            tf.cond(safe, lambda: self._lerp(bound, weights), _nothing)
+            return safe
+
+        def refuse() -> tf.Tensor:
+            tf.debugging.Assert(False, [_APPLIED])
+            return tf.constant(False)
+
+        def proceed() -> tf.Tensor:
+            return tf.cond(moving, attempt, lambda: tf.constant(True))
+
+        done = tf.cond(self.in_use, refuse, proceed)
+        self.updates.assign_add(tf.cast(done, tf.int64))
+        self.refused.assign_add(tf.cast(~done & ~self.in_use, tf.int64))
+
+    def _lerp(self, bound: Bound, weights: Sequence[tf.Tensor]) -> None:
+        for (_, pairs), w in zip(bound.moved, weights, strict=True):
+            move(pairs, w)
+        for shadow, raw in bound.copied:
+            shadow.assign(raw)
+
+    def report_skips(self) -> None:
+        """Warn of updates that were skipped since the last report."""
+        skipped = self.skipped
+        if skipped <= self._reported.value:
+            return
+        bad = [path for path, v in self.bound.guarded if not np.isfinite(_as_float(v)).all()]
+        named = f"weight {bad[0]!r}" if bad else "a weight"
+        warnings.warn(
+            NonFiniteWarning(
+                f"{named} is not finite: {skipped - self._reported.value} update(s) skipped, "
+                f"{skipped} in all; the average keeps its last finite values"
+            ),
+            stacklevel=3,
+        )
+        self._reported.value = skipped
+
+    def reset(self) -> None:
+        self._refuse_applied()
+        for shadow, raw in self.bound.pairs:
+            shadow.assign(_initial(self._origin_of(shadow), raw, shadow.dtype))
+        self._set_counts(0, 0)
+
+    # Using
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        bound = self._fresh()
+        self.report_skips()
+        self._depth.value += 1
+        if self._depth.value > 1:
+            try:
+                yield
+            finally:
+                self._depth.value -= 1
+            return
+        watchers = _watchers(bound)
+        was_in_use = [(w, bool(w.in_use.numpy())) for w in watchers]
+        held = [bound.raw.hold(path) for path in bound.shadows.variables]
+        try:
+            for average in watchers:
+                average.in_use.assign(True)
+            for shadow, raw in bound.pairs:
+                raw.assign(tf.cast(shadow, raw.dtype))
+            yield
+        finally:
+            for put_back in held:
+                put_back()
+            for average, before in was_in_use:
+                average.in_use.assign(before)
+            self._depth.value -= 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.framework.call(self, *args, **kwargs)
+
+    def twin(self) -> Any:
+        """A copy of the model whose variables hold the averaged values."""
+        bound = self._fresh()
+        if self._twin.value is None:
+            with tf.init_scope():
+                self._twin.value = self._make_twin(bound)
+        for (shadow, _), mine in zip(bound.pairs, self._twin.value[1], strict=True):
+            mine.assign(tf.cast(shadow, mine.dtype))
+        return self._twin.value[0]
+
+    def _make_twin(self, bound: Bound) -> tuple[Any, list[tf.Variable]]:
+        try:
+            model = copy.deepcopy(self.model, {id(self): self})
+        except Exception as error:
+            raise ModelError(
+                f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
+                hint="use `with ema.applied(): model(x)` instead",
+            ) from error
+        variables = self.framework.variables(model, self._kinds.value).variables
+        return model, [variables[path] for path in bound.shadows.variables]
+
+    def copy_to(self, model: Any) -> Receipt:
+        """Write the averaged values into another instance of the model; see ``polyak.transfer``."""
+        from polyak.frameworks.hand_over import plan_into_model
+
+        return plan_into_model(self.snapshot(), model, {}).apply()
+
+    # State
+
+    def adopt(self, state: State | None) -> None:
+        """Take over a rule and counts. Without a state the values count as a start: zero updates."""
+        from polyak.averaging.parts import rule_from_json
+
+        if state is None:
+            self._set_state(self.rule, 0, 0)
+        else:
+            self._set_state(rule_from_json(state.rule), state.count, state.skipped)
+
+    def memo(self) -> str:
+        """The rule as JSON text, for files that TensorFlow or Keras write."""
+        import msgspec
+
+        return msgspec.json.encode(self.rule.to_json()).decode()
+
+    def compare_memo(self, text: bytes | str) -> None:
+        """Warn if restored values were made under another rule than the average has now."""
+        restored = text.decode() if isinstance(text, bytes) else text
+        if restored != self.memo():
+            warnings.warn(
+                RuleChanged(f"the restored average was made with {restored}; it goes on with {self.memo()}"),
+                stacklevel=2,
+            )
+
+    def _set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
+        if rule != self.rule:
+            if self._traced.value:
+                raise RuleError(
+                    f"expected the rule {self.rule}, received {rule}: a traced tf.function already contains the old one",
+                    hint="transfer the state before the first traced update()",
+                )
+            self.rule = rule
+            self._compiled.value = None
+            self._held.value = _regroup(self.bound, rule)
+        self._set_counts(count, skipped)
+
+    def _set_counts(self, count: int, skipped: int) -> None:
+        self.updates.assign(count)
+        self.refused.assign(skipped)
+        self._reported.value = skipped
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        """A SavedModel serves values; an average in it would only weigh it down."""
+        if save_type == "savedmodel":
+            return {}
+        return cast("dict[str, Any]", super()._trackable_children(save_type, **kwargs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowAverage:
+        raise ModelError(
+            f"{self.label} cannot be copied with its model",
+            hint="copy the model without it, track the copy, and use polyak.transfer(ema, other_ema)",
+        )
+
+    # Binding
+
+    def _bind(self) -> None:
+        with tf.init_scope():
+            raw = self.framework.variables(self.model, self._kinds.value)
+            if isinstance(self.rule, Parts):
+                self.rule.check([w.path for w in raw.weights])
+            followed = [w for w in raw.weights if _rule_of(self.rule, w) is not None]
+            _refuse_nonfinite(followed, raw)
+            weights = [replace(w, dtype=shadow_dtype(w.dtype) if w.kind is Kind.TRAINABLE else w.dtype) for w in followed]
+            shadows = {w.path: _shadow(w, raw.variables[w.path], _rule_of(self.rule, w)) for w in weights}
+            self.shadows = dict(shadows)
+            self.raw = {path: raw.variables[path] for path in raw.variables}
+        bound = Bound(raw, Variables(raw.label, shadows, weights), (), (), ())
+        self._held.value = _regroup(bound, self.rule)
+        for variable in raw.variables.values():
+            _watch(variable, self)
+
+    def _fresh(self) -> Bound:
+        """The pairs, after a check that the model still has the weights that are followed."""
+        bound = self.bound
+        now = self.framework.variables(self.model, self._kinds.value).variables
+        grown = [p for p, v in now.items() if bound.raw.variables.get(p) is not v]
+        if grown:
+            raise ModelError(
+                f"weight {grown[0]!r} was created after the average of {bound.raw.label} ({len(grown)} in all)",
+                hint="make a new average, then polyak.transfer(old, new, exclude=...) what they share",
+            )
+        return bound
+
+    def _origin_of(self, shadow: tf.Variable) -> str:
+        for rule, pairs in self.bound.moved:
+            if any(s is shadow for s, _ in pairs):
+                return rule.origin
+        return "weights"
+
+    def _refuse_applied(self) -> None:
+        if bool(self.in_use.numpy()):
+            raise Applied(_APPLIED, hint="leave the `with ema.applied()` block first")
+
+    def _refuse_start_without_weights(self) -> None:
+        rules = self.rule.rules if isinstance(self.rule, Parts) else (self.rule,)
+        for rule in rules:
+            if float(rule.weight(1.0)) < 1 and rule.origin == "weights":
+                raise UnbuiltModel(
+                    f"rule {rule} starts at the initial weights; {type(self.model).__name__} has none yet",
+                    hint="build the model first, or use a rule whose first update copies, such as start=\"copy\"",
+                )
+
+
+def _regroup(bound: Bound, rule: Rule | Parts) -> Bound:
+    """The pairs sorted by what the rule does with them."""
+    groups: dict[Rule, list[tuple[tf.Variable, tf.Variable]]] = {}
+    copied, guarded = [], []
+    for w in bound.shadows.weights:
+        pair = (bound.shadows.variables[w.path], bound.raw.variables[w.path])
+        own = _rule_of(rule, w)
+        if w.kind is Kind.TRAINABLE and own is not None:
+            groups.setdefault(own, []).append(pair)
+        else:
+            copied.append(pair)
+        if w.floating and np.isfinite(_as_float(pair[1])).all():
+            guarded.append((w.path, pair[1]))
+    moved = tuple((r, tuple(pairs)) for r, pairs in groups.items())
+    return replace(bound, moved=moved, copied=tuple(copied), guarded=tuple(guarded))
+
+
+def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
+    return rule.rule_of(weight.path) if isinstance(rule, Parts) else rule
+
+
+def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | None) -> tf.Variable:
+    origin = rule.origin if rule is not None and weight.kind is Kind.TRAINABLE else "weights"
+    name = weight.path.replace("/", "_")
+    return tf.Variable(_initial(origin, raw, weight.dtype), trainable=False, name=f"{name}_average")
+
+
+def _initial(origin: str, raw: tf.Variable, dtype: Any) -> tf.Tensor:
+    value = tf.cast(tf.identity(raw), dtype)
+    return tf.zeros_like(value) if origin == "zeros" else value
+
+
+def _counter(name: str) -> tf.Variable:
+    return tf.Variable(0, dtype=tf.int64, trainable=False, name=name)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _as_float(variable: tf.Variable) -> Any:
+    return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32).numpy()
+
+
+def _refuse_nonfinite(followed: Sequence[Weight], raw: Variables) -> None:
+    for w in followed:
+        if w.kind is Kind.TRAINABLE and not np.isfinite(_as_float(raw.variables[w.path])).all():
+            raise NonFinite(
+                f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
+                hint="start the average before training diverges, or load finite weights",
+            )
+
+
+def _watch(variable: tf.Variable, average: TensorFlowAverage) -> None:
+    """Note on a variable which averages follow it, so that all of them know when it holds averaged values."""
+    import weakref
+
+    if _WATCHERS not in vars(variable):
+        setattr(variable, _WATCHERS, weakref.WeakSet())
+    getattr(variable, _WATCHERS).add(average)
+
+
+def _watchers(bound: Bound) -> list[TensorFlowAverage]:
+    found: dict[int, TensorFlowAverage] = {}
+    for _, raw in bound.pairs:
+        found.update({id(a): a for a in getattr(raw, _WATCHERS, ())})
+    return list(found.values())

@@ -1,0 +1,111 @@
+"""The manifest: what a set of named arrays is. Roles, rules, counts, kinds, evidence, digests, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+
+from polyak.errors import AmbiguousRole, DamagedFile
+from polyak.weights import Weight
+
+VERSION = 1
+RAW = "raw"
+AVERAGE = "average"
+
+
+class State(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an average knows beside its values.
+
+    Attributes:
+        rule: the rule in its JSON form.
+        count: updates that moved or copied into the average.
+        skipped: updates refused because a weight was not finite.
+    """
+
+    rule: Any
+    count: int
+    skipped: int = 0
+
+
+class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One array of a file: the name it is stored under, its role, its description, and the digest of its bytes."""
+
+    name: str
+    role: str
+    weight: Weight
+    digest: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a snapshot holds. ``roles`` maps each role to the state of its average, or to None for raw weights."""
+
+    tool: str
+    roles: dict[str, State | None]
+    weights: tuple[Stored, ...]
+    version: int = VERSION
+    source: str = ""
+    versions: dict[str, str] = {}
+    integrity: str = "none"
+
+    def to_json(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes, origin: str) -> Manifest:
+        """Read a manifest; ``origin`` names the file in errors. Raises DamagedFile."""
+        try:
+            version = msgspec.json.decode(text, type=dict[str, Any]).get("version", VERSION)
+            if version > VERSION:
+                raise DamagedFile(
+                    f"{origin}: expected a manifest of version {VERSION} or older, received version {version}",
+                    hint="install a newer polyak",
+                )
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.MsgspecError, AttributeError, TypeError) as error:
+            raise DamagedFile(f"{origin}: the manifest is not readable: {error}") from error
+
+
+def digest(array: np.ndarray[Any, Any]) -> str:
+    """XXH3 (128 bit) of an array's bytes in C order, as hexadecimal text.
+
+    It detects damage, not forgery.
+
+    Example:
+        >>> digest(np.zeros(2, np.float32)) == digest(np.zeros(2, np.int32))
+        True
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return xxhash.xxh3_128_hexdigest(flat.view(np.uint8) if flat.size else b"")
+
+
+def choose_role(roles: Iterable[str], asked: str | None, origin: str) -> str:
+    """The one role that the caller means.
+
+    ``asked`` may be a role, or ``"average"`` where just one named average exists.
+
+    Raises:
+        AmbiguousRole: several roles, and ``asked`` does not pick one.
+
+    Example:
+        >>> choose_role(["raw", "average:ema"], "average", "run.ckpt")
+        'average:ema'
+    """
+    known = list(roles)
+    if asked is None:
+        fitting = known
+    else:
+        fitting = [r for r in known if r == asked] or [r for r in known if r.startswith(f"{asked}:")]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = ", ".join(repr(r) for r in known) or "nothing"
+    if asked is not None and not fitting:
+        raise AmbiguousRole(f"{origin}: expected weights of role {asked!r}, received {listed}", hint=_pick(known))
+    raise AmbiguousRole(f"{origin}: holds {listed}; expected one role", hint=_pick(fitting))
+
+
+def _pick(roles: list[str]) -> str:
+    return "say which: " + " or ".join(f'weights="{r}"' for r in roles)

@@ -1,0 +1,156 @@
+"""Snapshot: an immutable, lazy view of named arrays and of what they are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak.errors import DamagedFile, MissingWeight
+from polyak.manifest import Manifest, State, Stored, choose_role, digest
+from polyak.weights import Globs, Weight, select
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One array: its role, its description, how to read it, and the digest that its bytes must have (or "")."""
+
+    role: str
+    weight: Weight
+    read: Callable[[], Array]
+    digest: str = ""
+
+
+class Snapshot(Mapping[str, Array]):
+    """Named arrays of a model, an average or a file; arrays are read when they are asked for.
+
+    With one role, names are structural paths. With several, each name starts with its role
+    (``average/encoder/kernel``); ``select(role=...)`` gives the view of one.
+
+    Args:
+        items: the arrays.
+        states: for each role the state of its average, or None.
+        origin: what errors call the source.
+        integrity: how the bytes are protected ("xxh3-128", "crc32c", "none").
+
+    Example:
+        >>> snap = Snapshot.from_arrays({"head/bias": np.zeros(3, np.float32)})
+        >>> snap["head/bias"].shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        states: Mapping[str, State | None] | None = None,
+        origin: str = "snapshot",
+        integrity: str = "none",
+    ) -> None:
+        held = tuple(items)
+        roles = tuple(dict.fromkeys(i.role for i in held))
+        self.origin = origin
+        self.integrity = integrity
+        self._states = {role: (states or {}).get(role) for role in roles}
+        self._items = {i.weight.path if len(roles) == 1 else f"{i.role}/{i.weight.path}": i for i in held}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], role: str = "raw", state: State | None = None) -> Snapshot:
+        """A snapshot of copies of the given arrays; trainable where floating-point, else counters."""
+        from polyak.weights import Kind, is_floating
+
+        def item(path: str, value: Array) -> Item:
+            held = np.array(value, order="C")
+            kind = Kind.TRAINABLE if is_floating(held.dtype.name) else Kind.COUNTER
+            return Item(role, Weight(path, held.shape, held.dtype.name, kind), held.copy)
+
+        return cls((item(p, v) for p, v in arrays.items()), {role: state}, origin="arrays")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What is held: "raw", "average", or "average:NAME" where there are several averages."""
+        return tuple(self._states)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Descriptions of the arrays, in their order; nothing is read."""
+        return tuple(i.weight for i in self._items.values())
+
+    @property
+    def items_by_path(self) -> Mapping[str, Item]:
+        """The items under their names."""
+        return self._items
+
+    @property
+    def state(self) -> State | None:
+        """Rule and counts of the one average that this snapshot holds, or None."""
+        states = list(self._states.values())
+        return states[0] if len(states) == 1 else None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is known of the arrays, without reading them."""
+        stored = tuple(Stored(name, i.role, i.weight, i.digest) for name, i in self._items.items())
+        return Manifest(
+            tool=f"polyak {version('polyak')}",
+            roles=dict(self._states),
+            weights=stored,
+            source=self.origin,
+            versions={"numpy": np.__version__},
+            integrity=self.integrity,
+        )
+
+    def select(self, role: str | None = None, include: Globs = "*", exclude: Globs = ()) -> Snapshot:
+        """The arrays of one role whose paths match; a view, nothing is read.
+
+        Raises:
+            AmbiguousRole: several roles are held and ``role`` does not pick one.
+        """
+        chosen = choose_role(self._states, role, self.origin)
+        of_role = [i for i in self._items.values() if i.role == chosen]
+        kept = set(select((i.weight.path for i in of_role), include, exclude))
+        return Snapshot(
+            (i for i in of_role if i.weight.path in kept), self._states, self.origin, self.integrity
+        )
+
+    def copy(self) -> Snapshot:
+        """The same arrays held in memory, independent of file or model."""
+        return Snapshot(
+            (replace(i, read=self[name].copy) for name, i in self._items.items()),
+            self._states,
+            self.origin,
+            self.integrity,
+        )
+
+    def __getitem__(self, name: str) -> Array:
+        item = self._items.get(name)
+        if item is None:
+            raise self._missing(name)
+        array = item.read()
+        if item.digest and digest(array) != item.digest:
+            raise DamagedFile(
+                f"{self.origin}: weight {name!r}: expected bytes with digest {item.digest}, received {digest(array)}",
+                hint="the file is damaged; restore it from a copy",
+            )
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        size = sum(w.nbytes for w in self.weights)
+        return f"<Snapshot {self.origin}: {len(self)} arrays, {size:,} bytes, roles {', '.join(self.roles)}>"
+
+    def _missing(self, name: str) -> MissingWeight:
+        near = difflib.get_close_matches(name, self._items, 1)
+        hint = f"nearest: {near[0]!r}" if near else f"it holds {', '.join(list(self._items)[:5])} ..."
+        return MissingWeight(f"{self.origin}: weight {name!r} is not there", hint=hint)

@@ -1,0 +1,87 @@
+"""Receipt: what a transfer did, weight by weight, with the digests that prove it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+import xxhash
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One weight that arrived. ``nbytes`` and ``digest`` are of the bytes read back from the target."""
+
+    source: str
+    target: str
+    source_dtype: str
+    dtype: str
+    nbytes: int
+    digest: str
+
+    @property
+    def cast(self) -> bool:
+        return self.source_dtype != self.dtype
+
+    @property
+    def renamed(self) -> bool:
+        return self.source != self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The result of a transfer: every byte was read back from the target and compared.
+
+    Attributes:
+        source, target: labels of both ends.
+        role: which of the source's sets was moved.
+        moved: the weights that arrived.
+        skipped: target weights left alone because the caller asked.
+        left: random seeds that only one side has.
+        count: updates behind the average that was moved, or None for raw weights.
+    """
+
+    source: str
+    target: str
+    role: str
+    moved: tuple[Moved, ...]
+    skipped: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    count: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written to the target."""
+        return sum(m.nbytes for m in self.moved)
+
+    @property
+    def cast(self) -> tuple[Moved, ...]:
+        return tuple(m for m in self.moved if m.cast)
+
+    @property
+    def renamed(self) -> tuple[Moved, ...]:
+        return tuple(m for m in self.moved if m.renamed)
+
+    @property
+    def digest(self) -> str:
+        """One digest over all target names, dtypes and bytes, in order of name: equal for equal contents."""
+        lines = sorted(f"{m.target}\0{m.dtype}\0{m.digest}" for m in self.moved)
+        return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+
+    def to_json(self) -> str:
+        body: dict[str, Any] = asdict(self) | {"nbytes": self.nbytes, "digest": self.digest}
+        return msgspec.json.encode(body).decode()
+
+    def __str__(self) -> str:
+        count = "" if self.count is None else f" after {self.count:,} updates"
+        parts = [
+            f"{len(self.moved)} weights ({self.nbytes:,} bytes) moved and verified",
+            f"{len(self.cast)} cast",
+            f"{len(self.renamed)} renamed",
+            f"{len(self.skipped)} skipped as asked",
+        ]
+        if self.left:
+            parts.append(f"{len(self.left)} random seeds left alone")
+        head = f"{self.role} weights{count}: {self.source} -> {self.target}"
+        return f"{head}\n  {', '.join(parts)}\n  digest {self.digest}"

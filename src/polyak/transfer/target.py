@@ -1,0 +1,47 @@
+"""Target: the few operations that a transfer needs of whatever it writes into."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from polyak.manifest import State
+from polyak.snapshot import Array
+from polyak.weights import Weight
+
+PutBack = Callable[[], None]
+
+
+class Target(ABC):
+    """A live model or average that weights are written into.
+
+    A framework implements it over its own variables. ``hold`` returns a function that puts the
+    present bits back; it must not fail where ``write`` may.
+    """
+
+    label: str
+
+    @property
+    @abstractmethod
+    def weights(self) -> tuple[Weight, ...]:
+        """Descriptions of all weights, in the model's order."""
+
+    @abstractmethod
+    def read(self, path: str) -> Array:
+        """A copy of the present value."""
+
+    @abstractmethod
+    def write(self, path: str, value: Array) -> None:
+        """Set one weight; shape and dtype are the weight's own."""
+
+    @abstractmethod
+    def hold(self, path: str) -> PutBack:
+        """Remember the present bits of one weight."""
+
+    def hold_state(self) -> PutBack:
+        """Remember what ``adopt`` changes."""
+        return lambda: None
+
+    def adopt(self, state: State | None) -> None:
+        """Take over the rule and counts that came with the values; models have none."""
+        del state

@@ -1,0 +1,127 @@
+"""What a weight is: path, shape, dtype, kind, the evidence of its identity, and selection by glob."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Globs = str | Sequence[str]
+
+
+class Kind(StrEnum):
+    """What a weight is for; it decides whether an average moves or copies it."""
+
+    TRAINABLE = "trainable"
+    STATISTIC = "statistic"
+    COUNTER = "counter"
+    SEED = "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What else is known of a weight's identity, beside its structural path.
+
+    Attributes:
+        structure: the path with every unnamed step replaced by its index among the siblings that own weights.
+        name: the path with every explicitly named layer replaced by that name.
+        creation: the path with every unnamed step replaced by its rank in the order of creation.
+        layer: class of the layer that owns the weight.
+        local: name of the weight within its layer.
+        position: index among all weights of the model, in the framework's own order.
+        dtype: dtype of the live weight; a shadow may be wider.
+    """
+
+    structure: str
+    name: str
+    creation: str
+    layer: str
+    local: str
+    position: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One named array of a model, an average or a file. ``shape`` is in elements, ``nbytes`` in bytes.
+
+    Example:
+        >>> Weight("head/kernel", (64, 10), "float32", Kind.TRAINABLE).nbytes
+        2560
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: Kind
+    evidence: Evidence | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * numpy_dtype(self.dtype).itemsize
+
+    @property
+    def floating(self) -> bool:
+        return is_floating(self.dtype)
+
+
+@cache
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of a name, the extended ones (bfloat16, float8) included.
+
+    Example:
+        >>> numpy_dtype("bfloat16").itemsize
+        2
+    """
+    extended = getattr(ml_dtypes, name, None)
+    return np.dtype(name if extended is None else extended)
+
+
+@cache
+def is_floating(name: str) -> bool:
+    """Whether values of this dtype can be averaged (real floating-point)."""
+    dtype = numpy_dtype(name)
+    return dtype.kind == "f" or (dtype.kind == "V" and name.startswith(("bfloat", "float")))
+
+
+def glob_match(path: str, globs: Globs) -> bool:
+    """Whether a path matches any of the globs; ``*`` also crosses ``/``.
+
+    Example:
+        >>> glob_match("encoder/0/kernel", ["head/*", "encoder/*"])
+        True
+    """
+    return any(_pattern(glob).fullmatch(path) for glob in as_globs(globs))
+
+
+def as_globs(globs: Globs) -> tuple[str, ...]:
+    """One glob or many, as a tuple."""
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def select(paths: Iterable[str], include: Globs = "*", exclude: Globs = ()) -> list[str]:
+    """The paths that match ``include`` and not ``exclude``, in their order."""
+    return [p for p in paths if glob_match(p, include) and not glob_match(p, exclude)]
+
+
+def unmatched_globs(paths: Iterable[str], globs: Globs) -> list[str]:
+    """The globs that match none of the paths: most often a typing error."""
+    known = list(paths)
+    return [g for g in as_globs(globs) if not any(_pattern(g).fullmatch(p) for p in known)]
+
+
+@cache
+def _pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(glob))

@@ -1,0 +1,62 @@
+"""What every test stands on: a quiet CPU-only TensorFlow, fixed seeds, reproducible properties, no network."""
+
+from __future__ import annotations
+
+import os
+
+# Read by TensorFlow and Keras when they are first imported, so these lines come before every other import.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import ipaddress
+import random
+import socket
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_settings: dict[str, Any] = {
+    "derandomize": True,
+    "deadline": None,  # the first call into a framework takes seconds
+    "suppress_health_check": [HealthCheck.too_slow],
+}
+settings.register_profile("ci", max_examples=60, **_settings)
+settings.register_profile("thorough", max_examples=2000, **_settings)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Seeds whatever is already imported; no test pays for a framework that it does not use."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if tensorflow := sys.modules.get("tensorflow"):
+        tensorflow.random.set_seed(0)
+    if keras := sys.modules.get("keras"):
+        keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anywhere but this machine fails."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+            raise OSError(f"tests use no network: connection to {address[0]!r} refused")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
