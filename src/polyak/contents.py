@@ -49,6 +49,6 @@ class Contents:
     integrity: str = "none"
     manifest: Manifest | None = None
     texts: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
-    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    paths: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     full_names: Mapping[str, str] = field(default_factory=dict)
     slots: tuple[Slot, ...] = ()

@@ -69,6 +69,25 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
             raise DamagedFile(f"{origin}: the manifest is not readable: {error}") from error
 
 
+class Memo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an average writes into the files of other tools: its rule in JSON form, and its weights."""
+
+    rule: Any
+    weights: tuple[Weight, ...] = ()
+
+
+def encode_memo(rule: Any, weights: Iterable[Weight]) -> str:
+    return msgspec.json.encode(Memo(rule, tuple(weights))).decode()
+
+
+def decode_memo(text: str | bytes) -> Memo:
+    """Raises DamagedFile."""
+    try:
+        return msgspec.json.decode(text, type=Memo)
+    except msgspec.MsgspecError as error:
+        raise DamagedFile(f"the note of an average is not readable: {error}") from error
+
+
 def digest(array: np.ndarray[Any, Any]) -> str:
     """XXH3 (128 bit) of an array's bytes in C order, as hexadecimal text.
 
@@ -79,7 +98,7 @@ def digest(array: np.ndarray[Any, Any]) -> str:
         True
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    return xxhash.xxh3_128_hexdigest(flat.view(np.uint8) if flat.size else b"")
+    return xxhash.xxh3_128_hexdigest(flat.view(np.uint8).data if flat.size else b"")
 
 
 def choose_role(roles: Iterable[str], asked: str | None, origin: str) -> str:

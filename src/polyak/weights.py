@@ -36,7 +36,7 @@ class Evidence:
         creation: the path with every unnamed step replaced by its rank in the order of creation.
         layer: class of the layer that owns the weight.
         local: name of the weight within its layer.
-        position: index among all weights of the model, in the framework's own order.
+        position: index among the weights of the model in the framework's own order, random seeds not counted.
         dtype: dtype of the live weight; a shadow may be wider.
     """
 

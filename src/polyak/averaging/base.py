@@ -28,8 +28,9 @@ _MOST = 1 << 53
 class Ops(Protocol):
     """The array operations that formulas use beside arithmetic operators and comparisons.
 
-    Arguments may be Python numbers, which stand for float64; results are float64. ``prod`` multiplies over the last
-    axis. ``arange(start, stop)`` has shape (stop - start,).
+    ``asarray`` makes any number float64. Of the other functions the first number is a float64 array, the second may be
+    a Python float, and the result is float64. ``prod`` multiplies over the last axis. ``arange(start, stop)`` is
+    float64, of shape (stop - start,).
     """
 
     def asarray(self, x: Numbers) -> Numbers: ...
@@ -192,7 +193,7 @@ def real(what: str, value: object, interval: str, within: Callable[[float], bool
         number = math.nan
     if not (math.isfinite(number) and within(number)):
         shown = plain(value) if math.isnan(number) else plain(number)
-        raise RuleError(f"{what}={shown}: expected a number in {interval}")
+        raise RuleError(f"{what}={shown:.40}: expected a number in {interval}")
     return number
 
 

@@ -45,7 +45,7 @@ def _set_decay(rule: Rule) -> None:
 
 def _ramp(n: Numbers, c: int, decay: float, ops: Ops) -> Numbers:
     """1 - min(decay, (n + c - 9) / (n + c)), without the cancellation."""
-    return ops.maximum(1.0 - decay, 9.0 / (n + float(c)))
+    return ops.maximum(9.0 / (n + float(c)), 1.0 - decay)
 
 
 def _ramp_kept(first: int, last: int, c: int, decay: float) -> float:
@@ -118,17 +118,16 @@ class EMA(Rule):
             return _ramp(n, 8, self.decay, ops)
         if self.start == "debiased":
             return self._merge(n, 1, ops)
-        newest = 1.0 - self.decay
-        return ops.where(n > 1, newest, 1.0) if self.start == "copy" else 0.0 * n + newest
+        newest = 0.0 * n + (1.0 - self.decay)
+        return ops.where(n > 1, newest, 1.0) if self.start == "copy" else newest
 
     def _merge(self, n: Numbers, k: int, ops: Ops) -> Numbers:
-        newest = _forgotten(self.decay, k)
         if self.start == "warm":
             return Rule._merge(self, n, k, ops)
+        newest = 0.0 * n + _forgotten(self.decay, k)
         if self.start == "debiased" and self.decay:
-            share = ops.minimum(-newest / ops.expm1(n * math.log(self.decay)), 1.0)
-            return ops.where(n > k, share, 1.0)
-        return 0.0 * n + newest if self.anchor == 0 else ops.where(n > k, newest, 1.0)
+            newest = ops.minimum(-newest / ops.expm1(n * math.log(self.decay)), 1.0)
+        return ops.where(n > k, newest, 1.0) if self.anchor else newest
 
     def kept(self, first: int, last: int) -> float:
         if last < first:
@@ -271,7 +270,7 @@ class InverseGamma(Rule):
 
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
         newest = ops.power(1.0 + (n - 1.0) / self.inv_gamma, -self.power)
-        return ops.where(n > 1, ops.maximum(1.0 - self.decay, ops.minimum(1.0 - self.min_decay, newest)), 1.0)
+        return ops.where(n > 1, ops.maximum(ops.minimum(newest, 1.0 - self.min_decay), 1.0 - self.decay), 1.0)
 
     def kept(self, first: int, last: int) -> float:
         """As for every rule; over more than 2**20 updates by the midpoint of short blocks, to a relative 1e-6."""

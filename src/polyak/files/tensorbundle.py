@@ -248,7 +248,7 @@ def find_prefix(path: Path) -> Path:
             return _existing(_latest(path / "checkpoint"), path / "checkpoint")
     stem = path.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", path.name)) if path.name else path
     for prefix in (path, stem):
-        if Path(f"{prefix}.index").is_file():
+        if _has_index(prefix):
             return prefix
     if path.is_file():
         raise _no_checkpoint(path, stem)
@@ -257,8 +257,15 @@ def find_prefix(path: Path) -> Path:
     raise FileError(f"file {str(path)!r}: expected a TensorFlow checkpoint, received {received}", hint=hint)
 
 
+def _has_index(prefix: Path) -> bool:
+    try:
+        return Path(f"{prefix}.index").is_file()
+    except OSError:  # a name longer than the system allows
+        return False
+
+
 def _existing(prefix: Path, source: Path) -> Path:
-    if Path(f"{prefix}.index").is_file():
+    if _has_index(prefix):
         return prefix
     message = f"file {str(source)!r}: expected the checkpoint {str(prefix)!r}, received no {prefix.name}.index"
     raise FileError(message, hint=_names(prefix.parent))
@@ -295,12 +302,12 @@ def _latest(state: Path) -> Path:
 
 
 def _unquoted(text: bytes) -> bytes:
-    """The bytes of a quoted text field; TensorFlow writes what is not ASCII as octal escapes."""
+    """The bytes of a quoted text field; what is not ASCII may stand as octal escapes."""
     plain = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
     def character(match: re.Match[bytes]) -> bytes:
         code = match[1]
-        if code[:1].isdigit():
+        if code[0] in b"01234567":
             return bytes([int(code, 8) & 0xFF])
         return bytes([int(code[1:], 16)]) if len(code) > 1 else plain.get(code, code)
 
@@ -314,10 +321,18 @@ def _inside(directory: Path, target: str, state: Path) -> Path:
         if path.is_relative_to(base):
             path = path.relative_to(base)
     inside = directory / path
-    if path.anchor or ".." in path.parts or not inside.parent.resolve().is_relative_to(directory.resolve()):
+    if path.anchor or ".." in path.parts or not _real(inside.parent).is_relative_to(directory.resolve()):
         message = f"file {str(state)!r}: expected a checkpoint in its own directory, received {target!r}"
         raise FileError(message, hint=_names(directory))
     return inside
+
+
+def _real(directory: Path) -> Path:
+    """A directory without links; the root for one that is not there or linked in a circle."""
+    try:
+        return Path(os.path.realpath(directory, strict=True))
+    except OSError:
+        return Path("/")
 
 
 def _shard_count(table: dict[bytes, bytes], index: Path) -> int:

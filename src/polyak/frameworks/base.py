@@ -90,10 +90,9 @@ class Average(ABC):
     def source(self) -> Target:
         """The raw weights that are followed."""
 
-    @property
     @abstractmethod
-    def model(self) -> Any:
-        """The model that is followed."""
+    def followed(self) -> Any:
+        """The model that is followed. A method, because loaders that walk attributes must not find the way back."""
 
     @property
     def immaturity(self) -> float:
@@ -140,7 +139,7 @@ class Average(ABC):
     @property
     def label(self) -> str:
         """What errors and receipts call this average."""
-        return f"{self.rule} of {type(self.model).__name__}"
+        return f"{self.rule} of {type(self.followed()).__name__}"
 
     def __repr__(self) -> str:
         weights = self.target.weights

@@ -37,7 +37,8 @@ class TensorFlowFramework(Framework):
                 f"{describe(model)}: expected at least one weight, received none",
                 hint="give the object that owns the variables in its attributes",
             )
-        order = {id(v): i for i, v in enumerate(self.ordered(model))}
+        seeds = {id(f.own.variable) for f in found if f.own.kind is Kind.SEED}
+        order = {id(v): i for i, v in enumerate(v for v in self.ordered(model) if id(v) not in seeds)}
         weights = [_weight(f, order.get(id(f.own.variable), len(order)), kinds) for f in found]
         _refuse_duplicates(weights, model)
         native = {w.path: self.native(f.own.variable) for w, f in zip(weights, found, strict=True)}

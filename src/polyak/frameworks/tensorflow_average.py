@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from polyak.averaging.kernel import shadow_dtype
-from polyak.averaging.parts import Parts
+from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel
 from polyak.frameworks.base import Average
 from polyak.frameworks.tensorflow_kernel import OPS, is_safe, move
 from polyak.frameworks.tensorflow_target import Variables
-from polyak.manifest import State
+from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
@@ -93,8 +93,17 @@ class ShadowTarget(Target):
         self._average.adopt(state)
 
 
-class _Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
-    """The rule, written into a TensorFlow checkpoint beside the values."""
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Updates, refused updates, and whether the model holds averaged values now."""
+
+    updates: tf.Variable
+    refused: tf.Variable
+    in_use: tf.Variable
+
+
+class Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
+    """Rule and evidence, written into a TensorFlow checkpoint beside the values."""
 
     def __init__(self, average: TensorFlowAverage) -> None:
         super().__init__()
@@ -110,7 +119,7 @@ class _Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
 class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # type: ignore[misc]
     """An average whose state is TensorFlow variables.
 
-    Checkpoint keys are ``shadows/<path>``, ``raw/<path>``, ``count``, ``skipped`` and ``memo``. The raw weights are
+    Checkpoint keys are ``shadows/<path>``, ``raw/<path>``, ``count``, ``skipped``, ``applied`` and ``memo``. The raw weights are
     the model's own variables: TensorFlow stores each variable once, so they cost nothing where the model is in the
     checkpoint too, and they are complete where TensorFlow's own file of the model is not.
     """
@@ -129,10 +138,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         self._traced = Ref(False)
         self._reported = Ref(0)
         with tf.init_scope():
-            self.updates = _counter("count")
-            self.refused = _counter("skipped")
-            self.in_use = tf.Variable(False, trainable=False, name="applied")
-        self.memo_state = _Memo(self)
+            self._own = Ref(Counters(_counter("count"), _counter("skipped"), tf.Variable(False, trainable=False)))
+        for name, state in (("count", self._counts.updates), ("skipped", self._counts.refused)):
+            self._track_trackable(state, name=name)
+        self._track_trackable(self._counts.in_use, name="applied")
+        self._track_trackable(Memo(self), name="memo")
         if framework.is_built(model):
             self._bind()
         else:
@@ -140,17 +150,20 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     # What it is
 
-    @property
-    def model(self) -> Any:
+    def followed(self) -> Any:
         return self._followed.value
 
     @property
     def bound(self) -> Bound:
         """The pairs. Raises UnbuiltModel while the model has no weights."""
         if self._held.value is None:
-            self.framework.refuse_unbuilt(self.model)
+            self.framework.refuse_unbuilt(self.followed())
             self._bind()
         return cast(Bound, self._held.value)
+
+    @property
+    def _counts(self) -> Counters:
+        return cast(Counters, self._own.value)
 
     @property
     def framework(self) -> TensorFlowFramework:
@@ -158,11 +171,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     @property
     def count(self) -> int:
-        return int(self.updates.numpy())
+        return int(self._counts.updates.numpy())
 
     @property
     def skipped(self) -> int:
-        return int(self.refused.numpy())
+        return int(self._counts.refused.numpy())
 
     @property
     def target(self) -> Target:
@@ -173,7 +186,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         return self.bound.raw
 
     def __repr__(self) -> str:
-        if self._held.value is None and not self.framework.is_built(self.model):
+        if self._held.value is None and not self.framework.is_built(self.followed()):
             return f"<{self.label}: waits for the model to be built>"
         return super().__repr__()
 
@@ -192,7 +205,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         self.report_skips()
 
     def _move(self, bound: Bound) -> None:
-        n = tf.cast(self.updates + 1, tf.float64)
+        n = tf.cast(self._counts.updates + 1, tf.float64)
         weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
         moving = tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True)
 
@@ -208,9 +221,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         def proceed() -> tf.Tensor:
             return tf.cond(moving, attempt, lambda: tf.constant(True))
 
-        done = tf.cond(self.in_use, refuse, proceed)
-        self.updates.assign_add(tf.cast(done, tf.int64))
-        self.refused.assign_add(tf.cast(~done & ~self.in_use, tf.int64))
+        done = tf.cond(self._counts.in_use, refuse, proceed)
+        self._counts.updates.assign_add(tf.cast(done, tf.int64))
+        self._counts.refused.assign_add(tf.cast(~done & ~self._counts.in_use, tf.int64))
 
     def _lerp(self, bound: Bound, weights: Sequence[tf.Tensor]) -> None:
         for (_, pairs), w in zip(bound.moved, weights, strict=True):
@@ -254,11 +267,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
                 self._depth.value -= 1
             return
         watchers = _watchers(bound)
-        was_in_use = [(w, bool(w.in_use.numpy())) for w in watchers]
+        was_in_use = [(w, bool(w._counts.in_use.numpy())) for w in watchers]
         held = [bound.raw.hold(path) for path in bound.shadows.variables]
         try:
             for average in watchers:
-                average.in_use.assign(True)
+                average._counts.in_use.assign(True)
             for shadow, raw in bound.pairs:
                 raw.assign(tf.cast(shadow, raw.dtype))
             yield
@@ -266,7 +279,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
             for put_back in held:
                 put_back()
             for average, before in was_in_use:
-                average.in_use.assign(before)
+                average._counts.in_use.assign(before)
             self._depth.value -= 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -284,7 +297,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     def _make_twin(self, bound: Bound) -> tuple[Any, list[tf.Variable]]:
         try:
-            model = copy.deepcopy(self.model, {id(self): self})
+            model = copy.deepcopy(self.followed(), {id(self): self})
         except Exception as error:
             raise ModelError(
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
@@ -303,25 +316,22 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     def adopt(self, state: State | None) -> None:
         """Take over a rule and counts. Without a state the values count as a start: zero updates."""
-        from polyak.averaging.parts import rule_from_json
-
         if state is None:
             self._set_state(self.rule, 0, 0)
         else:
             self._set_state(rule_from_json(state.rule), state.count, state.skipped)
 
     def memo(self) -> str:
-        """The rule as JSON text, for files that TensorFlow or Keras write."""
-        import msgspec
-
-        return msgspec.json.encode(self.rule.to_json()).decode()
+        """Rule and evidence as JSON text, for files that TensorFlow or Keras write."""
+        weights = self.bound.shadows.weights if self._held.value is not None else ()
+        return encode_memo(self.rule.to_json(), weights)
 
     def compare_memo(self, text: bytes | str) -> None:
         """Warn if restored values were made under another rule than the average has now."""
-        restored = text.decode() if isinstance(text, bytes) else text
-        if restored != self.memo():
+        restored = rule_from_json(decode_memo(text).rule)
+        if restored != self.rule:
             warnings.warn(
-                RuleChanged(f"the restored average was made with {restored}; it goes on with {self.memo()}"),
+                RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"),
                 stacklevel=2,
             )
 
@@ -338,15 +348,21 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         self._set_counts(count, skipped)
 
     def _set_counts(self, count: int, skipped: int) -> None:
-        self.updates.assign(count)
-        self.refused.assign(skipped)
+        self._counts.updates.assign(count)
+        self._counts.refused.assign(skipped)
         self._reported.value = skipped
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         """A SavedModel serves values; an average in it would only weigh it down."""
         if save_type == "savedmodel":
             return {}
+        self._bind_if_built()
         return cast("dict[str, Any]", super()._trackable_children(save_type, **kwargs))
+
+    def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
+        """A restore asks here: shadows of a model built meanwhile must exist by then."""
+        self._bind_if_built()
+        return super()._lookup_dependency(name, cached_dependencies)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowAverage:
         raise ModelError(
@@ -356,26 +372,30 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     # Binding
 
+    def _bind_if_built(self) -> None:
+        if self._held.value is None and self.framework.is_built(self.followed()):
+            self._bind()
+
     def _bind(self) -> None:
         with tf.init_scope():
-            raw = self.framework.variables(self.model, self._kinds.value)
+            raw = self.framework.variables(self.followed(), self._kinds.value)
             if isinstance(self.rule, Parts):
                 self.rule.check([w.path for w in raw.weights])
             followed = [w for w in raw.weights if _rule_of(self.rule, w) is not None]
             _refuse_nonfinite(followed, raw)
             weights = [replace(w, dtype=shadow_dtype(w.dtype) if w.kind is Kind.TRAINABLE else w.dtype) for w in followed]
             shadows = {w.path: _shadow(w, raw.variables[w.path], _rule_of(self.rule, w)) for w in weights}
+            bound = Bound(raw, Variables(raw.label, shadows, weights), (), (), ())
+            self._held.value = _regroup(bound, self.rule)
             self.shadows = dict(shadows)
-            self.raw = {path: raw.variables[path] for path in raw.variables}
-        bound = Bound(raw, Variables(raw.label, shadows, weights), (), (), ())
-        self._held.value = _regroup(bound, self.rule)
+            self.raw = dict(raw.variables)
         for variable in raw.variables.values():
             _watch(variable, self)
 
     def _fresh(self) -> Bound:
         """The pairs, after a check that the model still has the weights that are followed."""
         bound = self.bound
-        now = self.framework.variables(self.model, self._kinds.value).variables
+        now = self.framework.variables(self.followed(), self._kinds.value).variables
         grown = [p for p, v in now.items() if bound.raw.variables.get(p) is not v]
         if grown:
             raise ModelError(
@@ -391,7 +411,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         return "weights"
 
     def _refuse_applied(self) -> None:
-        if bool(self.in_use.numpy()):
+        if bool(self._counts.in_use.numpy()):
             raise Applied(_APPLIED, hint="leave the `with ema.applied()` block first")
 
     def _refuse_start_without_weights(self) -> None:
@@ -399,7 +419,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         for rule in rules:
             if float(rule.weight(1.0)) < 1 and rule.origin == "weights":
                 raise UnbuiltModel(
-                    f"rule {rule} starts at the initial weights; {type(self.model).__name__} has none yet",
+                    f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} has none yet",
                     hint="build the model first, or use a rule whose first update copies, such as start=\"copy\"",
                 )
 
