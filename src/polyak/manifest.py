@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import xxhash
 
-from polyak.errors import AmbiguousRole, DamagedFile
+from polyak.errors import AmbiguousRole, DamagedFile, UnknownFormat
 from polyak.weights import Weight
 
 VERSION = 1
 RAW = "raw"
 AVERAGE = "average"
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -27,8 +29,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     rule: Any
-    count: int
-    skipped: int = 0
+    count: Count
+    skipped: Count = 0
 
 
 class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,16 +58,16 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str) -> Manifest:
-        """Read a manifest; ``origin`` names the file in errors. Raises DamagedFile."""
+        """Read a manifest; ``origin`` names the file in errors. Raises DamagedFile, UnknownFormat."""
         try:
             version = msgspec.json.decode(text, type=dict[str, Any]).get("version", VERSION)
             if version > VERSION:
-                raise DamagedFile(
+                raise UnknownFormat(
                     f"{origin}: expected a manifest of version {VERSION} or older, received version {version}",
                     hint="install a newer polyak",
                 )
             return msgspec.json.decode(text, type=cls)
-        except (msgspec.MsgspecError, AttributeError, TypeError) as error:
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
             raise DamagedFile(f"{origin}: the manifest is not readable: {error}") from error
 
 
@@ -77,14 +79,15 @@ class Memo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode_memo(rule: Any, weights: Iterable[Weight]) -> str:
+    """The memo as JSON text."""
     return msgspec.json.encode(Memo(rule, tuple(weights))).decode()
 
 
 def decode_memo(text: str | bytes) -> Memo:
-    """Raises DamagedFile."""
+    """Read what ``encode_memo`` made. Raises DamagedFile."""
     try:
         return msgspec.json.decode(text, type=Memo)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DamagedFile(f"the note of an average is not readable: {error}") from error
 
 
@@ -120,11 +123,15 @@ def choose_role(roles: Iterable[str], asked: str | None, origin: str) -> str:
         fitting = [r for r in known if r == asked] or [r for r in known if r.startswith(f"{asked}:")]
     if len(fitting) == 1:
         return fitting[0]
-    listed = ", ".join(repr(r) for r in known) or "nothing"
-    if asked is not None and not fitting:
-        raise AmbiguousRole(f"{origin}: expected weights of role {asked!r}, received {listed}", hint=_pick(known))
-    raise AmbiguousRole(f"{origin}: holds {listed}; expected one role", hint=_pick(fitting))
+    wanted = "weights of one role" if asked is None else f"weights of role {asked!r}"
+    offered = fitting or known
+    raise AmbiguousRole(f"{origin}: expected {wanted}, received {_listed(offered, ' and ')}", hint=_pick(offered))
 
 
-def _pick(roles: list[str]) -> str:
-    return "say which: " + " or ".join(f'weights="{r}"' for r in roles)
+def _listed(roles: list[str], last: str) -> str:
+    quoted = [repr(r) for r in roles]
+    return last.join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]])) or "no weights at all"
+
+
+def _pick(roles: list[str]) -> str | None:
+    return "say which: " + " or ".join(f'weights="{r}"' for r in roles) if roles else None

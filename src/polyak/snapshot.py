@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.errors import DamagedFile, MissingWeight
+from polyak.errors import DamagedFile, DtypeMismatch, MissingWeight
 from polyak.manifest import Manifest, State, Stored, choose_role, digest
-from polyak.weights import Globs, Weight, select
+from polyak.weights import Globs, Kind, Weight, is_floating, numpy_dtype, select, unmatched_globs
 
 Array = NDArray[Any]
 
@@ -32,13 +32,17 @@ class Snapshot(Mapping[str, Array]):
     """Named arrays of a model, an average or a file; arrays are read when they are asked for.
 
     With one role, names are structural paths. With several, each name starts with its role
-    (``average/encoder/kernel``); ``select(role=...)`` gives the view of one.
+    (``average/encoder/kernel``); ``select(role=...)`` gives the view of one. Two snapshots are equal only if
+    they are the same object: comparing arrays is a job of its own.
 
     Args:
         items: the arrays.
         states: for each role the state of its average, or None.
         origin: what errors call the source.
         integrity: how the bytes are protected ("xxh3-128", "crc32c", "none").
+
+    Raises:
+        DamagedFile: two arrays have one name.
 
     Example:
         >>> snap = Snapshot.from_arrays({"head/bias": np.zeros(3, np.float32)})
@@ -54,23 +58,28 @@ class Snapshot(Mapping[str, Array]):
         integrity: str = "none",
     ) -> None:
         held = tuple(items)
-        roles = tuple(dict.fromkeys(i.role for i in held))
+        roles = tuple(dict.fromkeys([i.role for i in held] or states or ()))
         self.origin = origin
         self.integrity = integrity
         self._states = {role: (states or {}).get(role) for role in roles}
-        self._items = {i.weight.path if len(roles) == 1 else f"{i.role}/{i.weight.path}": i for i in held}
+        self._items: dict[str, Item] = {}
+        for item in held:
+            name = item.weight.path if len(roles) == 1 else f"{item.role}/{item.weight.path}"
+            if name in self._items:
+                raise DamagedFile(f"{origin}: expected one weight {name!r}, received two")
+            self._items[name] = item
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], role: str = "raw", state: State | None = None) -> Snapshot:
-        """A snapshot of copies of the given arrays; trainable where floating-point, else counters."""
-        from polyak.weights import Kind, is_floating
+        """A snapshot of copies of the given arrays; trainable where floating-point, else counters.
 
-        def item(path: str, value: Array) -> Item:
-            held = np.array(value, order="C")
-            kind = Kind.TRAINABLE if is_floating(held.dtype.name) else Kind.COUNTER
-            return Item(role, Weight(path, held.shape, held.dtype.name, kind), held.copy)
-
-        return cls((item(p, v) for p, v in arrays.items()), {role: state}, origin="arrays")
+        Raises:
+            DtypeMismatch: a value is no array of numbers.
+        """
+        return cls((_held(path, value, role) for path, value in arrays.items()), {role: state}, origin="arrays")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -111,13 +120,15 @@ class Snapshot(Mapping[str, Array]):
 
         Raises:
             AmbiguousRole: several roles are held and ``role`` does not pick one.
+            MissingWeight: a glob matches nothing.
         """
         chosen = choose_role(self._states, role, self.origin)
         of_role = [i for i in self._items.values() if i.role == chosen]
-        kept = set(select((i.weight.path for i in of_role), include, exclude))
-        return Snapshot(
-            (i for i in of_role if i.weight.path in kept), self._states, self.origin, self.integrity
-        )
+        paths = [i.weight.path for i in of_role]
+        refuse_unmatched(paths, include, exclude, self.origin)
+        kept = set(select(paths, include, exclude))
+        items = (i for i in of_role if i.weight.path in kept)
+        return Snapshot(items, {chosen: self._states[chosen]}, self.origin, self.integrity)
 
     def copy(self) -> Snapshot:
         """The same arrays held in memory, independent of file or model."""
@@ -151,6 +162,35 @@ class Snapshot(Mapping[str, Array]):
         return f"<Snapshot {self.origin}: {len(self)} arrays, {size:,} bytes, roles {', '.join(self.roles)}>"
 
     def _missing(self, name: str) -> MissingWeight:
-        near = difflib.get_close_matches(name, self._items, 1)
-        hint = f"nearest: {near[0]!r}" if near else f"it holds {', '.join(list(self._items)[:5])} ..."
-        return MissingWeight(f"{self.origin}: weight {name!r} is not there", hint=hint)
+        names = [repr(n) for n in self._items]
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return MissingWeight(
+            f"weight {name!r}: not in {self.origin}{nearest_name(name, self._items)}",
+            hint=f"its weights are {listed}" if names else "it holds no weights",
+        )
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """The end of a message that names the most similar of the known names, if one is similar."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; nearest: {near[0]!r}" if near else ""
+
+
+def refuse_unmatched(paths: Sequence[str], include: Globs, exclude: Globs, where: str) -> None:
+    """Raise MissingWeight for a glob that matches none of the paths: most often a typing error."""
+    for name, given in (("include", include), ("exclude", exclude)):
+        for glob in unmatched_globs(paths, given) if paths else ():
+            raise MissingWeight(
+                f"{name}={glob!r}: expected a glob of weights, received one that matches none of {where}"
+                f"{nearest_name(glob, paths)}",
+                hint=f"the paths look like {paths[0]!r}; a star also crosses slashes",
+            )
+
+
+def _held(path: str, value: Array, role: str) -> Item:
+    array = np.array(value, order="C")
+    if array.dtype.kind not in "biufcV" or array.dtype.names:
+        raise DtypeMismatch(f"weight {path!r}: expected an array of numbers, received {array.dtype}")
+    array = array.astype(numpy_dtype(array.dtype.name), copy=False)  # the machine's byte order
+    kind = Kind.TRAINABLE if is_floating(array.dtype.name) else Kind.COUNTER
+    return Item(role, Weight(path, array.shape, array.dtype.name, kind), array.copy)

@@ -162,8 +162,8 @@ def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
         UnbuiltModel: the target has no weights yet; give ``sample=``.
     """
     weights, sample = asking.pop("weights", None), asking.pop("sample", None)
-    asked: Asked = asking
     held = _source(source, weights)
+    asked: Asked = {"by": "position", **asking} if _numbered(held) else asking
     if isinstance(target, Average):
         return make_plan(held, target.target, asked)
     return plan_into_model(held, target, asked, sample)
@@ -182,6 +182,15 @@ def transfer(source: Any, target: Any, **asking: Unpack[Asking]) -> Receipt:
     return plan(source, target, **asking).apply()
 
 
+def label(source: Any) -> str:
+    """What receipts call a source."""
+    if isinstance(source, Snapshot):
+        return source.origin
+    if isinstance(source, Average):
+        return source.label
+    return model_target(source).label
+
+
 def _source(source: Any, weights: str | None) -> Snapshot:
     if isinstance(source, (str, os.PathLike)):
         source = open(source)
@@ -192,6 +201,11 @@ def _source(source: Any, weights: str | None) -> Snapshot:
         return source.snapshot() if role == AVERAGE else snapshot_of(source.source, RAW)
     choose_role((RAW,), weights, type(source).__name__)
     return snapshot_of(model_target(source), RAW)
+
+
+def _numbered(source: Snapshot) -> bool:
+    """Whether the source tells its weights apart by number alone, as Keras' exported models do."""
+    return bool(source.weights) and all(w.path.startswith("#") for w in source.weights)
 
 
 def _both(source: Any) -> Snapshot:

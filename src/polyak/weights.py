@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 - registers bfloat16, float8 and others with NumPy
 import numpy as np
 
 Globs = str | Sequence[str]
@@ -32,7 +32,7 @@ class Evidence:
 
     Attributes:
         structure: the path with every unnamed step replaced by its index among the siblings that own weights.
-        name: the path with every explicitly named layer replaced by that name.
+        name: the path with every explicitly named layer replaced by that name, and unnamed steps marked by ``~``.
         creation: the path with every unnamed step replaced by its rank in the order of creation.
         layer: class of the layer that owns the weight.
         local: name of the weight within its layer.
@@ -85,8 +85,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         >>> numpy_dtype("bfloat16").itemsize
         2
     """
-    extended = getattr(ml_dtypes, name, None)
-    return np.dtype(name if extended is None else extended)
+    return np.dtype(name)
 
 
 @cache
@@ -96,14 +95,26 @@ def is_floating(name: str) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and name.startswith(("bfloat", "float")))
 
 
+def widens(source: str, target: str) -> bool:
+    """Whether every value of one floating or integer dtype exists in another of the same sort.
+
+    Example:
+        >>> widens("bfloat16", "float32"), widens("float16", "bfloat16"), widens("int32", "float64")
+        (True, False, False)
+    """
+    a, b = numpy_dtype(source), numpy_dtype(target)
+    same_sort = is_floating(source) and is_floating(target) or a.kind in "iu" and b.kind in "iu"
+    return same_sort and bool(np.can_cast(a, b, "safe"))
+
+
 def glob_match(path: str, globs: Globs) -> bool:
-    """Whether a path matches any of the globs; ``*`` also crosses ``/``.
+    """Whether a path matches any of the globs, or is one of them; ``*`` also crosses ``/``.
 
     Example:
         >>> glob_match("encoder/0/kernel", ["head/*", "encoder/*"])
         True
     """
-    return any(_pattern(glob).fullmatch(path) for glob in as_globs(globs))
+    return any(path == glob or _pattern(glob).fullmatch(path) for glob in as_globs(globs))
 
 
 def as_globs(globs: Globs) -> tuple[str, ...]:
@@ -119,7 +130,7 @@ def select(paths: Iterable[str], include: Globs = "*", exclude: Globs = ()) -> l
 def unmatched_globs(paths: Iterable[str], globs: Globs) -> list[str]:
     """The globs that match none of the paths: most often a typing error."""
     known = list(paths)
-    return [g for g in as_globs(globs) if not any(_pattern(g).fullmatch(p) for p in known)]
+    return [g for g in as_globs(globs) if not any(glob_match(p, g) for p in known)]
 
 
 @cache

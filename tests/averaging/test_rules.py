@@ -157,17 +157,26 @@ def test_weights_follow_the_closed_form_over_2000_updates(rule: Rule, closed: Ca
     assert weights.dtype == np.float64
     assert weights == pytest.approx(expected, rel=2e-14, abs=1e-300)
     assert [float(rule.weight(int(i))) for i in n[:60]] == pytest.approx(list(weights[:60]), rel=1e-15)
-    assert rule.span(1, 2000) == pytest.approx(weights, rel=1e-12)
+    assert rule.span(1, 2000) == pytest.approx(weights, rel=1e-12, abs=0)
     assert rule.span(37, 61) == pytest.approx(weights[36:61], rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [10**3, 10**6, 10**9, 10**12])
 def test_large_updates_lose_no_precision(n: int) -> None:
     x = L(1) / n
-    assert float(PowerEMA(6.94).weight(n)) == pytest.approx(float(-np.expm1(L(7.94) * np.log1p(-x))), rel=1e-14)
+    assert float(PowerEMA(6.94).weight(n)) == pytest.approx(float(-np.expm1(L(7.94) * np.log1p(-x))), rel=1e-14, abs=0)
     assert float(EMA(1 - 1e-12, "debiased").weight(n)) == pytest.approx(
-        float(np.expm1(np.log1p(-L(1) * (1 - L(1 - 1e-12)))) / np.expm1(n * np.log1p(-(1 - L(1 - 1e-12))))), rel=1e-12
+        float(np.expm1(np.log1p(-L(1) * (1 - L(1 - 1e-12)))) / np.expm1(n * np.log1p(-(1 - L(1 - 1e-12))))),
+        rel=1e-12,
+        abs=0,
     )
+
+
+@pytest.mark.parametrize("start", ["initial", "copy", "zero"])
+def test_a_merged_weight_of_a_decay_close_to_one_loses_no_precision(start: Any) -> None:
+    decay = 1 - 1e-12
+    expected = float(-np.expm1(3 * np.log1p(-(1 - L(decay)))))
+    assert float(EMA(decay, start).merged(9, 3)) == pytest.approx(expected, rel=1e-14, abs=0)
 
 
 @pytest.mark.parametrize("rule", COPYING, ids=str)
@@ -242,6 +251,14 @@ def test_kept_is_the_product_of_what_each_update_leaves(rule: Rule, first: int, 
     assert rule.kept(first, last) == pytest.approx(product, rel=1e-9, abs=1e-15 * (length > 0))
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_kept_is_the_product_from_the_first_updates_on(rule: Rule) -> None:
+    left = 1.0 - rule.weight(np.arange(1, 31))
+    for first in range(1, 31):
+        for last in range(first - 1, 31):
+            assert rule.kept(first, last) == pytest.approx(float(np.prod(left[first - 1 : last])), rel=1e-12, abs=0)
+
+
 @given(rules, st.integers(0, 120))
 def test_immaturity_falls_from_one(rule: Rule, n: int) -> None:
     assert rule.immaturity(0) == 1.0
@@ -285,7 +302,7 @@ def test_immaturity_falls_from_one(rule: Rule, n: int) -> None:
     ids=str,
 )
 def test_immaturity_is_the_share_of_the_start(rule: Rule, n: int, expected: float) -> None:
-    assert rule.immaturity(n) == pytest.approx(expected, rel=1e-12)
+    assert rule.immaturity(n) == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -306,12 +323,12 @@ def test_closed_forms_of_kept_agree_with_the_plain_product(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [InverseGamma(1 - 1e-9, power=1.0), InverseGamma(1 - 1e-9, 1e5, 0.9), InverseGamma(1 - 2e-6)]
+    "rule", [InverseGamma(1 - 1e-9, power=1.0), InverseGamma(1 - 1e-9, 10, 1.0), InverseGamma(1 - 2e-6)]
 )
 def test_long_inverse_gamma_agrees_with_the_plain_product(rule: InverseGamma) -> None:
     product = math.exp(math.fsum(np.log1p(-rule.weight(np.arange(2, 3_000_001)))))
     assert product > 0
-    assert rule.kept(2, 3_000_000) == pytest.approx(product, rel=1e-6, abs=1e-18)
+    assert rule.kept(2, 3_000_000) == pytest.approx(product, rel=1e-6, abs=0)
 
 
 def test_immaturity_is_cheap_after_a_billion_updates() -> None:
@@ -321,7 +338,7 @@ def test_immaturity_is_cheap_after_a_billion_updates() -> None:
         assert 0.0 <= rule.immaturity(10**9) < 1.0
     assert time.process_time() - began < 3.0
     assert EMA(1 - 1e-10, "initial").immaturity(10**9) == pytest.approx(math.exp(-0.1), rel=1e-6)
-    assert InverseGamma(1 - 1e-12, power=1.0).immaturity(10**9) == pytest.approx(1e-9, rel=1e-6)
+    assert InverseGamma(1 - 1e-12, power=1.0).immaturity(10**9) == pytest.approx(1e-9, rel=1e-6, abs=0)
 
 
 class Alternating(Rule):
@@ -336,7 +353,9 @@ class Alternating(Rule):
 def test_a_rule_needs_no_more_than_its_formula() -> None:
     rule = Alternating()
     assert rule.immaturity(4) == 0.75**2
+    began = time.process_time()
     assert rule.immaturity(10**9) < 1e-18
+    assert time.process_time() - began < 0.5
     assert float(rule.merged(4, 4)) == 1 - 0.75**2
     assert Every(rule, 4).weight(np.arange(1, 9)).tolist() == [0, 0, 0, 1 - 0.75**2] * 2
 
@@ -354,7 +373,7 @@ def test_gamma_of_sigma_rel(sigma_rel: float, gamma: float) -> None:
 
 @given(st.floats(1e-12, 0.3))
 def test_sigma_rel_comes_back(sigma_rel: float) -> None:
-    assert PowerEMA.from_sigma_rel(sigma_rel).sigma_rel == pytest.approx(sigma_rel, rel=1e-12)
+    assert PowerEMA.from_sigma_rel(sigma_rel).sigma_rel == pytest.approx(sigma_rel, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.10, 0.20])

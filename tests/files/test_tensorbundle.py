@@ -375,7 +375,14 @@ def test_a_directory_leads_to_its_latest_checkpoint(managed: Path, monkeypatch: 
     assert find_prefix(Path()) == Path("ckpt-3")
 
 
+def alias(directory: Path) -> Path:
+    link = directory.with_name("alias")
+    link.symlink_to(directory)
+    return link
+
+
 STATES = {
+    "absolute by another way": lambda run: f'model_checkpoint_path: "{alias(run)}/ckpt-2"',
     "absolute": lambda run: f'model_checkpoint_path: "{run}/ckpt-2"',
     "quotes": lambda run: "model_checkpoint_path:'ckpt-2'",
     "one line": lambda run: 'all_model_checkpoint_paths: "ckpt-1" model_checkpoint_path: "ckpt-2"',
@@ -386,8 +393,9 @@ STATES = {
 @pytest.mark.parametrize("state", STATES)
 def test_spellings_of_the_state_file(managed: Path, state: str) -> None:
     (managed / "checkpoint").write_text(STATES[state](managed))
-    assert tf.train.latest_checkpoint(str(managed)) == str(managed / "ckpt-2")
-    assert find_prefix(managed) == managed / "ckpt-2"
+    found = find_prefix(managed)
+    assert str(found) == tf.train.latest_checkpoint(str(managed))
+    assert found.resolve() == managed / "ckpt-2"
 
 
 def test_a_name_with_quotes_and_accents(tmp_path: Path) -> None:
@@ -406,6 +414,7 @@ def test_a_name_with_quotes_and_accents(tmp_path: Path) -> None:
     [
         "../other/ckpt-1",
         "sub/../../other/ckpt-1",
+        "sub/../ckpt-1",
         "{other}/ckpt-1",
         "{run}/../other/ckpt-1",
         "link/ckpt-1",
@@ -726,31 +735,35 @@ PARTS: dict[str, tuple[list[tuple[int, int]], str]] = {
 @pytest.mark.parametrize("case", PARTS)
 def test_parts_that_do_not_make_up_the_whole(tmp_path: Path, case: str) -> None:
     regions, message = PARTS[case]
-    tensors = {f"w#{i}": np.ones(length, np.float32) for i, (_, length) in enumerate(dict.fromkeys(regions))}
-    good = save(
-        tmp_path / "good",
-        {"w#1": np.ones(2, np.float32), "w#2": np.ones(2, np.float32)},
-        {"w#1": "4 0,2", "w#2": "4 2,2"},
-    )
-    forge_parts(tmp_path / "bad", regions, tensors)
-    assert assert_as_tensorflow(good) == 1
+    forge_parts(tmp_path / "bad", regions)
     with pytest.raises(DamagedFile, match=message), TensorBundle(tmp_path / "bad") as bundle:
         bundle.read("w")
 
 
-def forge_parts(prefix: Path, regions: list[tuple[int, int]], tensors: dict[str, np.ndarray]) -> None:
-    """A bundle whose tensor ``w`` of 4 float32 claims to consist of these (start, length) parts."""
+def test_the_forger_of_parts_writes_what_tensorflow_reads(tmp_path: Path) -> None:
+    forge_parts(tmp_path / "good", [(0, 1), (1, 3)])
+    assert assert_as_tensorflow(tmp_path / "good") == 1
+
+
+def test_parts_that_share_bytes_cannot_make_up_more_than_the_files_hold(tmp_path: Path) -> None:
+    forge_parts(tmp_path / "bad", [(4 * i, 4) for i in range(1000)], length=4000)
+    with pytest.raises(DamagedFile, match="expected parts of 16000 bytes in all, received 16000 in files of 16 bytes"):
+        TensorBundle(tmp_path / "bad")
+
+
+def forge_parts(prefix: Path, regions: list[tuple[int, int]], length: int = 4) -> None:
+    """A bundle whose tensor ``w`` of ones claims to consist of these (start, length) parts; all share their bytes."""
     save(prefix, {"plain": np.ones(4, np.float32)})
     whole = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT)
-    whole.shape.dim.add(size=4)
+    whole.shape.dim.add(size=length)
     entries: dict[bytes, Any] = {b"": tensor_bundle_pb2.BundleHeaderProto(num_shards=1), b"w": whole}
-    for start, length in regions:
-        whole.slices.add().extent.add(start=start, length=length)
-        crc = google_crc32c.value(np.ones(length, np.float32).tobytes())
+    for start, extent in regions:
+        whole.slices.add().extent.add(start=start, length=extent)
+        crc = google_crc32c.value(np.ones(extent, np.float32).tobytes())
         masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-        part = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT, size=4 * length, crc32c=masked)
-        part.shape.dim.add(size=length)
-        entries[_region_key("w", ((start, length),))] = part
+        part = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT, size=4 * extent, crc32c=masked)
+        part.shape.dim.add(size=extent)
+        entries[_region_key("w", ((start, extent),))] = part
     write_index(prefix, entries)
 
 

@@ -34,7 +34,8 @@ def lerp(average: npt.ArrayLike, value: npt.ArrayLike, w: float) -> npt.NDArray[
     by rounding at w = 1 (and by everything where x is far smaller than a), and may step beyond x near it. The two-sided
     form keeps these laws, bit for bit: w = 0 gives the average and w = 1 the value, whatever the other one holds, NaN
     included; equal inputs stay fixed (subtracting, unlike adding, keeps the sign of zero); the result never leaves
-    [a, x], because the step is at most half of the distance. Where the distance overflows, (1 - w) a + w x stands in.
+    [a, x], because the step is at most half of the distance. Where the distance is not finite, because it overflows or
+    an end is infinite, (1 - w) a + w x stands in. The smaller of w and 1 - w is rounded to the array's dtype.
 
     Args:
         average: floating-point array.

@@ -1,3 +1,50 @@
-"""TODO."""
-def interpret(c):
-    return None
+"""Name-based TensorFlow checkpoints: TF1's Saver, with the averages of tf.train.ExponentialMovingAverage.
+
+The average of ``net/kernel`` is ``net/kernel/ExponentialMovingAverage``; variables without one (moving
+statistics) belong to both sets, as in TensorFlow's own ``variables_to_restore``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from polyak.contents import Contents
+from polyak.dialects.plain import item
+from polyak.manifest import AVERAGE, RAW
+from polyak.snapshot import Item, Snapshot
+
+SUFFIX = "/ExponentialMovingAverage"
+TRAINING = "training"
+_SCALARS = ("global_step", "beta1_power", "beta2_power")
+
+
+def interpret(contents: Contents) -> Snapshot | None:
+    """None unless this is a TensorFlow checkpoint without an object graph."""
+    if contents.format != "tensorbundle" or contents.paths:
+        return None
+    names = list(contents.tensors)
+    of_training = {n for n in names if _belongs_to_training(n, contents)}
+    weights = [n for n in names if n not in of_training and not n.endswith(SUFFIX)]
+    items = [item(RAW, n, contents.tensors[n]) for n in weights]
+    if any(n.endswith(SUFFIX) for n in names):
+        items += _averages(weights, contents)
+    items += [item(TRAINING, n, contents.tensors[n]) for n in names if n in of_training]
+    return Snapshot(items, None, contents.origin, contents.integrity)
+
+
+def _averages(weights: list[str], contents: Contents) -> Iterator[Item]:
+    for name in weights:
+        yield item(AVERAGE, name, contents.tensors.get(name + SUFFIX) or contents.tensors[name])
+    for name in contents.tensors:
+        weight = name.removesuffix(SUFFIX)
+        if weight != name and weight not in contents.tensors:
+            yield item(AVERAGE, weight, contents.tensors[name])
+
+
+def _belongs_to_training(name: str, contents: Contents) -> bool:
+    """Counters and powers of the training loop, and optimizer slots: ``<weight>/Adam_1`` of the weight's shape."""
+    weight, _, last = name.rpartition("/")
+    if (last or name) in _SCALARS:
+        return True
+    twin = contents.tensors.get(weight)
+    return twin is not None and not name.endswith(SUFFIX) and twin.shape == contents.tensors[name].shape

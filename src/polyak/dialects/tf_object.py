@@ -1,3 +1,214 @@
-"""TODO."""
-def interpret(c):
-    return None
+"""TensorFlow 2 checkpoints and SavedModels: what their object graph says.
+
+polyak's averages are found by the note that they leave beside their values. Everything else that is
+neither an optimizer's nor a counter is a raw weight under its path in the graph.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from polyak.contents import Contents, Tensor
+from polyak.dialects.plain import item
+from polyak.manifest import AVERAGE, RAW, Memo, State, decode_memo
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Evidence, Kind, Weight, is_floating
+
+GraphPath = tuple[str, ...]
+OPTIMIZER = "optimizer"
+TRAINING = "training"
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_EXPORTED = "variables"
+_CHAINS = ("_layers", "_operations")
+_SEED = "seed_generator_state"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An average in the graph: the path that leads to it, its note, its counters."""
+
+    path: GraphPath
+    memo: Memo
+    count: int
+    skipped: int
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.path)
+
+    @property
+    def state(self) -> State:
+        return State(self.memo.rule, self.count, self.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A weight's path as polyak numbers it, by order of the layers alone, and by the layers' own names."""
+
+    path: str
+    structure: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The contents with their object graph, looked up in the other direction."""
+
+    contents: Contents
+
+    @cached_property
+    def keys(self) -> Mapping[GraphPath, str]:
+        """Checkpoint key of every path."""
+        return {path: key for key, paths in self.contents.paths.items() for path in paths}
+
+    @cached_property
+    def averages(self) -> tuple[Found, ...]:
+        """Every average once, though several paths may lead to it."""
+        firsts = (self.contents.paths.get(key, ())[:1] for key in self.contents.texts)
+        owners = [path[:-1] for paths in firsts for path in paths if path[-1:] == ("memo",)]
+        return tuple(self._average(path) for path in sorted(owners) if (*path, "count") in self.keys)
+
+    @cached_property
+    def slots(self) -> Mapping[str, tuple[str, str]]:
+        """Role and name of every optimizer slot, by key."""
+        return {s.key: (f"slot:{s.name}", s.weight.removesuffix(_VALUE)) for s in self.contents.slots}
+
+    @cached_property
+    def followed(self) -> Mapping[str, Weight]:
+        """The raw weights that averages follow, by key, described as the averages describe them."""
+        described = {w.path: w for a in self.averages for w in a.memo.weights}
+        return {
+            key: described.get(path[-1]) or item(RAW, path[-1], self.contents.tensors[key]).weight
+            for path, key in self.keys.items()
+            if any(path[:-1] == (*a.path, "raw") for a in self.averages)
+        }
+
+    @cached_property
+    def chained(self) -> Mapping[str, Step]:
+        """Weights of a Sequential or functional Keras model, whose graph numbers all layers.
+
+        The path is the one that polyak gives a live model with automatic layer names. The names that the
+        layers had are evidence beside it: where a target's explicit names say otherwise, matching refuses.
+        """
+        layers: dict[int, list[str]] = {}
+        for key in self.contents.tensors:
+            numbers = [int(p[-2]) for p in self.paths(key) if len(p) > 2 and p[-3] in _CHAINS and p[-2].isdigit()]
+            if numbers and self.contents.full_names.get(key, "").count("/") > 1:
+                layers.setdefault(numbers[0], []).append(key)
+        return dict(_chain([layers[i] for i in sorted(layers)], self.contents.full_names))
+
+    @property
+    def exported(self) -> bool:
+        """Whether Keras' ``model.export`` wrote this: it numbers all variables in one list."""
+        return (_EXPORTED, "0") in self.keys
+
+    def tensor(self, path: GraphPath) -> Tensor:
+        return self.contents.tensors[self.keys[path]]
+
+    def paths(self, key: str) -> list[GraphPath]:
+        """The paths to a key that do not go through an average."""
+        all_paths = self.contents.paths.get(key, ())
+        return [p for p in all_paths if not any(p[: len(a.path)] == a.path for a in self.averages)]
+
+    def _average(self, path: GraphPath) -> Found:
+        memo = decode_memo(self.contents.texts[self.keys[(*path, "memo")]]())
+        count, skipped = (int(self.tensor((*path, name)).read()) for name in ("count", "skipped"))
+        return Found(path, memo, count, skipped)
+
+
+def interpret(contents: Contents) -> Snapshot | None:
+    """None unless there is an object graph."""
+    if not contents.paths:
+        return None
+    graph = Graph(contents)
+    roles = {a.path: AVERAGE if len(graph.averages) == 1 else f"{AVERAGE}:{a.name}" for a in graph.averages}
+    items = [*_numbered(i for key in contents.tensors for i in _raw(graph, key))]
+    items += [i for a in graph.averages for i in _shadows(graph, a, roles[a.path])]
+    return Snapshot(items, {roles[a.path]: a.state for a in graph.averages}, contents.origin, contents.integrity)
+
+
+def _shadows(graph: Graph, average: Found, role: str) -> Iterator[Item]:
+    for weight in average.memo.weights:
+        path = (*average.path, "shadows", weight.path)
+        if path in graph.keys:
+            yield Item(role, weight, graph.tensor(path).read)
+
+
+def _raw(graph: Graph, key: str) -> Iterator[Item]:
+    """What one key is, if it is no part of an average: a weight, or state of the training."""
+    tensor = graph.contents.tensors[key]
+    if key in graph.followed:
+        yield Item(RAW, replace(graph.followed[key], dtype=tensor.dtype), tensor.read)
+        return
+    role, path = graph.slots.get(key) or _place(graph, key)
+    if role != RAW:
+        yield item(role, path, tensor)
+    elif path:
+        yield Item(RAW, _weight(graph.chained.get(key) or _same(path), tensor, _local(graph, key)), tensor.read)
+
+
+def _chain(layers: Sequence[Sequence[str]], full_names: Mapping[str, str]) -> Iterator[tuple[str, Step]]:
+    names = [full_names[keys[0]].split("/")[-2] for keys in layers]
+    counts: Counter[str] = Counter()
+    for i, (keys, name) in enumerate(zip(layers, names, strict=True)):
+        family = re.sub(r"_\d+$", "", name)
+        numbered = family if counts[family] == 0 else f"{family}_{counts[family]}"
+        counts[family] += 1
+        for key in keys:
+            local = full_names[key].rsplit("/", 1)[-1]
+            yield key, Step(f"{numbered}/{local}", f"#{i}/{local}", f"{name}/{local}")
+
+
+def _same(path: str) -> Step:
+    return Step(path, path, path)
+
+
+def _local(graph: Graph, key: str) -> str:
+    return graph.contents.full_names.get(key, "").rsplit("/", 1)[-1]
+
+
+def _place(graph: Graph, key: str) -> tuple[str, str]:
+    """Role and readable path of a key. An empty path: an average's own, or a copy of another key."""
+    paths = graph.paths(key)
+    outside = [p for p in paths if OPTIMIZER not in p]
+    if not paths:
+        return (RAW, "") if graph.contents.paths.get(key) else (TRAINING, key)
+    if not outside:
+        return OPTIMIZER, "/".join(paths[0])
+    if outside[0][-1] == "save_counter":
+        return TRAINING, "save_counter"
+    return RAW, _exported_path(outside) if graph.exported else _readable(outside[0])
+
+
+def _readable(path: GraphPath) -> str:
+    """The path as the user wrote it: Keras keeps some attributes under a leading underscore."""
+    return "/".join(step.lstrip("_") for step in path)
+
+
+def _exported_path(paths: list[GraphPath]) -> str:
+    """The number in the list of all variables; other lists repeat it."""
+    numbers = [p[1] for p in paths if p[0] == _EXPORTED and len(p) == 2]
+    return f"#{numbers[0]}" if numbers else ""
+
+
+def _weight(step: Step, tensor: Tensor, local: str) -> Weight:
+    """A weight with the evidence that the file gives."""
+    kind = Kind.TRAINABLE if is_floating(tensor.dtype) else Kind.SEED if local == _SEED else Kind.COUNTER
+    evidence = Evidence(step.structure, step.name, step.structure, "", local, 0, tensor.dtype)
+    return Weight(step.path, tensor.shape, tensor.dtype, kind, evidence)
+
+
+def _numbered(items: Iterator[Item]) -> Iterator[Item]:
+    """Numbered weights in the order of their numbers, with their position; random seeds do not count."""
+    held = list(items)
+    of_export = sorted((i for i in held if i.weight.path.startswith("#")), key=lambda i: int(i.weight.path[1:]))
+    yield from (i for i in held if not i.weight.path.startswith("#"))
+    position = 0
+    for i in of_export:
+        evidence = replace(i.weight.evidence, position=position) if i.weight.evidence else None
+        position += i.weight.kind is not Kind.SEED
+        yield replace(i, weight=replace(i.weight, evidence=evidence))

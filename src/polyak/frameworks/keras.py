@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -56,6 +56,12 @@ class KerasFramework(TensorFlowFramework):
         scope = [(by_native[id(raw)], tf.cast(shadow, raw.dtype)) for shadow, raw in bound.pairs]
         with keras.StatelessScope(state_mapping=scope):
             return average.followed()(*args, **kwargs)
+
+
+    def served(self, average: TensorFlowAverage) -> tuple[Callable[..., Any], Mapping[str, tf.Variable]]:
+        """The model itself, reading the shadows; weights that the average leaves out are read as they are."""
+        bound = average.bound
+        return average, {**bound.raw.variables, **bound.shadows.variables}
 
 
 class KerasAverage(TensorFlowAverage, KerasSaveable):  # type: ignore[misc]

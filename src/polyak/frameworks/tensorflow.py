@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -43,7 +43,8 @@ class TensorFlowFramework(Framework):
         _refuse_duplicates(weights, model)
         native = {w.path: self.native(f.own.variable) for w, f in zip(weights, found, strict=True)}
         ranked = sorted(weights, key=lambda w: w.evidence.position if w.evidence else 0)
-        return Variables(describe(model), native, ranked)
+        trackables = {w.path: f.own.variable for w, f in zip(weights, found, strict=True)}
+        return Variables(describe(model), native, ranked, trackables)
 
     def find(self, model: Any) -> Iterator[Found]:
         """The variables of the model, by the walk."""
@@ -81,6 +82,16 @@ class TensorFlowFramework(Framework):
     def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
         """Run a twin of the model whose variables hold the averaged values."""
         return average.twin()(*args, **kwargs)
+
+    def served(self, average: TensorFlowAverage) -> tuple[Callable[..., Any], Mapping[str, tf.Variable]]:
+        """A function that runs the model with the averaged values, and the variables that it reads."""
+        twin = average.twin()
+        return twin, self.variables(twin, {}).variables
+
+    def is_variable(self, obj: object) -> bool:
+        """Whether an object is a variable that ``native`` takes."""
+        keras = sys.modules.get("keras")
+        return isinstance(obj, tf.Variable) or (keras is not None and isinstance(obj, keras.Variable))
 
 
 def own(obj: Any) -> list[Own]:

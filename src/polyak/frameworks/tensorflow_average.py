@@ -388,7 +388,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
             bound = Bound(raw, Variables(raw.label, shadows, weights), (), (), ())
             self._held.value = _regroup(bound, self.rule)
             self.shadows = dict(shadows)
-            self.raw = dict(raw.variables)
+            self.raw = dict(raw.trackables)
         for variable in raw.variables.values():
             _watch(variable, self)
 

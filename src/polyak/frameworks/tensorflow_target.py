@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,11 +14,23 @@ from polyak.weights import Weight
 
 
 class Variables(Target):
-    """TensorFlow variables under structural paths."""
+    """TensorFlow variables under structural paths.
 
-    def __init__(self, label: str, variables: Mapping[str, tf.Variable], weights: Sequence[Weight]) -> None:
+    Attributes:
+        variables: what is read and written.
+        trackables: the objects that TensorFlow's checkpoints know them by; Keras 3 wraps its variables.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        variables: Mapping[str, tf.Variable],
+        weights: Sequence[Weight],
+        trackables: Mapping[str, Any] | None = None,
+    ) -> None:
         self.label = label
         self.variables = dict(variables)
+        self.trackables = dict(trackables or variables)
         self._weights = tuple(weights)
 
     @property

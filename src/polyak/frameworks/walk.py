@@ -113,7 +113,7 @@ def steps(siblings: Sequence[Sibling]) -> list[Step]:
     ordinals = [f"#{next(order)}" if s.owns else s.key for s in siblings]
     ranks = _ranks(siblings)
     return [
-        Step(s.key, s.explicit if s.explicit == s.key else ordinal, s.explicit or s.key, s.explicit or rank)
+        Step(s.key, s.explicit if s.explicit == s.key else ordinal, s.explicit or f"~{s.key}", s.explicit or rank)
         for s, ordinal, rank in zip(siblings, ordinals, ranks, strict=True)
     ]
 

@@ -67,6 +67,8 @@ def key_of(weight: Weight, by: Key) -> str | None:
     """The value of one kind of evidence; None where a foreign file has none."""
     if by == "path":
         return weight.path
+    if by == "position" and weight.kind is Kind.SEED:
+        return None
     return None if weight.evidence is None else str(getattr(weight.evidence, by))
 
 

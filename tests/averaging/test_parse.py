@@ -1,0 +1,233 @@
+"""Rules as text, decays in three forms, and the words of the refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyak.averaging.base import Rule
+from polyak.averaging.parse import decay_from, parse
+from polyak.averaging.rules import (
+    EMA,
+    Copy,
+    Delayed,
+    DiffusersEMA,
+    Every,
+    InverseGamma,
+    Mean,
+    PowerEMA,
+    TensorFlowEMA,
+    TFModels,
+)
+from polyak.errors import RuleError
+
+TEXTS: list[tuple[str, Rule]] = [
+    ("ema:0.999", EMA(0.999)),
+    ("ema,0.999", EMA(0.999)),
+    ("ema:decay=0.999", EMA(0.999)),
+    (" EMA : 0.999 , start = copy ", EMA(0.999, "copy")),
+    ("ema:start=debiased,0.999", EMA(0.999, "debiased")),
+    ("ema:half_life=500", EMA(2 ** (-1 / 500))),
+    ("ema:half_life=1", EMA(0.5)),
+    ("ema:tau=0.001", EMA(0.999)),
+    ("ema:tau=0.5", EMA(0.5)),
+    ("ema:0.3,check=off", EMA(0.3)),
+    ("ema:0,check=off", EMA(0.0)),
+    ("ema:tau=0.75,check=off", EMA(0.25)),
+    ("ema:half_life=0.5,check=off", EMA(0.25)),
+    ("ema:0.9,check=on", EMA(0.9)),
+    ("tf:0.999", TensorFlowEMA(0.999)),
+    ("tf-models:0.999", TFModels(0.999)),
+    ("tf_models:0.999", TFModels(0.999)),
+    ("diffusers:0.9999", DiffusersEMA(0.9999)),
+    ("inverse-gamma", InverseGamma()),
+    ("inverse-gamma:0.999,inv_gamma=5,power=0.75,min_decay=0.1", InverseGamma(0.999, 5.0, 0.75, 0.1)),
+    ("inverse-gamma,every=3", Every(InverseGamma(), 3)),
+    ("mean", Mean()),
+    ("swa", Mean()),
+    ("SWA,every=10", Every(Mean(), 10)),
+    ("mean:after=1000", Delayed(Mean(), 1000)),
+    ("copy", Copy()),
+    ("copy,every=1000", Every(Copy(), 1000)),
+    ("power:sigma_rel=0.1", PowerEMA.from_sigma_rel(0.1)),
+    ("power:gamma=6.94", PowerEMA(6.94)),
+    ("ema:0.999,every=10,after=1000", Delayed(Every(EMA(0.999), 10), 1000)),
+    ("ema:0.999,after=1000,every=10", Every(Delayed(EMA(0.999), 1000), 10)),
+    ("ema:0.999,every=10,start=zero,every=2", Every(Every(EMA(0.999, "zero"), 10), 2)),
+]
+
+
+@pytest.mark.parametrize(("text", "rule"), TEXTS, ids=[text for text, _ in TEXTS])
+def test_texts(text: str, rule: Rule) -> None:
+    assert parse(text) == rule
+    assert parse(str(rule)) == rule
+    assert parse(rule) is rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (EMA(0.999), "ema:0.999"),
+        (EMA(0.999, "copy"), "ema:0.999,start=copy"),
+        (EMA(0.3), "ema:0.3,check=off"),
+        (EMA(0.3, "zero"), "ema:0.3,start=zero,check=off"),
+        (InverseGamma(), "inverse-gamma"),
+        (InverseGamma(inv_gamma=5), "inverse-gamma:inv_gamma=5"),
+        (InverseGamma(0.2), "inverse-gamma:0.2,check=off"),
+        (PowerEMA(6.94), "power:gamma=6.94"),
+        (Every(Copy(), 1000), "copy,every=1000"),
+        (Delayed(Every(EMA(0.999), 10), 1000), "ema:0.999,every=10,after=1000"),
+    ],
+)
+def test_a_rule_prints_its_shortest_text(rule: Rule, text: str) -> None:
+    assert str(rule) == text
+
+
+INSIST = "to insist, construct polyak.rules.EMA({0}) directly or write 'ema:{0},check=off'"
+REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
+    ({}, "expected exactly one of decay, half_life and tau; received none of them", None),
+    (
+        {"decay": 0.9, "tau": 0.1},
+        "expected exactly one of decay, half_life and tau; received decay and tau",
+        None,
+    ),
+    (
+        {"decay": 0.001},
+        "decay=0.001 would forget 99.9% of the average at each update",
+        "if you mean tau=0.001 write tau=0.001, i.e. decay=0.999; " + INSIST.format("0.001"),
+    ),
+    ({"decay": 0}, "decay=0 is a copy of the newest weights", "write the rule 'copy'; " + INSIST.format("0")),
+    ({"decay": 1}, "decay=1 would never move the average", "write a decay below 1, such as decay=0.999"),
+    ({"decay": 99.9}, "decay=99.9 is above 1", "if you mean 99.9 percent write decay=0.999"),
+    ({"decay": 500}, "decay=500 is above 1", "if you mean 500 updates write half_life=500"),
+    ({"decay": -0.1}, "decay=-0.1: expected a number in [0.5, 1)", None),
+    ({"decay": float("nan")}, "decay=nan: expected a number in [0.5, 1)", None),
+    ({"decay": "0.9"}, "decay=0.9: expected a number in [0.5, 1)", None),
+    ({"decay": True}, "decay=True: expected a number in [0.5, 1)", None),
+    (
+        {"tau": 0.999},
+        "tau=0.999 would forget 99.9% of the average at each update",
+        "if you mean decay=0.999 write decay=0.999, i.e. tau=0.001; " + INSIST.format("0.0010000000000000009"),
+    ),
+    ({"tau": 1}, "tau=1 is a copy of the newest weights", "write the rule 'copy'; " + INSIST.format("0")),
+    ({"tau": 500}, "tau=500 is above 1", "tau is the share of the newest value, such as tau=0.001"),
+    ({"tau": 0}, "tau=0: expected a number in (0, 0.5]", None),
+    ({"tau": -1}, "tau=-1: expected a number in (0, 0.5]", None),
+    ({"tau": 1e-17}, "tau=1e-17 is a decay of 1 in float64: the average would never move", None),
+    (
+        {"half_life": 0.999},
+        "half_life=0.999 is less than one update",
+        "if you mean decay=0.999 write decay=0.999; " + INSIST.format(repr(2 ** (-1 / 0.999))),
+    ),
+    ({"half_life": 0}, "half_life=0: expected a number in [1, inf)", None),
+    ({"half_life": float("inf")}, "half_life=inf: expected a number in [1, inf)", None),
+    ({"half_life": 1e17}, "half_life=1e+17 is a decay of 1 in float64: the average would never move", None),
+]
+
+
+@pytest.mark.parametrize(("given_as", "message", "hint"), REFUSED, ids=[str(case[0]) for case in REFUSED])
+def test_suspicious_decays_are_refused_with_the_likely_meaning(
+    given_as: dict[str, Any], message: str, hint: str | None
+) -> None:
+    with pytest.raises(RuleError) as caught:
+        decay_from(**given_as)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+@given(st.floats(0.5, 1.0, exclude_max=True))
+def test_the_three_forms_agree(decay: float) -> None:
+    assert decay_from(decay=decay) == decay
+    assert decay_from(tau=1 - decay) == decay
+
+
+@given(st.floats(1.0, 1e9))
+def test_half_of_the_average_is_left_after_a_half_life(half_life: float) -> None:
+    assert decay_from(half_life=half_life) ** half_life == pytest.approx(0.5, rel=1e-6)
+
+
+KNOWN = "known rules: copy, diffusers, ema, inverse-gamma, mean, power, swa, tf, tf-models"
+BAD_TEXTS = [
+    ("emaa:0.9", "unknown rule 'emaa'", f"did you mean 'ema'? {KNOWN}"),
+    ("inverse_gama", "unknown rule 'inverse_gama'", f"did you mean 'inverse-gamma'? {KNOWN}"),
+    ("xyz", "unknown rule 'xyz'", KNOWN),
+    ("", "unknown rule ''", KNOWN),
+    ("0.999", "unknown rule '0.999'", "did you mean 'ema:0.999'?"),
+    ("ema", "rule 'ema': missing setting 'decay'", "for example 'ema:0.999'"),
+    ("tf", "rule 'tf': missing setting 'decay'", "for example 'tf:0.999'"),
+    ("power", "rule 'power': missing setting 'gamma'", "for example 'power:sigma_rel=0.1'"),
+    ("power:0.1", "expected settings as key=value; received '0.1'", "for example 'power:sigma_rel=0.1'"),
+    ("mean:3", "expected settings as key=value; received '3'", "for example 'mean,every=100'"),
+    ("ema:", "expected settings as key=value; received ''", "for example 'ema:0.999'"),
+    ("ema:0.9,,start=copy", "expected settings as key=value; received ''", "for example 'ema:0.999'"),
+    ("power:gamma=1,sigma_rel=0.1", "expected sigma_rel or gamma alone", "for example 'power:sigma_rel=0.1'"),
+    (
+        "power:sigma_rel=0.4",
+        "rule 'power': sigma_rel=0.4: expected a number in [1e-15, 0.3002831]",
+        None,
+    ),
+    ("ema:0.9,0.99", "setting 'decay' is given twice", None),
+    (
+        "ema:0.9,tau=0.1",
+        "expected exactly one of decay, half_life and tau; received decay and tau",
+        None,
+    ),
+    ("ema:0.9,tau=0.1,check=off", "expected exactly one of decay, half_life and tau; received decay and tau", None),
+    ("ema:0.9,speed=3", "rule 'ema': unknown setting 'speed'", "its settings: decay, start"),
+    ("mean,tau=0.1", "rule 'mean': unknown setting 'tau'", "its settings: none"),
+    ("mean,check=off", "rule 'mean': unknown setting 'check'", "its settings: none"),
+    ("ema:0.9,check=maybe", "check=maybe: expected on or off", None),
+    (
+        "ema:0.9,start=cold",
+        "rule 'ema': start=cold: expected one of copy, initial, debiased, zero, warm",
+        "for example 'ema:0.999'",
+    ),
+    ("ema:fast", "decay=fast: expected a number in [0.5, 1)", None),
+    (
+        "tf:0.1",
+        "decay=0.1 would forget 90% of the average at each update",
+        "if you mean tau=0.1 write tau=0.1, i.e. decay=0.9; " + INSIST.format("0.1"),
+    ),
+    ("ema:1.5,check=off", "rule 'ema': decay=1.5: expected a number in [0, 1)", "for example 'ema:0.999'"),
+    ("ema:-1,check=off", "decay=-1: expected a number in [0, inf)", None),
+    ("mean,every=ten", "every=ten: expected a whole number of updates", None),
+    ("mean,every=1.5", "every=1.5: expected a whole number of updates", None),
+    ("mean,every=0", "rule 'every': k=0: expected a whole number of updates, at least 1", None),
+    ("mean,after=-1", "rule 'after': after=-1: expected a whole number of updates, at least 0", None),
+    ("mean" + ",every=2" * 9, "rule 'every': more than 8 wrappers of one rule", None),
+]
+
+
+@pytest.mark.parametrize(("text", "message", "hint"), BAD_TEXTS, ids=[case[0] for case in BAD_TEXTS])
+def test_bad_texts_are_refused_with_the_text_and_a_way_out(text: str, message: str, hint: str | None) -> None:
+    with pytest.raises(RuleError) as caught:
+        parse(text)
+    assert caught.value.message == f"{text!r}: {message}"
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("value", [None, 0.999, {"rule": "mean"}, b"mean"])
+def test_what_is_no_text_is_refused(value: Any) -> None:
+    with pytest.raises(RuleError) as caught:
+        parse(value)
+    assert caught.value.message == f"expected a rule or its text, like 'ema:0.999'; received {value!r}"
+
+
+@given(st.text(max_size=30) | st.text("ema:,=.0159eryvtux- ", max_size=30).map("ema:".__add__))
+def test_any_text_gives_a_rule_or_a_rule_error(text: str) -> None:
+    try:
+        rule = parse(text)
+    except RuleError as refusal:
+        shown = refusal.message
+    else:
+        shown = repr(text)
+        assert parse(str(rule)) == rule
+    assert shown.startswith(repr(text))
+
+
+def test_a_long_text_is_shown_short() -> None:
+    with pytest.raises(RuleError) as caught:
+        parse("x" * 10_000)
+    assert len(str(caught.value)) < 400

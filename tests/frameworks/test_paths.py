@@ -1,0 +1,197 @@
+"""Paths of live weights: unique, complete, and the same wherever the same code builds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import polyak
+from polyak.errors import ModelError, UnbuiltModel
+from polyak.frameworks import framework_of
+from tests.frameworks.zoo import LEGACY, NAMES, ZOO, Affine, Blocks, OwnTrainStep, dense, in_another_process, inventory
+
+
+@pytest.fixture(scope="module")
+def zoo() -> dict[str, Any]:
+    return {name: make.built() for name, make in ZOO.items()}
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> dict[str, list[list[str]]]:
+    return in_another_process()
+
+
+def natives(model: Any) -> dict[str, tf.Variable]:
+    return framework_of(model).target(model).variables
+
+
+def variables(obj: Any) -> Iterator[tf.Variable]:
+    """All variables by the frameworks' own lists; a tf.Module knows of no Keras layer and no generator in it."""
+    if isinstance(obj, tf.Module) and not isinstance(obj, tf_keras.Model):
+        yield from obj.variables
+        for value in vars(obj).values():
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, keras.layers.Layer):
+                    yield from variables(part)
+                elif isinstance(part, tf.random.Generator):
+                    yield part.state
+    else:
+        metrics = {id(v) for m in obj.metrics for v in m.variables} if isinstance(obj, tf_keras.Model) else set()
+        yield from (v if isinstance(v, tf.Variable) else v.value for v in obj.variables if id(v) not in metrics)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_cover_exactly_the_variables(zoo: dict[str, Any], name: str) -> None:
+    found = natives(zoo[name])
+    assert sorted(map(id, found.values())) == sorted({id(v) for v in variables(zoo[name])})
+    assert len(polyak.snapshot(zoo[name])) == len(found) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_instance_and_another_process_have_the_same_paths_and_kinds(
+    zoo: dict[str, Any], elsewhere: dict[str, list[list[str]]], name: str
+) -> None:
+    here = inventory(zoo[name])
+    assert inventory(ZOO[name].built()) == here
+    assert elsewhere[name] == here
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_evidence_behind_the_paths_is_the_same_for_a_second_instance(zoo: dict[str, Any], name: str) -> None:
+    first, second = (
+        [(w.evidence.structure, w.evidence.creation, w.evidence.layer, w.evidence.local, w.evidence.position) for w in ws]
+        for ws in (polyak.snapshot(zoo[name]).weights, polyak.snapshot(ZOO[name].built()).weights)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("Module")])
+def test_kinds_are_what_keras_trains_and_what_it_only_keeps(name: str) -> None:
+    model = ZOO[name].built()
+    kinds = dict(inventory(model))
+    model.trainable = True
+    trained = {id(getattr(v, "value", v)) if name not in LEGACY else id(v) for v in model.trainable_variables}
+    for path, variable in natives(model).items():
+        if id(variable) in trained:
+            assert kinds[path] == "trainable"
+        elif variable.dtype.is_floating:
+            assert kinds[path] == "statistic"
+        else:
+            assert kinds[path] == ("seed" if "seed" in path else "counter")
+
+
+def test_kinds_of_a_module() -> None:
+    kinds = dict(inventory(ZOO["Module"].built()))
+    assert {path: kind for path, kind in kinds.items() if kind != "trainable"} == {
+        "mean": "statistic",
+        "steps": "counter",
+        "noise/state": "seed",
+    }
+
+
+def test_freezing_changes_neither_kinds_nor_paths() -> None:
+    model = ZOO["Attributes"].built()
+    before = inventory(model)
+    model.first.trainable = False
+    assert inventory(model) == before
+    model.trainable = False
+    assert inventory(model) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "paths"),
+    [
+        ("functional", ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias", "head/kernel", "head/bias"]),
+        ("Attention", ["attention/query/kernel", "attention/attention_output/bias", "attention/dropout_layer/seed_generator/state"]),
+        ("FunctionalInside", ["net/sequential/dense_1/kernel", "net/dense/kernel", "tail/dense_1/bias"]),
+        ("Blocks", ["blocks/0/kernel", "blocks/1/seed_generator/state", "blocks/3/kernel", "head/bias"]),
+        ("Containers", ["d/a/kernel", "pair/1/kernel", "nested/0/1/kernel", "nested/1/0/bias", "deep/x/0/bias", "deep/y/z/kernel"]),
+        ("ModelInModel", ["encoder/blocks/3/kernel", "others/0/head/kernel", "tied/kernel"]),
+        ("Recurrent", ["embed/embeddings", "both/backward_layer/cell/recurrent_kernel", "gru/cell/kernel"]),
+        ("same_names", ["same_names/u", "same_names/v", "same_names_1/v", "same_names/steps"]),
+        ("BareVariables", ["scale", "biases/0", "biases/2", "shift"]),
+        ("derived_names", ["derived_names/derived_names_scale", "derived_names_1/derived_names_inner/kernel"]),
+        ("normalization", ["normalization/mean", "normalization/count", "dense/kernel"]),
+        ("Module", ["blocks/1/w", "heads/left/b", "table/a/0", "scales/1", "noise/state", "mean"]),
+        ("ModuleOfLayers", ["first/kernel", "rest/0/bias", "rest/1/dense/kernel"]),
+        ("legacy_nested", ["functional/head/kernel", "sequential/batch_normalization/moving_mean"]),
+        ("LegacySubclassed", ["blocks/2/kernel", "d/a/kernel", "norm/gamma"]),
+    ],
+)
+def test_literal_paths(zoo: dict[str, Any], name: str, paths: list[str]) -> None:
+    held = set(polyak.snapshot(zoo[name]))
+    assert set(paths) <= held
+
+
+def test_compiling_training_and_tracking_add_no_weight() -> None:
+    model = ZOO["OwnTrainStep"].built()
+    before = inventory(model)
+    model.ema = polyak.EMA(model, decay=0.9)
+    model.compile(keras.optimizers.Adam(), loss="mse")
+    model.fit(ZOO["OwnTrainStep"].sample(), ZOO["OwnTrainStep"].sample(), verbose=0)
+    assert inventory(model) == before
+    assert list(model.ema.values()) == [path for path, _ in before]
+
+
+def test_looking_at_a_model_uses_up_no_automatic_name() -> None:
+    number = int(dense().name.rsplit("_", 1)[-1])
+    layer_before, model_before = keras.layers.Layer().name, tf_keras.Model().name
+    polyak.snapshot(ZOO["sequential"].built())
+    polyak.snapshot(ZOO["Module"].built())
+    polyak.snapshot(ZOO["legacy_sequential"].built())
+    assert _number(keras.layers.Layer().name) == _number(layer_before) + 1
+    assert _number(tf_keras.Model().name) == _number(model_before) + 1
+    assert _number(dense().name) == number + 1 + 2
+
+
+def _number(name: str) -> int:
+    last = name.rsplit("_", 1)[-1]
+    return int(last) if last.isdigit() else 0
+
+
+def test_a_layer_alone_is_a_model() -> None:
+    layer = dense()
+    layer.build((None, 4))
+    assert list(polyak.snapshot(layer)) == ["kernel", "bias"]
+
+
+def test_unbuilt_models_are_refused() -> None:
+    for name in ("Blocks", "sequential_deferred", "LegacySubclassed"):
+        with pytest.raises(UnbuiltModel, match="expected a built model, received one without weights yet"):
+            polyak.snapshot(ZOO[name].new())
+
+
+def test_what_is_no_model_or_has_no_weights_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"expected a Keras model, a keras layer or a tf.Module, received builtins.list"):
+        polyak.snapshot([1, 2])
+    with pytest.raises(ModelError, match="at least one weight, received none"):
+        polyak.snapshot(tf.Module())
+
+
+def test_a_weight_that_no_attribute_reaches_is_refused() -> None:
+    model = ZOO["Attributes"].built()
+    hidden = Blocks()
+    hidden(ZOO["Blocks"].sample())
+    model._layers.append(hidden)  # Keras tracks it; the paths say so by class and number
+    assert "blocks/blocks/0/kernel" in set(polyak.snapshot(model))
+    assert isinstance(model, keras.Model)
+
+
+def test_two_weights_of_one_path_are_refused() -> None:
+    module = tf.Module()
+    module.d = {"a/w": tf.Variable(1.0), "a": {"w": tf.Variable(2.0)}}
+    with pytest.raises(ModelError, match="weight 'd/a/w' exists twice"):
+        polyak.snapshot(module)
+
+
+def test_paths_of_modules_do_not_depend_on_the_order_of_attributes() -> None:
+    first, second = tf.Module(), tf.Module()
+    first.a, first.b = Affine(), Affine()
+    second.b, second.a = Affine(), Affine()
+    assert inventory(first) == inventory(second)
+    assert isinstance(ZOO["OwnTrainStep"].new(), OwnTrainStep)
