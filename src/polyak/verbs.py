@@ -199,8 +199,10 @@ def _source(source: Any, weights: str | None) -> Snapshot:
     if isinstance(source, Average):
         role = choose_role((AVERAGE,) if weights is None else (RAW, AVERAGE), weights, source.label)
         return source.snapshot() if role == AVERAGE else snapshot_of(source.source, RAW)
-    choose_role((RAW,), weights, type(source).__name__)
-    return snapshot_of(model_target(source), RAW)
+    target = model_target(source)
+    role, state = framework_of(source).role(source)
+    choose_role((role,), weights, target.label)
+    return snapshot_of(target, role, state)
 
 
 def _numbered(source: Snapshot) -> bool:

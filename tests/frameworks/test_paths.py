@@ -74,8 +74,9 @@ def test_the_evidence_behind_the_paths_is_the_same_for_a_second_instance(zoo: di
 def test_kinds_are_what_keras_trains_and_what_it_only_keeps(name: str) -> None:
     model = ZOO[name].built()
     kinds = dict(inventory(model))
+    model.trainable = False  # so that the next line reaches every layer
     model.trainable = True
-    trained = {id(getattr(v, "value", v)) if name not in LEGACY else id(v) for v in model.trainable_variables}
+    trained = {id(v if name in LEGACY else v.value) for v in model.trainable_variables}
     for path, variable in natives(model).items():
         if id(variable) in trained:
             assert kinds[path] == "trainable"

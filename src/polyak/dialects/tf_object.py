@@ -95,10 +95,14 @@ class Graph:
         layers had are evidence beside it: where a target's explicit names say otherwise, matching refuses.
         """
         layers: dict[int, list[str]] = {}
+        owners = set()
         for key in self.contents.tensors:
-            numbers = [int(p[-2]) for p in self.paths(key) if len(p) > 2 and p[-3] in _CHAINS and p[-2].isdigit()]
-            if numbers and self.contents.full_names.get(key, "").count("/") > 1:
-                layers.setdefault(numbers[0], []).append(key)
+            path = next((p for p in self.paths(key) if len(p) > 2 and p[-3] in _CHAINS and p[-2].isdigit()), None)
+            if path is not None and "/" in self.contents.full_names.get(key, ""):
+                layers.setdefault(int(path[-2]), []).append(key)
+                owners.add(tuple(step for step in path[:-3] if step != "_functional"))
+        if len(owners) > 1:
+            return {}
         return dict(_chain([layers[i] for i in sorted(layers)], self.contents.full_names))
 
     @property

@@ -30,6 +30,10 @@ class Framework(ABC):
         """The model's weights as something to read and to write. Raises UnbuiltModel."""
 
     @abstractmethod
+    def role(self, model: Any) -> tuple[str, State | None]:
+        """What the model holds now: raw weights, or the values of an average that is applied to it."""
+
+    @abstractmethod
     def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> Average:
         """A new average of the model."""
 

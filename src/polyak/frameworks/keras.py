@@ -72,6 +72,7 @@ class KerasAverage(TensorFlowAverage, KerasSaveable):  # type: ignore[misc]
 
     def save_own_variables(self, store: Any) -> None:
         """Keras calls this from ``model.save`` and ``save_weights``."""
+        self.refuse_swapped_file()
         store["memo"] = np.frombuffer(self.memo().encode(), np.uint8)
         store["counts"] = np.array([self.count, self.skipped], np.int64)
         for path, value in self.values().items():

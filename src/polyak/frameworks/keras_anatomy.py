@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +55,8 @@ class Flavour:
         trainable, others = (list(getattr(layer, name)) for name in self.lists)
         variables = [(v, True) for v in trainable] + [(v, False) for v in others]
         held = _attribute_names(layer, self.own_names)
-        locals_ = _local_names([v for v, _ in variables], held)
+        names = [self._without_number(v.name, layer) for v, _ in variables]
+        locals_ = _local_names(names, [held.get(id(v), "variable") for v, _ in variables])
         own = [Own(name, v, kind_of(v, moved)) for name, (v, moved) in zip(locals_, variables, strict=True)]
         return own + [
             Own(f"{held.get(id(s), 'seed_generator')}/state", s.state, Kind.SEED)
@@ -78,6 +80,7 @@ class Flavour:
         for key, value in sorted(user_attributes(layer, self.own_names), key=lambda kv: (kv[0].startswith("_"), kv[0])):
             if self.is_layer(value):
                 explicit = self.explicit_name(value)
+                explicit = None if explicit is None else self._without_number(explicit, layer)
                 yield Step.named(explicit or key.lstrip("_") if key.startswith("_") else key, explicit), value
             else:
                 yield from contained(key.lstrip("_"), value, self.is_layer, self.sibling)
@@ -98,8 +101,16 @@ class Flavour:
     def explicit_name(self, layer: Any) -> str | None:
         """The layer's name if the user gave it; None for ``dense`` and ``dense_7`` on a Dense."""
         name: str = layer.name
-        auto = re.fullmatch(rf"{re.escape(snake_case(type(layer).__name__))}(_\d+)?", name)
-        return None if auto else name
+        family = snake_case(type(layer).__name__)
+        # tf_keras calls its functional models after the class that the user called, Model.
+        prefix = "(functional|model)" if family == "functional" else re.escape(family)
+        return None if re.fullmatch(rf"{prefix}(_\d+)?", name) else name
+
+    def _without_number(self, name: str, owner: Any) -> str:
+        """A name that was made from its owner's automatic one (``block_3_kernel``), less the number in it."""
+        if self.explicit_name(owner) is not None:
+            return name
+        return re.sub(rf"(?<![^\W_]){re.escape(owner.name)}(?![^\W_])", re.sub(r"_\d+$", "", owner.name), name)
 
     def _is_functional(self, model: Any) -> bool:
         functional = getattr(model, "_is_graph_network", None)
@@ -168,9 +179,14 @@ def _sublayers(layer: Any) -> Iterable[Any]:
     return list(getattr(layer, "_layers", None) or getattr(layer, "_self_tracked_trackables", ()))
 
 
+@cache
 def _own_names(keras: ModuleType) -> frozenset[str]:
-    """Attributes of a bare layer and a bare model: what is not among them, the user made."""
-    return frozenset({*vars(keras.layers.Layer()), *vars(keras.Model()), "_functional", "_operations", "optimizer"})
+    """Attributes of a bare layer and a bare model: what is not among them, the user made.
+
+    The two have names, so that they use up no automatic number of the user's layers.
+    """
+    bare = (keras.layers.Layer(name="polyak"), keras.Model(name="polyak"))
+    return frozenset({*vars(bare[0]), *vars(bare[1]), "_functional", "_operations", "optimizer"})
 
 
 def _attribute_names(layer: Any, own_names: frozenset[str]) -> dict[int, str]:
@@ -198,9 +214,9 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
         yield key, value
 
 
-def _local_names(variables: Sequence[Any], held: Mapping[int, str]) -> list[str]:
+def _local_names(names: Sequence[str], held: Sequence[str]) -> list[str]:
     """A variable's own name where that tells it apart in its layer, else the attribute that holds it."""
-    plain = [v.name.rsplit("/", 1)[-1].removesuffix(":0") for v in variables]
+    plain = [n.rsplit("/", 1)[-1].removesuffix(":0") for n in names]
     clear = [n for n in plain if plain.count(n) == 1 and not _UNNAMED.fullmatch(n)]
-    first = [n if n in clear else held.get(id(v), "variable") for n, v in zip(plain, variables, strict=True)]
+    first = [n if n in clear else attribute for n, attribute in zip(plain, held, strict=True)]
     return numbered(first) if len(set(first)) < len(first) else first

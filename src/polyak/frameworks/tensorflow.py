@@ -14,7 +14,9 @@ from polyak.errors import ModelError, UnbuiltModel
 from polyak.frameworks.base import Framework
 from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.tensorflow_exchange import holds_average, watchers
 from polyak.frameworks.tensorflow_target import Variables
+from polyak.manifest import AVERAGE, RAW, State
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
 from polyak.weights import Evidence, Kind, Weight, glob_match
 
@@ -45,6 +47,14 @@ class TensorFlowFramework(Framework):
         ranked = sorted(weights, key=lambda w: w.evidence.position if w.evidence else 0)
         trackables = {w.path: f.own.variable for w, f in zip(weights, found, strict=True)}
         return Variables(describe(model), native, ranked, trackables)
+
+    def role(self, model: Any) -> tuple[str, State | None]:
+        """What the model holds now: raw weights, or the values of an average that is applied to it."""
+        variables = self.variables(model, {})
+        if not any(holds_average(v) for v in variables.variables.values()):
+            return RAW, None
+        applied = [a for a in watchers(variables) if a.is_applied]
+        return AVERAGE, applied[0].state if len(applied) == 1 else None
 
     def find(self, model: Any) -> Iterator[Found]:
         """The variables of the model, by the walk."""

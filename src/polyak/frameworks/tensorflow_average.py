@@ -18,7 +18,8 @@ from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel
 from polyak.frameworks.base import Average
 from polyak.frameworks.tensorflow_kernel import OPS, is_safe, move
-from polyak.frameworks.tensorflow_target import Variables
+from polyak.frameworks.tensorflow_exchange import bring_back, set_aside, watch, watchers
+from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import PutBack, Target
@@ -27,7 +28,6 @@ from polyak.weights import Kind, Weight
 if TYPE_CHECKING:
     from polyak.frameworks.tensorflow import TensorFlowFramework
 
-_WATCHERS = "_polyak_averages"
 _APPLIED = "the average is applied to the model: an update now would average the averaged weights"
 
 
@@ -110,7 +110,9 @@ class Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
         self._average = Ref(average)
 
     def serialize(self) -> str:
-        return cast("TensorFlowAverage", self._average.value).memo()
+        average = cast("TensorFlowAverage", self._average.value)
+        average.refuse_swapped_file()
+        return average.memo()
 
     def deserialize(self, string_value: bytes) -> None:
         cast("TensorFlowAverage", self._average.value).compare_memo(string_value)
@@ -119,7 +121,7 @@ class Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
 class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # type: ignore[misc]
     """An average whose state is TensorFlow variables.
 
-    Checkpoint keys are ``shadows/<path>``, ``raw/<path>``, ``count``, ``skipped``, ``applied`` and ``memo``. The raw weights are
+    Checkpoint keys are ``shadows/<path>``, ``raw/<path>``, ``count``, ``skipped`` and ``memo``. The raw weights are
     the model's own variables: TensorFlow stores each variable once, so they cost nothing where the model is in the
     checkpoint too, and they are complete where TensorFlow's own file of the model is not.
     """
@@ -134,14 +136,13 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         self._held: Ref = Ref(None)
         self._compiled = Ref(None)
         self._twin = Ref(None)
-        self._depth = Ref(0)
+        self._entered = Ref(0)
         self._traced = Ref(False)
         self._reported = Ref(0)
         with tf.init_scope():
             self._own = Ref(Counters(_counter("count"), _counter("skipped"), tf.Variable(False, trainable=False)))
         for name, state in (("count", self._counts.updates), ("skipped", self._counts.refused)):
             self._track_trackable(state, name=name)
-        self._track_trackable(self._counts.in_use, name="applied")
         self._track_trackable(Memo(self), name="memo")
         if framework.is_built(model):
             self._bind()
@@ -183,7 +184,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     @property
     def source(self) -> Target:
-        return self.bound.raw
+        return RawTarget(self.bound.raw)
 
     def __repr__(self) -> str:
         if self._held.value is None and not self.framework.is_built(self.followed()):
@@ -257,30 +258,31 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     @contextmanager
     def applied(self) -> Iterator[None]:
+        if not tf.executing_eagerly():
+            raise Applied("applied() was called inside a tf.function", hint="call the average itself there: ema(x)")
         bound = self._fresh()
         self.report_skips()
-        self._depth.value += 1
-        if self._depth.value > 1:
-            try:
-                yield
-            finally:
-                self._depth.value -= 1
-            return
-        watchers = _watchers(bound)
-        was_in_use = [(w, bool(w._counts.in_use.numpy())) for w in watchers]
-        held = [bound.raw.hold(path) for path in bound.shadows.variables]
+        marks = [(a._counts.in_use, bool(a._counts.in_use.numpy())) for a in watchers(bound.raw)]
+        exchanged: list[tuple[tf.Variable, tf.Tensor]] = []
+        self._entered.value += 1
         try:
-            for average in watchers:
-                average._counts.in_use.assign(True)
+            for flag, _ in marks:
+                flag.assign(True)
             for shadow, raw in bound.pairs:
+                exchanged.append((raw, set_aside(raw)))
                 raw.assign(tf.cast(shadow, raw.dtype))
             yield
         finally:
-            for put_back in held:
-                put_back()
-            for average, before in was_in_use:
-                average._counts.in_use.assign(before)
-            self._depth.value -= 1
+            for raw, held in reversed(exchanged):
+                bring_back(raw, held)
+            for flag, before in marks:
+                flag.assign(before)
+            self._entered.value -= 1
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether this average is applied to its model now."""
+        return bool(self._entered.value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.framework.call(self, *args, **kwargs)
@@ -320,6 +322,14 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
             self._set_state(self.rule, 0, 0)
         else:
             self._set_state(rule_from_json(state.rule), state.count, state.skipped)
+
+    def refuse_swapped_file(self) -> None:
+        """Raise Applied when another tool is about to write averaged values as the model's raw weights."""
+        if bool(self._counts.in_use.numpy()):
+            raise Applied(
+                "the average is applied to the model: this file would hold averaged values as raw weights",
+                hint="leave the `with ema.applied()` block first, or use polyak.save, which knows",
+            )
 
     def memo(self) -> str:
         """Rule and evidence as JSON text, for files that TensorFlow or Keras write."""
@@ -390,7 +400,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
             self.shadows = dict(shadows)
             self.raw = dict(raw.trackables)
         for variable in raw.variables.values():
-            _watch(variable, self)
+            watch(variable, self)
 
     def _fresh(self) -> Bound:
         """The pairs, after a check that the model still has the weights that are followed."""
@@ -475,19 +485,3 @@ def _refuse_nonfinite(followed: Sequence[Weight], raw: Variables) -> None:
                 f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
                 hint="start the average before training diverges, or load finite weights",
             )
-
-
-def _watch(variable: tf.Variable, average: TensorFlowAverage) -> None:
-    """Note on a variable which averages follow it, so that all of them know when it holds averaged values."""
-    import weakref
-
-    if _WATCHERS not in vars(variable):
-        setattr(variable, _WATCHERS, weakref.WeakSet())
-    getattr(variable, _WATCHERS).add(average)
-
-
-def _watchers(bound: Bound) -> list[TensorFlowAverage]:
-    found: dict[int, TensorFlowAverage] = {}
-    for _, raw in bound.pairs:
-        found.update({id(a): a for a in getattr(raw, _WATCHERS, ())})
-    return list(found.values())

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from polyak.errors import Applied
+from polyak.frameworks.tensorflow_exchange import holds_average, raw_value
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
@@ -46,9 +48,24 @@ class Variables(Target):
     def hold(self, path: str) -> PutBack:
         """TensorFlow shares the buffer until the variable is written: holding costs no copy of its own."""
         variable = self.variables[path]
+        if holds_average(variable):
+            raise Applied(
+                f"weight {path!r} of {self.label}: an average is applied; what is written now would be lost",
+                hint="leave the `with ema.applied()` block first",
+            )
         held = variable.read_value()
 
         def put_back() -> None:
             variable.assign(held)
 
         return put_back
+
+
+class RawTarget(Variables):
+    """The raw weights that an average follows; they read as such also while it is applied."""
+
+    def __init__(self, followed: Variables) -> None:
+        super().__init__(followed.label, followed.variables, followed.weights, followed.trackables)
+
+    def read(self, path: str) -> Array:
+        return np.array(raw_value(self.variables[path]).numpy())

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, RuleError, UnexpectedWeight
+from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight, WeightError
+from polyak.snapshot import nearest_name
 from polyak.weights import Kind, Weight
 
 Key = Literal["path", "structure", "name", "creation", "position"]
@@ -32,16 +33,30 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """A leading part of the names that one side has and the other has not, such as ``net/``."""
+
+    source: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Pairing:
     """The pairs, and what stayed without a partner on each side."""
 
     pairs: tuple[Pair, ...]
     missing: tuple[Weight, ...]
     unexpected: tuple[Weight, ...]
+    scope: Scope = Scope()
 
 
 def pair(source: Sequence[Weight], target: Sequence[Weight], by: Key = "path", rename: Rename | None = None) -> Pairing:
-    """Pair by one key after renaming. Nothing is refused here but a rename that makes two names one.
+    """Pair renamed weights by their new path and all others by one key. A leading scope is seen through where no
+    path is shared. Nothing is refused here but two sources of one name.
+
+    Raises:
+        AmbiguousMatch: two sources would have one name.
+        WeightError: ``rename`` cannot be applied.
 
     Example:
         >>> w = Weight("net/head/bias", (3,), "float32", Kind.TRAINABLE)
@@ -49,18 +64,33 @@ def pair(source: Sequence[Weight], target: Sequence[Weight], by: Key = "path", r
         >>> pair([w], [t], rename={"net/*": "*"}).pairs[0].source.path
         'net/head/bias'
     """
-    names = _renamed(source, by, rename)
-    keyed = _unique(names)
-    pairs = [_pair(keyed[key], t, by, rename) for t in target if (key := key_of(t, by)) in keyed]
+    names = {w.path: apply_rename(w.path, rename) for w in source}
+    told = _unique((names[w.path], w) for w in source if names[w.path] != w.path)
+    same = _unique((key_of(w, by), w) for w in source if names[w.path] == w.path)
+    if by == "path":
+        _unique((names[w.path], w) for w in source)
+    pairs, scope = _pairs(told, same, target, by), Scope()
     if not pairs and by == "path" and rename is None:
-        pairs = _by_scope(source, target)
-    paired_sources = {p.source.path for p in pairs}
-    paired_targets = {p.target.path for p in pairs}
+        scope = _scope(source, target)
+        pairs = _scoped(source, target, scope)
+    sources, targets = {p.source.path for p in pairs}, {p.target.path for p in pairs}
     return Pairing(
         tuple(pairs),
-        tuple(t for t in target if t.path not in paired_targets),
-        tuple(s for s in source if s.path not in paired_sources),
+        tuple(t for t in target if t.path not in targets),
+        tuple(s for s in source if s.path not in sources),
+        scope,
     )
+
+
+def _pairs(told: Mapping[str, Weight], same: Mapping[str, Weight], target: Sequence[Weight], by: Key) -> list[Pair]:
+    pairs = []
+    for t in target:
+        key = key_of(t, by)
+        if t.path in told:
+            pairs.append(Pair(told[t.path], t, told=True))
+        elif key is not None and key in same:
+            pairs.append(Pair(same[key], t, told=by != "path"))
+    return pairs
 
 
 def key_of(weight: Weight, by: Key) -> str | None:
@@ -79,10 +109,10 @@ def refuse_conflicts(pairing: Pairing, source: Sequence[Weight], target: Sequenc
     order of the layers that own weights; the two then disagree about ``blocks/2/kernel``.
     """
     for witness in _WITNESSES:
-        sources = _index(source, witness)
-        targets = _index(target, witness)
+        sources = _index(source, witness, pairing.scope.source)
+        targets = _index(target, witness, pairing.scope.target)
         for p in pairing.pairs:
-            key = key_of(p.target, witness)
+            key = _within(key_of(p.target, witness), pairing.scope.target)
             other = sources.get(key) if key in targets else None
             if not p.told and other is not None and _rivals(p, other):
                 raise _conflict(p, other, witness, where)
@@ -98,8 +128,8 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str) -> 
         raise _unexpected(unexpected, source_label, target_label)
     if not any(p.target.kind is not Kind.SEED for p in pairing.pairs):
         raise MissingWeight(
-            f"nothing to transfer from {source_label} to {target_label}: no weight is paired",
-            hint="check include= and exclude=, and that both sides are built",
+            f"{target_label}: expected at least one weight to transfer, received none from {source_label}",
+            hint="check include= and exclude=",
         )
 
 
@@ -113,9 +143,12 @@ def apply_rename(path: str, rename: Rename | None) -> str:
     if rename is None:
         return path
     if not isinstance(rename, Mapping):
-        return rename(path)
+        name = rename(path)
+        if not isinstance(name, str):
+            raise WeightError(f"weight {path!r}: expected a name from the rename function, received {name!r}")
+        return name
     for old, new in rename.items():
-        found = re.fullmatch("(.*)".join(re.escape(part) for part in old.split("*")), path)
+        found = _stars(old, path)
         if found:
             return _fill(new, found.groups(), old)
     return path
@@ -123,54 +156,76 @@ def apply_rename(path: str, rename: Rename | None) -> str:
 
 def _fill(new: str, stars: tuple[str, ...], old: str) -> str:
     if new.count("*") != len(stars):
-        raise RuleError(
-            f"rename {old!r}: expected {len(stars)} stars in the new name, received {new!r}",
+        raise WeightError(
+            f"rename={{{old!r}: {new!r}}}: expected {_count(len(stars), 'star')} in the new name, "
+            f"received {new.count('*')}",
             hint='write for example rename={"enc/*": "encoder/*"}',
         )
     parts = new.split("*")
     return "".join(part + star for part, star in zip(parts, (*stars, ""), strict=True))
 
 
-def _renamed(source: Sequence[Weight], by: Key, rename: Rename | None) -> list[tuple[str | None, Weight]]:
-    if rename is None or by != "path":
-        return [(key_of(w, by), w) for w in source]
-    return [(apply_rename(w.path, rename), w) for w in source]
+def refuse_unused_renames(source: Sequence[Weight], rename: Rename | None, where: str) -> None:
+    """Raise MissingWeight for an entry of a mapping that is the name or glob of no source weight."""
+    paths = [w.path for w in source]
+    for old in rename if isinstance(rename, Mapping) else ():
+        if not any(_stars(old, path) for path in paths):
+            raise MissingWeight(
+                f"rename={old!r}: expected a weight of {where}, received a name of none{nearest_name(old, paths)}",
+                hint='rename maps source names to target names: rename={"old/*": "new/*"}',
+            )
 
 
-def _unique(names: Iterable[tuple[str | None, Weight]]) -> dict[str | None, Weight]:
-    keyed: dict[str | None, Weight] = {}
+def _stars(old: str, path: str) -> re.Match[str] | None:
+    """A match whose groups are what the stars of a glob stand for."""
+    return re.fullmatch("(.*)".join(re.escape(part) for part in old.split("*")), path, re.DOTALL)
+
+
+def _unique(names: Iterable[tuple[str | None, Weight]]) -> dict[str, Weight]:
+    keyed: dict[str, Weight] = {}
     for name, weight in names:
         if name is None:
             continue
         if name in keyed:
             raise AmbiguousMatch(
-                f"weights {keyed[name].path!r} and {weight.path!r} are both called {name!r}",
-                hint="give each its own name with rename=",
+                f"weight {name!r}: expected one source, received {keyed[name].path!r} and {weight.path!r}",
+                hint="give each a name of its own with rename=, or leave one out with exclude=",
             )
         keyed[name] = weight
     return keyed
 
 
-def _pair(source: Weight, target: Weight, by: Key, rename: Rename | None) -> Pair:
-    told = by != "path" or (rename is not None and apply_rename(source.path, rename) != source.path)
-    return Pair(source, target, told)
+def _scope(source: Sequence[Weight], target: Sequence[Weight]) -> Scope:
+    """The one scope under which one side holds all that the other holds: TF1 puts one before every name."""
+    ours, theirs = ([w.path for w in side if w.kind is not Kind.SEED] for side in (source, target))
+    found = [Scope(source=s) for s in _scopes(ours, theirs)] + [Scope(target=s) for s in _scopes(theirs, ours)]
+    return found[0] if len(found) == 1 else Scope()
 
 
-def _by_scope(source: Sequence[Weight], target: Sequence[Weight]) -> list[Pair]:
-    """Pairs under one common leading scope, if they are complete: TF1 puts a scope before every name."""
-    needed = [t for t in target if t.kind is not Kind.SEED]
-    by_name = {s.path: s for s in source}
-    scopes = {s.path.removesuffix(needed[0].path) for s in source if s.path.endswith(f"/{needed[0].path}")} if needed else set()
-    fitting = [scope for scope in scopes if all(scope + t.path in by_name for t in needed)]
-    if len(fitting) != 1:
+def _scopes(outer: Sequence[str], inner: Sequence[str]) -> list[str]:
+    if not inner or not outer:
         return []
-    return [Pair(by_name[fitting[0] + t.path], t, told=True) for t in needed]
+    held = set(outer)
+    candidates = {path.removesuffix(inner[0]) for path in outer if path.endswith(f"/{inner[0]}")}
+    return [scope for scope in sorted(candidates) if all(scope + path in held for path in inner)]
 
 
-def _index(weights: Sequence[Weight], by: Key) -> dict[str, Weight]:
+def _scoped(source: Sequence[Weight], target: Sequence[Weight], scope: Scope) -> list[Pair]:
+    named = {s.path.removeprefix(scope.source): s for s in source if s.path.startswith(scope.source)}
+    names = ((t.path.removeprefix(scope.target), t) for t in target if t.path.startswith(scope.target))
+    return [Pair(named[name], t) for name, t in names if name in named]
+
+
+def _within(key: str | None, scope: str) -> str | None:
+    """A key less as many leading steps as the scope has: other evidence may call these steps otherwise."""
+    return None if key is None else key.split("/", scope.count("/"))[-1]
+
+
+def _index(weights: Sequence[Weight], by: Key, scope: str) -> dict[str | None, Weight]:
     """Weights under a key, without those keys that do not tell weights apart."""
-    keys = Counter(key_of(w, by) for w in weights)
-    return {key: w for w in weights if (key := key_of(w, by)) is not None and keys[key] == 1}
+    keys = [(_within(key_of(w, by), scope), w) for w in weights if w.path.startswith(scope)]
+    times = Counter(key for key, _ in keys)
+    return {key: w for key, w in keys if key is not None and times[key] == 1}
 
 
 def _rivals(p: Pair, other: Weight) -> bool:
@@ -185,7 +240,7 @@ def _conflict(p: Pair, other: Weight, witness: Key, where: str) -> AmbiguousMatc
     )
 
 
-def _missing(missing: list[Weight], unexpected: list[Weight], source: str, target: str) -> PolyakError:
+def _missing(missing: list[Weight], unexpected: list[Weight], source: str, target: str) -> MissingWeight:
     first = missing[0]
     near = nearest(first, unexpected)
     message = (
@@ -194,29 +249,35 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
     )
     if near is None:
         return MissingWeight(message, hint=f'leave it as it is with exclude="{first.path}"')
-    renames = f'rename={{"{near.path}": "{first.path}"}}'
-    return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'pair them with {renames}{_whole(missing, unexpected)}')
+    hint = f'pair them with rename={{"{near.path}": "{first.path}"}}{_whole(missing, unexpected)}'
+    return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)
 
 
 def _whole(missing: list[Weight], unexpected: list[Weight]) -> str:
     """Another kind of evidence that pairs all the rest, as a second suggestion."""
-    for by in ("structure", "position"):
+    kinds: tuple[tuple[Key, str], ...] = (("structure", "structure"), ("position", "order"))
+    for by, word in kinds:
         found = {key_of(w, by): w for w in unexpected if w.evidence is not None}
         if all((s := found.get(key_of(t, by))) is not None and s.shape == t.shape for t in missing):
-            return f', or all by their {"order" if by == "position" else by} with by="{by}"'
+            return f', or all by their {word} with by="{by}"'
     return ""
 
 
-def _unexpected(unexpected: list[Weight], source: str, target: str) -> PolyakError:
+def _unexpected(unexpected: list[Weight], source: str, target: str) -> UnexpectedWeight:
     first = unexpected[0]
     return UnexpectedWeight(
-        f"weight {first.path!r} {first.shape} of {source} has no place in {target}{_others(unexpected)}",
+        f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
+        f"from {source}{_others(unexpected)}",
         hint=f'leave it out with exclude="{first.path}"',
     )
 
 
 def _others(weights: list[Weight]) -> str:
     return f" (and {len(weights) - 1} more)" if len(weights) > 1 else ""
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:

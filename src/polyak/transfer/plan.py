@@ -7,13 +7,14 @@ from typing import Literal, TypedDict
 
 import msgspec
 
-from polyak.errors import DtypeMismatch, MissingWeight, ShapeMismatch
-from polyak.snapshot import Snapshot
+from polyak.errors import DtypeMismatch, ShapeMismatch
+from polyak.snapshot import Snapshot, refuse_unmatched
+from polyak.transfer import match
 from polyak.transfer.commit import commit
-from polyak.transfer.match import Key, Pair, Pairing, Rename, apply_rename, nearest, pair, refuse_conflicts, require_complete
+from polyak.transfer.match import Key, Pair, Pairing, Rename
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import Target
-from polyak.weights import Globs, Kind, Weight, glob_match, numpy_dtype, unmatched_globs
+from polyak.weights import Globs, Kind, Weight, glob_match, numpy_dtype, widens
 
 
 class Asked(TypedDict, total=False):
@@ -23,8 +24,8 @@ class Asked(TypedDict, total=False):
         rename: source name to target name: a mapping with globs (``{"enc/*": "encoder/*"}``) or a function.
         include: globs of the target weights to move.
         exclude: globs of weights to leave alone, on either side.
-        cast: "target" allows a narrower dtype where the target has one.
-        by: the evidence to pair by, where the kinds disagree.
+        cast: "target" allows a narrower dtype where the target has one and the values are within its range.
+        by: the evidence to pair by, where the kinds disagree; renamed weights are paired by their new name.
         nonfinite: "allow" moves NaN and infinity, too.
     """
 
@@ -53,9 +54,12 @@ class Plan:
     """A checked transfer that has not been done yet.
 
     Attributes:
+        source: the weights of one role; their values are read by ``apply``.
+        target: what is written.
         moves: what goes where.
-        skipped: target weights that the caller asked to leave alone.
+        skipped: weights of either side that the caller asked to leave alone.
         left: random seeds that only one side has.
+        finite: NaN and infinity are refused.
     """
 
     source: Snapshot
@@ -70,10 +74,14 @@ class Plan:
         return self.source.roles[0]
 
     def apply(self) -> Receipt:
-        """Write, read back, compare. All or nothing.
+        """Write, read back, compare. All or nothing: whatever is raised, the target is as it was.
+
+        An average takes over the rule and counts of the average that it gets values of, and starts to count anew
+        when it gets raw weights.
 
         Raises:
-            TransferError: a write failed or did not arrive; the target is as it was.
+            NonFinite, DtypeMismatch: a value must not be written.
+            TransferError: a weight did not arrive; or it could not be put back, and the message says which.
         """
         moved = commit(self.source, self.target, [(m.source, m.target, m.dtype) for m in self.moves], self.finite)
         state = self.source.state
@@ -88,13 +96,11 @@ class Plan:
         )
 
     def without(self, globs: Globs) -> Plan:
-        """The plan less the moves whose target matches."""
-        dropped = [m.target for m in self.moves if glob_match(m.target, globs)]
-        return replace(
-            self,
-            moves=tuple(m for m in self.moves if m.target not in set(dropped)),
-            skipped=(*self.skipped, *dropped),
-        )
+        """The plan less the moves whose target matches. Raises MissingWeight if a glob matches none."""
+        refuse_unmatched([m.target for m in self.moves], (), globs, f"the plan for {self.target.label}")
+        kept = tuple(m for m in self.moves if not glob_match(m.target, globs))
+        dropped = (m.target for m in self.moves if glob_match(m.target, globs))
+        return replace(self, moves=kept, skipped=(*self.skipped, *dropped))
 
     def to_json(self) -> str:
         """The plan as data: source, target, role, moves, skipped, left."""
@@ -110,68 +116,91 @@ class Plan:
 
     def __str__(self) -> str:
         head = f"{self.role} weights: {self.source.origin} -> {self.target.label}"
-        lines = [f"  {m.source} -> {m.target}  {m.shape} {_dtypes(m)}" for m in self.moves]
-        return "\n".join([head, *lines, *(f"  skipped: {path}" for path in self.skipped)])
+        moves = (f"  {_names(m)}  {m.shape} {_dtypes(m)}" for m in self.moves)
+        skipped = (f"  skipped as asked: {path}" for path in self.skipped)
+        left = (f"  random seed left alone: {path}" for path in self.left)
+        return "\n".join([head, *moves, *skipped, *left])
 
 
 def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
-    """Pair all weights and check shapes and dtypes; nothing is read or written.
+    """Pair all weights and check shapes and dtypes; no value is read or written.
 
     ``source`` holds one role.
 
     Raises:
-        MissingWeight, UnexpectedWeight: a weight without partner.
+        MissingWeight, UnexpectedWeight: a weight without partner, or a name or glob that none has.
         ShapeMismatch, DtypeMismatch: partners that do not fit.
-        AmbiguousMatch: two kinds of evidence disagree.
+        AmbiguousMatch: two kinds of evidence disagree, or two sources have one name.
     """
-    include, exclude = asked.get("include", "*"), asked.get("exclude", ())
-    rename = asked.get("rename")
-    _refuse_unmatched((include, exclude), source.weights, target.weights, rename)
-    wanted = [w for w in target.weights if glob_match(w.path, include) and not glob_match(w.path, exclude)]
-    offered = [w for w in source.weights if _offered(w, include, exclude, rename)]
-    pairing = pair(offered, wanted, asked.get("by") or "path", rename)
-    require_complete(pairing, source.origin, target.label)
+    _refuse_typos(source, target, asked)
+    offered = [w for w in source.weights if not _excluded(w.path, asked) and not _excluded(_new_name(w, asked), asked)]
+    found = match.pair(offered, target.weights, asked.get("by") or "path", asked.get("rename"))
     if asked.get("by") is None:
-        refuse_conflicts(pairing, source.weights, target.weights, source.origin)
+        match.refuse_conflicts(found, source.weights, target.weights, source.origin)
+    pairing = _wanted(found, asked)
+    match.require_complete(pairing, source.origin, target.label)
     for p in pairing.pairs:
-        _refuse_shape(p, source, target)
+        _refuse_shape(p, source)
         _refuse_dtype(p, source, asked.get("cast"))
     return Plan(
         source,
         target,
         tuple(_move(p) for p in pairing.pairs),
-        tuple(w.path for w in target.weights if w not in wanted),
-        _left(pairing),
+        _skipped(source, target, found, pairing),
+        tuple(w.path for w in (*pairing.missing, *pairing.unexpected)),
         finite=asked.get("nonfinite", "refuse") == "refuse",
     )
 
 
-def _offered(w: Weight, include: Globs, exclude: Globs, rename: Rename | None) -> bool:
-    names = (w.path, apply_rename(w.path, rename))
-    return any(glob_match(n, include) for n in names) and not any(glob_match(n, exclude) for n in names)
+def _refuse_typos(source: Snapshot, target: Target, asked: Asked) -> None:
+    match.refuse_unused_renames(source.weights, asked.get("rename"), source.origin)
+    paths = [w.path for w in target.weights] + [name for w in source.weights for name in (_new_name(w, asked), w.path)]
+    where = f"{target.label} and {source.origin}"
+    refuse_unmatched(paths, asked.get("include", "*"), asked.get("exclude", ()), where)
+
+
+def _new_name(w: Weight, asked: Asked) -> str:
+    return match.apply_rename(w.path, asked.get("rename"))
+
+
+def _excluded(path: str, asked: Asked) -> bool:
+    return glob_match(path, asked.get("exclude", ()))
+
+
+def _asked_for(path: str, asked: Asked) -> bool:
+    return glob_match(path, asked.get("include", "*")) and not _excluded(path, asked)
+
+
+def _wanted(found: Pairing, asked: Asked) -> Pairing:
+    """What the caller asks for. Targets decide where there is a pair, names of the source where there is none."""
+    return replace(
+        found,
+        pairs=tuple(p for p in found.pairs if _asked_for(p.target.path, asked)),
+        missing=tuple(t for t in found.missing if _asked_for(t.path, asked)),
+        unexpected=tuple(
+            s for s in found.unexpected if _asked_for(s.path, asked) or _asked_for(_new_name(s, asked), asked)
+        ),
+    )
+
+
+def _skipped(source: Snapshot, target: Target, found: Pairing, pairing: Pairing) -> tuple[str, ...]:
+    """Target weights that are not moved, then source weights that no target weight stands for."""
+    done = {p.target.path for p in pairing.pairs} | {t.path for t in pairing.missing}
+    ours = [t.path for t in target.weights if t.path not in done]
+    used = {p.source.path for p in found.pairs} | {s.path for s in pairing.unexpected}
+    theirs = [s.path for s in source.weights if s.path not in used]
+    return tuple(dict.fromkeys((*ours, *theirs)))
 
 
 def _move(p: Pair) -> Move:
     return Move(p.source.path, p.target.path, p.target.shape, p.source.dtype, p.target.dtype, p.target.kind)
 
 
-def _left(pairing: Pairing) -> tuple[str, ...]:
-    return tuple(w.path for w in (*pairing.missing, *pairing.unexpected))
-
-
-def _refuse_unmatched(globs: tuple[Globs, Globs], source: tuple[Weight, ...], target: tuple[Weight, ...], rename: Rename | None) -> None:
-    paths = [w.path for w in target] + [w.path for w in source] + [apply_rename(w.path, rename) for w in source]
-    for name, given in zip(("include", "exclude"), globs, strict=True):
-        for glob in unmatched_globs(paths, given):
-            if paths:
-                raise MissingWeight(f"{name}={glob!r} matches no weight", hint=f"the paths look like {paths[0]!r}")
-
-
-def _refuse_shape(p: Pair, source: Snapshot, target: Target) -> None:
+def _refuse_shape(p: Pair, source: Snapshot) -> None:
     if p.source.shape == p.target.shape:
         return
     others = [w for w in source.weights if w.shape == p.target.shape and w.path != p.source.path]
-    near = nearest(p.target, others)
+    near = match.nearest(p.target, others)
     tail = f"; nearest: {near.path!r}" if near else ""
     raise ShapeMismatch(
         f"weight {p.target.path!r}: expected {p.target.shape}, received {p.source.shape} from {source.origin}{tail}",
@@ -180,29 +209,27 @@ def _refuse_shape(p: Pair, source: Snapshot, target: Target) -> None:
 
 
 def _refuse_dtype(p: Pair, source: Snapshot, cast: str | None) -> None:
+    """A shadow is wider than the weight that it follows; it goes back into that weight's own dtype unasked."""
     native = p.source.evidence.dtype if p.source.evidence else p.source.dtype
-    if p.target.dtype in (p.source.dtype, native) or _widens(p.source.dtype, p.target.dtype):
+    if p.target.dtype in (p.source.dtype, native) or widens(p.source.dtype, p.target.dtype):
         return
-    both_floating = p.source.floating and p.target.floating
-    if cast == "target" and both_floating:
+    castable = _sort(p.source) == _sort(p.target) != "other"
+    if cast == "target" and castable:
         return
     raise DtypeMismatch(
         f"weight {p.target.path!r}: expected {p.target.dtype}, received {p.source.dtype} from {source.origin}",
-        hint='allow the narrower dtype with cast="target"' if both_floating else f'skip it with exclude="{p.target.path}"',
+        hint='allow the narrower dtype with cast="target"' if castable else f'skip it with exclude="{p.target.path}"',
     )
 
 
-def _widens(source: str, target: str) -> bool:
-    """Whether every value of one floating dtype, or one integer dtype, exists in the other."""
-    a, b = numpy_dtype(source), numpy_dtype(target)
-    if a.kind in "iu" and b.kind in "iu":
-        return bool(b.type is not a.type and _can_cast_ints(a.itemsize, a.kind, b.itemsize, b.kind))
-    exact = {("float16", "float32"), ("bfloat16", "float32"), ("float16", "float64"), ("bfloat16", "float64"), ("float32", "float64")}
-    return (source, target) in exact
+def _sort(w: Weight) -> str:
+    if w.floating:
+        return "floating"
+    return "integer" if numpy_dtype(w.dtype).kind in "iu" else "other"
 
 
-def _can_cast_ints(a_size: int, a_kind: str, b_size: int, b_kind: str) -> bool:
-    return (a_kind == b_kind and b_size >= a_size) or (a_kind == "u" and b_kind == "i" and b_size > a_size)
+def _names(m: Move) -> str:
+    return m.target if m.source == m.target else f"{m.source} -> {m.target}"
 
 
 def _dtypes(m: Move) -> str:

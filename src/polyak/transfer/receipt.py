@@ -37,7 +37,7 @@ class Receipt:
         source, target: labels of both ends.
         role: which of the source's sets was moved.
         moved: the weights that arrived.
-        skipped: target weights left alone because the caller asked.
+        skipped: weights of either side left alone because the caller asked.
         left: random seeds that only one side has.
         count: updates behind the average that was moved, or None for raw weights.
     """
