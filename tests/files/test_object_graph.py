@@ -86,6 +86,10 @@ def test_slots_name_variable_and_optimizer() -> None:
 def test_objects_that_share_a_key_share_their_ways() -> None:
     message = graph({0: [("b", 1), ("a", 2)]}, {1: "k", 2: "k"})
     assert paths(message, "k") == (("a",), ("b",))
+    for names, expected in (("first", ""), "first"), (("", "second"), "second"):
+        for node, name in zip((1, 2), names, strict=True):
+            message.nodes[node].attributes[0].full_name = name
+        assert parse_graph(message.SerializeToString()).tensors["k"].full_name == expected
 
 
 def test_an_empty_graph_and_attributes_without_a_key() -> None:

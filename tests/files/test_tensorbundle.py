@@ -333,6 +333,15 @@ def test_scalar_strings_of_any_length(tmp_path: Path, length: int) -> None:
             bundle.read_string("many")
 
 
+def test_a_partitioned_string_variable_is_skipped_as_one(tmp_path: Path) -> None:
+    parts = {"s#1": tf.constant([b"a", b"b"]), "s#2": tf.constant([b"c"]), "w": values((2,))}
+    path = save(tmp_path / "s", parts, {"s#1": "3 0,2", "s#2": "3 2,1"})
+    with TensorBundle(path) as bundle:
+        assert bundle.skipped == {"s": "string"}
+        assert list(bundle.entries) == ["s", "w"]
+        assert_same_bits(bundle.read("w"), values((2,)), "float32")
+
+
 def test_nothing_imports_tensorflow(tracked: Path) -> None:
     script = """
 import sys
@@ -666,6 +675,19 @@ def test_big_endian_and_newer_formats_are_refused(forged: Callable[..., Path]) -
 def test_a_table_without_a_header(tmp_path: Path) -> None:
     write_index(tmp_path / "x", {b"a": tensor_bundle_pb2.BundleEntryProto(dtype=1)})
     with pytest.raises(UnknownFormat, match="expected the header"):
+        TensorBundle(tmp_path / "x")
+
+
+def test_names_that_are_no_text_are_kept_apart(tmp_path: Path) -> None:
+    save(tmp_path / "x", {"plain": np.ones(1, np.float32)})
+    entry = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT)
+    entry.shape.dim.add(size=0)
+    head = tensor_bundle_pb2.BundleHeaderProto(num_shards=1)
+    write_index(tmp_path / "x", {b"": head, b"\xff": entry, b"a": entry})
+    with TensorBundle(tmp_path / "x") as bundle:
+        assert set(bundle.entries) == {r"\xff", "a"}
+    write_index(tmp_path / "x", {b"": head, b"\xff": entry, rb"\xff": entry})
+    with pytest.raises(DamagedFile, match="expected 2 distinct keys, received 1"):
         TensorBundle(tmp_path / "x")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,23 +21,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     rename. A symbolic link is written through; the mode of an existing file is kept.
 
     Raises:
-        FileError: the path is a directory, or its directory is missing or not writable.
+        FileError: the path is a directory or a device, or its directory is missing or not writable.
     """
     final = Path(os.path.realpath(path))
-    _refuse_bad_place(final)
+    # Short, because a name may have 255 bytes at most, and hidden: a killed process leaves it behind.
+    temporary = final.parent / f".{final.name[:32]}.{secrets.token_hex(8)}.partial"
     with _failures_named(final):
-        handle, temporary = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".partial")
+        mode = _mode_of_place(final)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with _failures_named(final), os.fdopen(handle, "w+b") as file:
-            os.fchmod(file.fileno(), _mode(final))
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
         with _failures_named(final):
-            os.replace(temporary, final)
+            temporary.replace(final)
             sync_directory(final.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -50,11 +53,17 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _refuse_bad_place(path: Path) -> None:
+def _mode_of_place(path: Path) -> int | None:
+    """The mode of the file that will be replaced, or None where there is none."""
     if path.is_dir():
         raise FileError(f"file {str(path)!r}: expected a file to write, received a directory", hint="add a file name")
     if not path.parent.is_dir():
         raise FileError(f"file {str(path)!r}: its directory does not exist", hint=f"create {str(path.parent)!r} first")
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise FileError(f"file {str(path)!r}: expected a regular file, received a device, a socket or a pipe")
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 @contextmanager
@@ -65,12 +74,3 @@ def _failures_named(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise FileError(f"file {str(path)!r}: cannot be written: {error.strerror or error}") from error
-
-
-def _mode(path: Path) -> int:
-    """The mode of the file that is replaced, or what a plain new file would get."""
-    if path.exists():
-        return stat.S_IMODE(path.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask

@@ -1,15 +1,18 @@
 """safetensors files: polyak's own format. The manifest is in the metadata; any safetensors reader reads the arrays.
 
 Read lazily through a memory map. Written in one pass: the digests have a fixed length, so the header
-is written first with blanks and again when they are known.
+is written first with blanks and again when they are known. Wide dtypes come first, so that every array
+is aligned in the file.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,9 +21,9 @@ import numpy as np
 import xxhash
 
 from polyak.contents import Contents, Tensor
-from polyak.errors import DamagedFile
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight
 from polyak.files.atomic import replacing
-from polyak.manifest import Manifest, digest
+from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot
 from polyak.weights import numpy_dtype
 
@@ -32,30 +35,39 @@ _CODES = {
 _NAMES = {code: name for name, code in _CODES.items()}
 _BLANK = "0" * 32
 _HEADER_LIMIT = 100_000_000
+_MOST_AXES = 32
 _KEY = "polyak"
 _KEY_DIGEST = "polyak.digest"
+_METADATA = "__metadata__"
 
 
 def recognises(path: Path) -> bool:
-    """Whether the first bytes are those of a safetensors file: a plausible length and a JSON object."""
+    """Whether the first bytes are those of a safetensors file: the length of a header, and a JSON object.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with _failures_named(path), path.open("rb") as file:
         start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _HEADER_LIMIT
 
 
 def read(path: Path) -> Contents:
-    """Open a file; only the header is read. Raises DamagedFile."""
+    """Open a file; only the header is read. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with _failures_named(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-            raise DamagedFile(f"{origin}: expected a header within {size - 8} bytes, received {length} bytes")
+            raise DamagedFile(
+                f"{origin}: expected a header of {length} bytes, received {max(size - 8, 0)} bytes in all",
+                hint="it is truncated; restore it from a copy",
+            )
         header = _parsed(file.read(length), origin)
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop(_METADATA, {})
     tensors = {name: _tensor(name, entry, view, 8 + length, origin) for name, entry in header.items()}
     _refuse_gaps(header, size - 8 - length, origin)
     manifest = _manifest(metadata, tensors, origin)
@@ -63,31 +75,54 @@ def read(path: Path) -> Contents:
 
 
 def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
-    """Write a snapshot with its manifest, array by array. Raises FileError.
+    """Write a snapshot with its manifest, array by array.
 
     Memory: the largest array.
+
+    Raises:
+        FileError: the path cannot be written.
+        DtypeMismatch, UnexpectedWeight: safetensors cannot hold a weight's dtype, or its name.
     """
-    manifest = msgspec.structs.replace(
-        snapshot.manifest,
-        integrity="xxh3-128",
-        weights=tuple(msgspec.structs.replace(s, digest=_BLANK) for s in snapshot.manifest.weights),
-    )
+    known = snapshot.manifest
+    blank = {s.name: msgspec.structs.replace(s, digest=_BLANK) for s in known.weights}
+    manifest = msgspec.structs.replace(known, integrity="xxh3-128", weights=tuple(blank.values()))
+    start = _header(manifest)
     with replacing(path) as file:
-        start = file.write(_header(manifest))
-        stored = tuple(
-            msgspec.structs.replace(s, digest=_append(file, snapshot[s.name], s.name)) for s in manifest.weights
-        )
-        manifest = msgspec.structs.replace(manifest, weights=stored)
+        file.write(start)
+        for s in _layout(blank.values()):
+            blank[s.name] = msgspec.structs.replace(s, digest=_append(file, snapshot[s.name], s))
+        manifest = msgspec.structs.replace(manifest, weights=tuple(blank.values()))
         header = _header(manifest)
-        assert len(header) == start, "digests have a fixed length"
+        assert len(header) == len(start), "digests have a fixed length"
         file.seek(0)
         file.write(header)
     return manifest
 
 
-def _append(file: BinaryIO, array: Array, name: str) -> str:
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
+
+
+def _layout(stored: Iterable[Stored]) -> list[Stored]:
+    """The order of the arrays in the file. No padding may stand between them, so the wide ones come first."""
+    return sorted(stored, key=lambda s: -numpy_dtype(s.weight.dtype).itemsize)
+
+
+def _append(file: BinaryIO, array: Array, stored: Stored) -> str:
     """Write an array's bytes in C order: a transposed view must not be stored as it lies in memory."""
-    array = np.ascontiguousarray(array)
+    if (array.shape, array.dtype.name) != (stored.weight.shape, stored.weight.dtype):
+        raise ShapeMismatch(
+            f"weight {stored.name!r}: expected {stored.weight.shape} {stored.weight.dtype}, "
+            f"received {array.shape} {array.dtype.name}",
+            hint="it changed while it was written",
+        )
+    array = np.ascontiguousarray(array, numpy_dtype(stored.weight.dtype))
     file.write(array.reshape(-1).view(np.uint8).data if array.size else b"")
     return digest(array)
 
@@ -95,15 +130,20 @@ def _append(file: BinaryIO, array: Array, name: str) -> str:
 def _header(manifest: Manifest) -> bytes:
     entries: dict[str, Any] = {}
     offset = 0
-    for s in manifest.weights:
+    for s in _layout(manifest.weights):
         code = _CODES.get(s.weight.dtype)
         if code is None:
-            raise DamagedFile(f"weight {s.name!r}: safetensors cannot hold {s.weight.dtype}", hint="cast it first")
+            raise DtypeMismatch(
+                f"weight {s.name!r}: expected a dtype that safetensors holds, received {s.weight.dtype}",
+                hint=f'cast it first, or leave it out with exclude="{s.name}"',
+            )
+        if s.name == _METADATA:
+            raise UnexpectedWeight(f"weight {s.name!r}: safetensors keeps this name for itself", hint="rename it")
         end = offset + s.weight.nbytes
         entries[s.name] = {"dtype": code, "shape": list(s.weight.shape), "data_offsets": [offset, end]}
         offset = end
     text = manifest.to_json()
-    entries["__metadata__"] = {_KEY: text, _KEY_DIGEST: xxhash.xxh3_128_hexdigest(text.encode())}
+    entries[_METADATA] = {_KEY: text, _KEY_DIGEST: xxhash.xxh3_128_hexdigest(text.encode())}
     body = json.dumps(entries, separators=(",", ":")).encode()
     body += b" " * (-len(body) % 8)
     return len(body).to_bytes(8, "little") + body
@@ -129,28 +169,29 @@ def _tensor(name: str, entry: Any, view: mmap.mmap, base: int, origin: str) -> T
         dtype = _NAMES[entry["dtype"]]
         shape = tuple(_natural(n) for n in entry["shape"])
         begin, end = (_natural(n) for n in entry["data_offsets"])
+        if len(shape) > _MOST_AXES or math.prod(n for n in shape if n) >= 2**59:
+            raise ValueError(shape)
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(f"{origin}: weight {name!r}: unreadable description {entry!r}") from error
-    expected = int(np.prod(shape, dtype=object)) * numpy_dtype(dtype).itemsize
+        raise DamagedFile(f"{origin}: weight {name!r}: unreadable description {str(entry):.200}") from error
+    expected = math.prod(shape) * numpy_dtype(dtype).itemsize
     if end - begin != expected or base + end > len(view):
         raise DamagedFile(
-            f"{origin}: weight {name!r} at byte {base + begin}: expected {expected} bytes of {len(view) - base - begin} "
-            f"left, received {end - begin}",
-            hint="the file is truncated or damaged",
+            f"{origin}: weight {name!r} at byte {base + begin}: expected {expected} bytes, received {end - begin} "
+            f"with {len(view) - base - begin} left in the file",
+            hint="the file is truncated or damaged; restore it from a copy",
         )
     return Tensor(shape, dtype, _reader(view, base + begin, shape, dtype))
 
 
 def _reader(view: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) -> Callable[[], Array]:
     def read_array() -> Array:
-        count = int(np.prod(shape, dtype=object))
-        return np.frombuffer(view, numpy_dtype(dtype), count, offset).reshape(shape).copy()
+        return np.frombuffer(view, numpy_dtype(dtype), math.prod(shape), offset).reshape(shape).copy()
 
     return read_array
 
 
 def _natural(n: Any) -> int:
-    if not isinstance(n, int) or n < 0:
+    if type(n) is not int or n < 0:
         raise ValueError(n)
     return n
 
@@ -167,15 +208,25 @@ def _refuse_gaps(header: dict[str, Any], size: int, origin: str) -> None:
 
 
 def _manifest(metadata: Any, tensors: dict[str, Tensor], origin: str) -> Manifest | None:
-    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
-    if text is None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise DamagedFile(f"{origin}: expected metadata of texts, received {str(metadata):.80}")
+    if not {_KEY, _KEY_DIGEST} & metadata.keys():
         return None
-    if xxhash.xxh3_128_hexdigest(text.encode()) != metadata.get(_KEY_DIGEST):
+    raw = metadata.get(_KEY, "").encode(errors="surrogatepass")
+    if xxhash.xxh3_128_hexdigest(raw) != metadata.get(_KEY_DIGEST):
         raise DamagedFile(f"{origin}: the manifest does not have its digest", hint="restore the file from a copy")
-    manifest = Manifest.from_json(text, origin)
+    manifest = Manifest.from_json(raw, origin)
     described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
     found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     if described != found:
-        odd = sorted(set(described.items()) ^ set(found.items()))[0]
-        raise DamagedFile(f"{origin}: weight {odd[0]!r}: manifest and header disagree ({odd[1]})")
+        name = min(name for name, _ in set(described.items()) ^ set(found.items()))
+        raise DamagedFile(
+            f"{origin}: weight {name!r}: expected {_shown(described.get(name))} by the manifest, "
+            f"received {_shown(found.get(name))} by the header",
+            hint="restore the file from a copy",
+        )
     return manifest
+
+
+def _shown(described: tuple[tuple[int, ...], str] | None) -> str:
+    return "nothing" if described is None else f"{described[0]} {described[1]}"

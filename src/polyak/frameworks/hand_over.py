@@ -13,6 +13,7 @@ from polyak.transfer.plan import Asked, Plan, make_plan
 from polyak.transfer.target import Target
 
 MATURE = 0.05
+FAIR = 2.0
 
 
 def plan_into_model(source: Snapshot, model: Any, asked: Asked, sample: Any = None) -> Plan:
@@ -30,15 +31,19 @@ def model_target(model: Any, sample: Any = None) -> Target:
 
 
 def warn_if_immature(source: Snapshot) -> None:
-    """Say so when more than a twentieth of an average still is the value it started from."""
-    if source.state is None:
+    """Say so when an average still remembers its start: more than a twentieth of it, and more than twice a fair share.
+
+    In an equal mean of n values the first has a share of 1/n, which is no sign of immaturity.
+    """
+    state = source.state
+    if state is None:
         return
-    rule = rule_from_json(source.state.rule)
-    share = rule.immaturity(source.state.count)
-    if share > MATURE:
+    rule = rule_from_json(state.rule)
+    share = rule.immaturity(state.count)
+    if share > MATURE and (state.count == 0 or share * state.count > FAIR):
         warnings.warn(
             ImmatureWarning(
-                f"{source.origin}: after {source.state.count:,} updates {share:.1%} of the average still is the value "
+                f"{source.origin}: after {state.count:,} updates {share:.1%} of the average still is the value "
                 f"it started from (rule {rule}); average for longer, or use a rule that forgets its start"
             ),
             stacklevel=4,

@@ -13,10 +13,11 @@ from polyak.transfer.receipt import Moved
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import is_floating, numpy_dtype
 
+Moves = Sequence[tuple[str, str, str]]
+Undo = list[tuple[str, PutBack]]
 
-def commit(
-    source: Snapshot, target: Target, moves: Sequence[tuple[str, str, str]], finite: bool = True
-) -> tuple[Moved, ...]:
+
+def commit(source: Snapshot, target: Target, moves: Moves, finite: bool = True) -> tuple[Moved, ...]:
     """Carry out moves of (source path, target path, target dtype).
 
     The undo holds a handle on the old bits of each weight that was written: memory up to the size
@@ -27,61 +28,118 @@ def commit(
 
     Raises:
         NonFinite, DtypeMismatch: a value must not be written; the target is as it was.
-        TransferError: a weight read back differs from what was written; the target is as it was.
+        TransferError: a weight read back differs from what was written; the target is as it was. Or a weight
+            could not be put back after any error, which is then the cause.
     """
-    undo: list[PutBack] = [target.hold_state()]
+    undo: Undo = [("rule and counts", target.hold_state())]
     try:
-        moved = tuple(_move(source, target, move, finite, undo) for move in moves)
+        moved = _write(source, target, moves, finite, undo)
         target.adopt(source.state)
-    except BaseException:
-        for put_back in reversed(undo):
-            put_back()
+        for m in moved:
+            _verify(target, m)
+    except BaseException as error:
+        _put_back(undo, target.label, error)
         raise
     return moved
 
 
-def _move(source: Snapshot, target: Target, move: tuple[str, str, str], finite: bool, undo: list[PutBack]) -> Moved:
-    source_path, target_path, dtype = move
-    array = source[source_path]
-    if finite:
-        _refuse_nonfinite(source_path, array, source.origin)
-    value = _converted(source_path, array, dtype)
-    undo.append(target.hold(target_path))
-    target.write(target_path, value)
-    written, found = digest(value), digest(target.read(target_path))
-    if written != found:
+def _write(source: Snapshot, target: Target, moves: Moves, finite: bool, undo: Undo) -> tuple[Moved, ...]:
+    early = {path: source[path] for path in _overwritten(moves)}
+    moved = []
+    for source_path, target_path, dtype in moves:
+        array = early[source_path] if source_path in early else source[source_path]
+        if finite:
+            _refuse_nonfinite(target_path, array, source.origin)
+        value = _converted(target_path, array, dtype, source.origin)
+        undo.append((f"weight {target_path!r}", target.hold(target_path)))
+        target.write(target_path, value)
+        moved.append(Moved(source_path, target_path, array.dtype.name, dtype, value.nbytes, digest(value)))
+    return tuple(moved)
+
+
+def _overwritten(moves: Moves) -> list[str]:
+    """Source paths that are a target before they are read: where a model is its own source, they must be read first."""
+    written: set[str] = set()
+    late = []
+    for source_path, target_path, _ in moves:
+        if source_path in written:
+            late.append(source_path)
+        written.add(target_path)
+    return late
+
+
+def _verify(target: Target, moved: Moved) -> None:
+    found = digest(target.read(moved.target))
+    if found != moved.digest:
         raise TransferError(
-            f"weight {target_path!r}: expected bytes with digest {written} after writing, received {found}",
-            hint="the target was put back; another thread may be training it",
+            f"weight {moved.target!r}: expected bytes with digest {moved.digest} after writing, received {found}; "
+            f"{target.label} was put back as it was",
+            hint="another thread may be training it: transfer between two steps",
         )
-    return Moved(source_path, target_path, array.dtype.name, dtype, value.nbytes, written)
 
 
-def _converted(path: str, array: Array, dtype: str) -> Array:
+def _put_back(undo: Undo, label: str, cause: BaseException) -> None:
+    """Undo everything, last first. What fails is tried once more: the failure may be an interrupt from the keyboard."""
+    first = [entry for entry in reversed(undo) if _failure(entry[1]) is not None]
+    failed = [(name, failure) for name, put_back in first if (failure := _failure(put_back)) is not None]
+    if failed:
+        names = ", ".join(name for name, _ in failed)
+        raise TransferError(
+            f"{label}: expected to put back what it held, could not put back {names}: {_said(failed[0][1])}; "
+            f"all else is as it was",
+            hint=f"load {label} again; what stopped the transfer was {_said(cause)}",
+        ) from cause
+
+
+def _failure(put_back: PutBack) -> BaseException | None:
+    try:
+        put_back()
+    except BaseException as failure:
+        return failure
+    return None
+
+
+def _said(error: BaseException) -> str:
+    """An error on one line."""
+    return ": ".join(filter(None, [type(error).__name__, str(error).partition("\n")[0]]))
+
+
+def _converted(path: str, array: Array, dtype: str, origin: str) -> Array:
     if array.dtype.name == dtype:
         return array
     with np.errstate(over="ignore", invalid="ignore"):
         value: Array = array.astype(numpy_dtype(dtype))
-    if is_floating(dtype) and not np.array_equal(_isfinite(array), _isfinite(value)):
+    if not _in_range(array, value):
         raise DtypeMismatch(
-            f"weight {path!r}: expected values within the range of {dtype}, received up to {_peak(array):g}",
-            hint="keep a wider dtype; the cast would make infinities",
+            f"weight {path!r}: expected values in the range of {dtype}, received up to {_peak(array)} from {origin}",
+            hint="keep a wider dtype: the cast would change them beyond rounding",
         )
     return value
 
 
+def _in_range(array: Array, value: Array) -> bool:
+    if is_floating(value.dtype.name):
+        return bool(np.array_equal(_isfinite(array), _isfinite(value)))
+    return bool(np.array_equal(array, value.astype(array.dtype)))
+
+
 def _refuse_nonfinite(path: str, array: Array, origin: str) -> None:
     if is_floating(array.dtype.name) and not _isfinite(array).all():
-        bad = int(np.size(array) - np.count_nonzero(_isfinite(array)))
+        bad = array.size - np.count_nonzero(_isfinite(array))
         raise NonFinite(
-            f"weight {path!r}: expected finite values, received {bad} non-finite of {np.size(array)} from {origin}",
+            f"weight {path!r}: expected finite values, received {bad} non-finite of {array.size} from {origin}",
             hint='move it all the same with nonfinite="allow"',
         )
 
 
 def _isfinite(array: Array) -> Array:
-    return np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32))
+    finite: Array = np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32))
+    return finite
 
 
-def _peak(array: Array) -> float:
-    return float(np.max(np.abs(array.astype(np.float64))))
+def _peak(array: Array) -> str:
+    """The largest absolute value that is a number."""
+    if array.dtype.kind in "iu":
+        return str(max(abs(int(array.min())), abs(int(array.max()))))
+    wide = np.abs(array.astype(np.float64))
+    return f"{np.max(wide[np.isfinite(wide)], initial=0.0):g}"

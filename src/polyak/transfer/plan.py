@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import msgspec
 
-from polyak.errors import DtypeMismatch, ShapeMismatch
+from polyak.errors import DtypeMismatch, ShapeMismatch, WeightError
 from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer import match
 from polyak.transfer.commit import commit
@@ -35,6 +35,13 @@ class Asked(TypedDict, total=False):
     cast: Literal["target"] | None
     by: Key | None
     nonfinite: Literal["refuse", "allow"]
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "cast": ("target", None),
+    "by": (*get_args(Key), None),
+    "nonfinite": ("refuse", "allow"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +142,9 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     _refuse_typos(source, target, asked)
     offered = [w for w in source.weights if not _excluded(w.path, asked) and not _excluded(_new_name(w, asked), asked)]
     found = match.pair(offered, target.weights, asked.get("by") or "path", asked.get("rename"))
-    if asked.get("by") is None:
-        match.refuse_conflicts(found, source.weights, target.weights, source.origin)
     pairing = _wanted(found, asked)
+    if asked.get("by") is None:
+        match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
     match.require_complete(pairing, source.origin, target.label)
     for p in pairing.pairs:
         _refuse_shape(p, source)
@@ -153,6 +160,12 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
 
 
 def _refuse_typos(source: Snapshot, target: Target, asked: Asked) -> None:
+    for name, value in asked.items():
+        if name not in Asked.__optional_keys__:
+            raise TypeError(f"a transfer has no argument {name!r}; it has {', '.join(sorted(Asked.__optional_keys__))}")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            listed = ", ".join(repr(choice) for choice in _CHOICES[name])
+            raise WeightError(f"{name}={value!r}: expected one of {listed}")
     match.refuse_unused_renames(source.weights, asked.get("rename"), source.origin)
     paths = [w.path for w in target.weights] + [name for w in source.weights for name in (_new_name(w, asked), w.path)]
     where = f"{target.label} and {source.origin}"

@@ -1,0 +1,155 @@
+"""Recipe c: tf.train.Checkpoint, written and restored with TensorFlow's own calls."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import nets
+import pytest
+import tensorflow as tf
+
+import polyak
+import polyak.tensorflow
+from polyak.manifest import digest
+
+SECOND = """
+import json, sys
+import nets, polyak, tensorflow as tf
+from polyak.manifest import digest
+
+model = nets.built()
+fast, slow = polyak.EMA(model, decay=0.5), polyak.EMA(model, decay=0.9, start="debiased")
+checkpoint = tf.train.Checkpoint(model=model, fast=fast, slow=slow, nested={"both": [fast, slow]})
+if sys.argv[2] == "manager":
+    status = checkpoint.restore(tf.train.CheckpointManager(checkpoint, sys.argv[1], max_to_keep=3).latest_checkpoint)
+else:
+    status = checkpoint.read(sys.argv[1])
+status.assert_consumed()
+sets = {"model": nets.weights(model), "fast": fast.values(), "slow": slow.values()}
+print(json.dumps({
+    "counts": [fast.count, slow.count],
+    "digests": {name: {k: digest(v) for k, v in values.items()} for name, values in sets.items()},
+}))
+"""
+
+
+def _second_process(path: Path, how: str) -> dict:
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    run = subprocess.run(
+        [sys.executable, "-c", SECOND, str(path), how], env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("how", ["write", "manager"])
+def test_a_second_process_restores_model_and_averages(trained, tmp_path, how):
+    model, fast, slow = trained
+    checkpoint = tf.train.Checkpoint(model=model, fast=fast, slow=slow, nested={"both": [fast, slow]})
+    if how == "manager":
+        tf.train.CheckpointManager(checkpoint, str(tmp_path), max_to_keep=3).save()
+        path = tmp_path
+    else:
+        path = Path(checkpoint.write(str(tmp_path / "ckpt")))
+    found = _second_process(path, how)
+    assert found["counts"] == [fast.count, slow.count]
+    sets = {"model": nets.weights(model), "fast": fast.values(), "slow": slow.values()}
+    assert found["digests"] == {name: {k: digest(v) for k, v in values.items()} for name, values in sets.items()}
+
+
+def test_k16_tensorflows_own_file_of_the_model_lacks_layers_and_polyak_says_so(trained, fresh, tmp_path):
+    model, _, _ = trained
+    lacking = polyak.tensorflow.lacking(model, model)
+    assert {p.split("/")[0] for p in lacking} == {"blocks", "heads"}
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "incomplete"))
+    tf.train.Checkpoint(model=fresh).read(path).assert_consumed()
+    wrong = [p for p, v in nets.weights(fresh).items() if v.tobytes() != nets.weights(model)[p].tobytes()]
+    assert wrong, "TensorFlow now writes these layers: news"
+    before = nets.weights(fresh)
+    with pytest.raises(polyak.errors.MissingWeight, match="lists and dictionaries"):
+        polyak.transfer(path, fresh)
+    nets.assert_same(nets.weights(fresh), before)
+
+
+def test_k16_with_an_average_the_checkpoint_is_complete(trained, fresh, tmp_path):
+    model, fast, _ = trained
+    assert polyak.tensorflow.lacking(tf.train.Checkpoint(model=model, ema=fast), model) == ()
+    path = tf.train.Checkpoint(model=model, ema=fast).write(str(tmp_path / "complete"))
+    tf.train.Checkpoint(model=fresh, ema=polyak.EMA(fresh, decay=0.5)).read(path).assert_consumed()
+    nets.assert_same(nets.weights(fresh), nets.weights(model))
+
+
+def test_the_raw_weights_alone_can_be_checkpointed_completely(trained, fresh, tmp_path):
+    model, _, _ = trained
+    path = tf.train.Checkpoint(model=polyak.tensorflow.Weights(model)).write(str(tmp_path / "raw"))
+    tf.train.Checkpoint(model=polyak.tensorflow.Weights(fresh)).read(path).assert_consumed()
+    nets.assert_same(nets.weights(fresh), nets.weights(model))
+
+
+def test_polyak_reads_every_set_out_of_the_checkpoint(trained, fresh, tmp_path):
+    model, fast, slow = trained
+    path = tf.train.Checkpoint(model=model, fast=fast, slow=slow).write(str(tmp_path / "ckpt"))
+    snap = polyak.open(path)
+    assert snap.roles == ("raw", "average:fast", "average:slow")
+    assert snap.select("average:slow").state == slow.state
+    with pytest.raises(polyak.errors.AmbiguousRole, match="average:fast"):
+        polyak.transfer(path, fresh, weights="average")
+    polyak.transfer(path, fresh, weights="average:slow")
+    nets.assert_same(nets.weights(fresh), nets.averaged(slow))
+    polyak.transfer(path, fresh, weights="raw")
+    nets.assert_same(nets.weights(fresh), nets.weights(model))
+    other = polyak.EMA(fresh, decay=0.75)
+    polyak.transfer(path, other, weights="average:fast")
+    assert (other.count, other.rule) == (fast.count, fast.rule)
+    nets.assert_same(other.values(), fast.values())
+
+
+def test_k17_a_restore_before_the_model_is_built_cannot_mislead(trained, tmp_path):
+    """TensorFlow leaves the first kernel random and twice in the model; polyak refuses such a model."""
+    model, fast, _ = trained
+    path = tf.train.Checkpoint(model=model, ema=fast).write(str(tmp_path / "ckpt"))
+    target = nets.Net()
+    tf.train.Checkpoint(model=target).read(path).expect_partial()
+    target(nets.INPUTS)
+    with pytest.raises(polyak.errors.ModelError, match="exists twice"):
+        polyak.EMA(target, decay=0.9)
+
+
+def test_an_average_that_waits_for_its_model_is_restored_when_the_model_is_built(tmp_path):
+    keras.utils.set_random_seed(3)
+    model = nets.built()
+    ema = polyak.EMA(model, decay=0.9)
+    nets.train(model, ema, steps=3)
+    path = tf.train.Checkpoint(ema=ema).write(str(tmp_path / "ckpt"))
+    target = nets.Net()
+    waiting = polyak.EMA(target, decay=0.9)
+    assert "waits" in repr(waiting)
+    target(nets.INPUTS)
+    tf.train.Checkpoint(ema=waiting).read(path).assert_consumed()
+    nets.assert_same(waiting.values(), ema.values())
+    assert waiting.count == 3
+
+
+def test_restoring_under_another_rule_is_said(trained, fresh, tmp_path):
+    _, fast, _ = trained
+    path = tf.train.Checkpoint(ema=fast).write(str(tmp_path / "ckpt"))
+    other = polyak.EMA(fresh, decay=0.99)
+    with pytest.warns(polyak.errors.RuleChanged, match=r"made with ema:0\.5; it goes on with ema:0\.99"):
+        tf.train.Checkpoint(ema=other).read(path).assert_consumed()
+
+
+def test_k7_a_file_is_never_written_with_the_roles_swapped(trained, tmp_path):
+    model, fast, _ = trained
+    raw = nets.weights(model)
+    with fast.applied():
+        with pytest.raises(polyak.errors.Applied, match="averaged values as raw"):
+            tf.train.Checkpoint(model=model, ema=fast).write(str(tmp_path / "swapped"))
+        polyak.save(fast, tmp_path / "both.safetensors", "both")
+        polyak.save(model, tmp_path / "model.safetensors")
+    both = polyak.open(tmp_path / "both.safetensors")
+    assert {k: v for k, v in both.select("raw").items() if "seed" not in k}.keys() == raw.keys()
+    nets.assert_same({k: v for k, v in both.select("raw").items() if "seed" not in k}, raw)
+    assert polyak.open(tmp_path / "model.safetensors").roles == ("average",)

@@ -1,0 +1,45 @@
+"""Recipe e: one self-describing safetensors file."""
+
+import nets
+from safetensors.numpy import load_file
+
+import polyak
+from polyak.manifest import digest
+
+
+def test_save_open_transfer(trained, fresh, tmp_path):
+    _, fast, _ = trained
+    path = tmp_path / "ema.safetensors"
+    receipt = polyak.save(fast, path)
+    snap = polyak.open(path)
+    assert (snap.roles, snap.state, snap.integrity) == (("average",), fast.state, "xxh3-128")
+    assert [w.kind for w in snap.weights] == [w.kind for w in fast.target.weights]
+    assert {s.name: s.digest for s in snap.manifest.weights} == {k: digest(v) for k, v in fast.values().items()}
+    assert snap.manifest.versions["tensorflow"]
+    polyak.transfer(path, fresh)
+    nets.assert_same(nets.weights(fresh), nets.averaged(fast))
+    assert receipt.nbytes == fast.nbytes
+
+
+def test_any_safetensors_reader_reads_it(trained, tmp_path):
+    _, fast, _ = trained
+    polyak.save(fast, tmp_path / "ema.safetensors")
+    nets.assert_same(load_file(tmp_path / "ema.safetensors"), fast.values())
+
+
+def test_both_sets_in_one_file(trained, fresh, tmp_path):
+    model, fast, _ = trained
+    polyak.save(fast, tmp_path / "both.safetensors", "both")
+    polyak.transfer(tmp_path / "both.safetensors", fresh, weights="raw")
+    nets.assert_same(nets.weights(fresh), nets.weights(model))
+    polyak.transfer(tmp_path / "both.safetensors", fresh, weights="average")
+    nets.assert_same(nets.weights(fresh), nets.averaged(fast))
+
+
+def test_an_average_goes_on_from_a_file(trained, fresh, tmp_path):
+    _, _, slow = trained
+    polyak.transfer(slow, tmp_path / "slow.safetensors")
+    other = polyak.EMA(fresh, decay=0.5)
+    polyak.transfer(tmp_path / "slow.safetensors", other)
+    assert (other.rule, other.count) == (slow.rule, slow.count)
+    nets.assert_same(other.values(), slow.values())

@@ -1,0 +1,105 @@
+"""Recipe d: SavedModels that serve the average, and weights out of SavedModels."""
+
+import keras
+import nets
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import polyak
+import polyak.tensorflow
+
+
+def _served(directory: object, inputs: np.ndarray) -> np.ndarray:
+    signature = tf.saved_model.load(str(directory)).signatures["serving_default"]
+    return next(iter(signature(tf.constant(inputs)).values())).numpy()
+
+
+def test_the_export_serves_the_averaged_weights(trained, tmp_path):
+    model, fast, _ = trained
+    raw = nets.weights(model)
+    polyak.tensorflow.export(fast, tmp_path / "served", nets.INPUTS)
+    served = _served(tmp_path / "served", nets.INPUTS)
+    np.testing.assert_allclose(served, fast(nets.INPUTS).numpy(), rtol=1e-5, atol=1e-6)
+    assert np.abs(served - model(nets.INPUTS).numpy()).max() > 1e-4
+    nets.assert_same(nets.weights(model), raw)
+
+
+def test_what_was_exported_says_what_it_is_and_goes_into_a_live_model(trained, fresh, tmp_path):
+    _, fast, _ = trained
+    polyak.tensorflow.export(fast, tmp_path / "served", tf.TensorSpec((None, 3)))
+    snap = polyak.open(tmp_path / "served")
+    assert snap.roles == ("average",)
+    assert snap.state == fast.state
+    polyak.transfer(tmp_path / "served", fresh)
+    nets.assert_same(nets.weights(fresh), nets.averaged(fast))
+
+
+def test_a_module_is_exported_too(tmp_path):
+    class Affine(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.b = tf.Variable([[2.0]]), tf.Variable([1.0])
+
+        @tf.function
+        def __call__(self, x):
+            return x @ self.w + self.b
+
+    module = Affine()
+    ema = polyak.EMA(module, decay=0.5)
+    for _ in range(4):
+        module.w.assign_add([[1.0]])
+        ema.update()
+    polyak.tensorflow.export(ema, tmp_path / "served", tf.ones((1, 1)))
+    assert _served(tmp_path / "served", np.ones((3, 1), np.float32)).tolist() == ema(tf.ones((3, 1))).numpy().tolist()
+    other = Affine()
+    polyak.transfer(tmp_path / "served", other)
+    assert other.w.numpy().tobytes() == ema.values()["w"].tobytes()
+    assert float(module.w[0, 0]) == 6.0
+
+
+def test_an_export_takes_no_directory_in_use(trained, tmp_path):
+    _, fast, _ = trained
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(polyak.errors.FileError, match="expected no or an empty directory"):
+        polyak.tensorflow.export(fast, tmp_path, nets.INPUTS)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("how", ["keras", "tensorflow"])
+def test_weights_in_a_foreign_saved_model_go_into_a_live_model(trained, fresh, tmp_path, how):
+    """Keras' export numbers the weights, TensorFlow's names them: both arrive."""
+    model, fast, _ = trained
+    with fast.applied():
+        if how == "keras":
+            model.export(str(tmp_path / "m"), verbose=False)
+        else:
+            tf.saved_model.save(model, str(tmp_path / "m"))
+    polyak.transfer(tmp_path / "m", fresh)
+    nets.assert_same(nets.weights(fresh), nets.averaged(fast))
+
+
+def _chain(*names: str | None) -> keras.Model:
+    layers = [keras.layers.Dense(3, name=n, bias_initializer="normal") for n in names]
+    return keras.Sequential([keras.layers.Input((3,)), layers[0], keras.layers.Dropout(0.1), *layers[1:]])
+
+
+@pytest.mark.parametrize("names", [(None, None, None), ("one", "two", "head")], ids=["automatic", "explicit"])
+def test_a_sequential_saved_model_pairs_by_its_names(tmp_path, names):
+    source, target = _chain(*names), _chain(*names)
+    tf.saved_model.save(source, str(tmp_path / "m"))
+    polyak.transfer(tmp_path / "m", target)
+    for a, b in zip(source.get_weights(), target.get_weights(), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_numbered_names_that_could_be_automatic_are_not_guessed(tmp_path):
+    names = ("block_1", "block_2", "block_3")
+    source, target = _chain(*names), _chain(*names)
+    tf.saved_model.save(source, str(tmp_path / "m"))
+    before = target.get_weights()
+    with pytest.raises(polyak.errors.WeightError, match='by="name"'):
+        polyak.transfer(tmp_path / "m", target)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, target.get_weights(), strict=True))
+    polyak.transfer(tmp_path / "m", target, by="name")
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(source.get_weights(), target.get_weights(), strict=True))
