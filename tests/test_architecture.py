@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("averaging", "transfer", "contents"),
     ("files", "frameworks", "dialects"),
     ("report", "verbs"),
-    ("keras",),
+    ("keras", "tensorflow"),
     ("polyak",),
     ("cli",),
     ("__main__",),
@@ -43,10 +43,11 @@ FRAMEWORKS = frozenset({"tensorflow", "keras", "tf_keras", "torch", "jax", "flax
 FRAMEWORK_IMPORTS = {
     "frameworks": "anywhere",  # these modules are loaded once the user's program has the framework
     "keras": "anywhere",  # loaded on request only
+    "tensorflow": "anywhere",  # loaded on request only
     "files": "in functions",  # TensorFlow writes its own formats
     "cli": "in functions",  # the demo trains a model
 }
-NOT_LOADED_WITHOUT_FRAMEWORK = ("polyak.frameworks.", "polyak.keras")
+NOT_LOADED_WITHOUT_FRAMEWORK = ("polyak.frameworks.", "polyak.keras", "polyak.tensorflow")
 
 # Places that exist on one machine only, and hosts of package registries.
 PLACE = r"(?<![\w.~})\]*-])/(?:work|root|home|Users)/[\w.]"

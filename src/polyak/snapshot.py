@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -107,7 +108,7 @@ class Snapshot(Mapping[str, Array]):
         """What is known of the arrays, without reading them."""
         stored = tuple(Stored(name, i.role, i.weight, i.digest) for name, i in self._items.items())
         return Manifest(
-            tool=f"polyak {version('polyak')}",
+            tool=_tool(),
             roles=dict(self._states),
             weights=stored,
             source=self.origin,
@@ -168,6 +169,11 @@ class Snapshot(Mapping[str, Array]):
             f"weight {name!r}: not in {self.origin}{nearest_name(name, self._items)}",
             hint=f"its weights are {listed}" if names else "it holds no weights",
         )
+
+
+@cache
+def _tool() -> str:
+    return f"polyak {version('polyak')}"
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

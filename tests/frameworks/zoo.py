@@ -16,6 +16,7 @@ import tf_keras
 from keras import layers
 
 import polyak
+from polyak.frameworks import framework_of
 
 WIDTH = 4
 
@@ -438,6 +439,29 @@ NAMES = list(ZOO)
 MODULES = ("Module", "ModuleOfLayers")
 LEGACY = ("legacy_sequential", "legacy_functional", "LegacySubclassed", "legacy_nested", "LegacyRecurrent")
 KERAS = [name for name in NAMES if name not in (*MODULES, *LEGACY)]
+
+
+def scramble(model: Any, seed: int) -> None:
+    """New values for every weight: floating-point ones are drawn, integers are counted on."""
+    rng = np.random.default_rng(seed)
+    for variable in framework_of(model).target(model).variables.values():
+        if variable.dtype.is_floating:
+            variable.assign(tf.cast(rng.normal(size=variable.shape), variable.dtype))
+        else:
+            variable.assign_add(tf.ones_like(variable))
+
+
+def values(model: Any) -> dict[str, Any]:
+    """Copies of all weights of a model or average, by path."""
+    return dict(polyak.snapshot(model))
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    """Two mappings of arrays agree in names, dtypes and bits."""
+    assert found.keys() == expected.keys()
+    for path in expected:
+        assert found[path].dtype == expected[path].dtype, path
+        assert found[path].tobytes() == expected[path].tobytes(), path
 
 
 def in_another_process() -> dict[str, list[list[str]]]:

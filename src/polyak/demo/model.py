@@ -1,4 +1,7 @@
-"""The demo's model: subclassed, with layers in attributes and in a list, nested blocks, BatchNormalization, Dropout."""
+"""The demo's model: subclassed, with layers in attributes and in a list, nested blocks, BatchNormalization, Dropout.
+
+It holds its two averages as attributes, so a fresh instance brings its own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ from typing import Any
 
 import keras
 
+import polyak
 from polyak.demo.data import CLASSES, SIDE
+
+FAST, SLOW = 0.9, 0.99
 
 
 @keras.saving.register_keras_serializable("polyak.demo")
@@ -17,7 +23,7 @@ class Block(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
         self.convolution = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)
-        # The usual momentum of 0.99 would need hundreds of steps to see the first statistics.
+        # The usual momentum of 0.99 would take hundreds of steps to forget the statistics that it starts with.
         self.normalization = keras.layers.BatchNormalization(momentum=0.9)
         self.dropout = keras.layers.Dropout(0.1)
 
@@ -30,8 +36,8 @@ class Block(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("polyak.demo")
-class Classifier(keras.Model):  # type: ignore[misc]
-    """Digits to logits of shape (n, 10)."""
+class Classifier(keras.Model):
+    """Digits to logits of shape (n, 10), with a fast and a slow average of the weights."""
 
     def __init__(self, filters: int = 16, depth: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -41,6 +47,8 @@ class Classifier(keras.Model):  # type: ignore[misc]
         self.pool = keras.layers.MaxPooling2D()
         self.flatten = keras.layers.Flatten()
         self.head = keras.layers.Dense(CLASSES)
+        self.fast = polyak.EMA(self, decay=FAST)
+        self.slow = polyak.EMA(self, decay=SLOW)
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.pool(self.stem(x, training=training))
@@ -52,8 +60,8 @@ class Classifier(keras.Model):  # type: ignore[misc]
         return {**super().get_config(), "filters": self.filters, "depth": self.depth}
 
 
-def build() -> Classifier:
-    """A fresh instance with its weights."""
+def fresh() -> Classifier:
+    """A new instance, with weights of its own."""
     model = Classifier()
     model(keras.ops.zeros((1, SIDE, SIDE, 1)))
     return model

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 import polyak
-from polyak.demo import data, model, training
+from polyak.demo import data, training
+from polyak.demo.model import FAST, SLOW, fresh
 
 LENGTHS = (30, 100, 300, 900, 3000)
 DECAY = 0.999
 RULES: Mapping[str, str] = {
-    "fast": f"ema:{training.Settings().fast}",
-    "slow": f"ema:{training.Settings().slow}",
+    "fast": f"ema:{FAST}",
+    "slow": f"ema:{SLOW}",
     "warm": f"ema:{DECAY}",
     "tf": f"tf:{DECAY}",
     "debiased": f"ema:{DECAY},start=debiased",
@@ -54,10 +55,10 @@ def study(seeds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, list[Cell
 def accuracies(seed: int, lengths: tuple[int, ...]) -> dict[str, list[float]]:
     """Test accuracy in percent of the raw weights and of each average, after each number of steps."""
     training.reproducible(seed)
-    digits, net = data.load(), model.build()
+    digits, net = data.load(), fresh()
     averages = {name: polyak.track(net, rule) for name, rule in RULES.items()}
     averages[STATISTICS] = polyak.track(net, RULES["warm"], kinds={"*/moving_*": "trainable"})
-    run = training.Training(net, averages, digits, seed)
+    run = training.Training(net, list(averages.values()), digits, seed)
     found: dict[str, list[float]] = {name: [] for name in (RAW, *averages)}
     for before, length in zip((0, *lengths), lengths, strict=False):
         run.advance(length - before)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,20 +13,12 @@ from numpy.typing import NDArray
 import polyak
 from polyak.demo.data import Digits
 
+# Plain SGD whose learning rate is high and never lowered: the weights keep wandering, which is what averaging is for.
+LEARNING_RATE = 0.5
+BATCH = 16
+EPOCHS = 16
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Plain SGD whose learning rate is high and never lowered, so the weights keep wandering: what averaging is for.
-
-    Attributes:
-        fast, slow: decays of the two averages.
-    """
-
-    learning_rate: float = 0.5
-    batch: int = 16
-    epochs: int = 16
-    fast: float = 0.9
-    slow: float = 0.99
+Step = Callable[[Any, Any], None]
 
 
 class Training:
@@ -38,10 +29,9 @@ class Training:
         seed: order of the images.
     """
 
-    def __init__(self, model: Any, averages: Mapping[str, polyak.Average], digits: Digits, seed: int) -> None:
-        self.model, self.averages, self.digits = model, averages, digits
-        self._batches = batches(digits, Settings().batch, seed)
-        self._step = compiled_step(model, list(averages.values()), Settings().learning_rate)
+    def __init__(self, model: Any, averages: Sequence[polyak.Average], digits: Digits, seed: int) -> None:
+        self._batches = batches(digits, BATCH, seed)
+        self._step = compiled_step(model, averages)
 
     def advance(self, steps: int) -> None:
         """Take so many more steps."""
@@ -50,11 +40,9 @@ class Training:
             self._step(tf.constant(x), tf.constant(y))
 
 
-def compiled_step(
-    model: Any, averages: list[polyak.Average], learning_rate: float
-) -> Callable[[tf.Tensor, tf.Tensor], None]:
+def compiled_step(model: Any, averages: Sequence[polyak.Average]) -> Step:
     """One step of SGD on a batch, then one update of each average, in one graph."""
-    optimizer = keras.optimizers.SGD(learning_rate)
+    optimizer = keras.optimizers.SGD(LEARNING_RATE)
     optimizer.build(model.trainable_variables)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -62,12 +50,12 @@ def compiled_step(
     def step(x: tf.Tensor, y: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             loss = loss_of(y, model(x, training=True))
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         for average in averages:
             average.update()
 
-    return step  # type: ignore[no-any-return]
+    compiled: Step = step
+    return compiled
 
 
 def batches(digits: Digits, size: int, seed: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32]]]:
@@ -81,7 +69,7 @@ def batches(digits: Digits, size: int, seed: int) -> Iterator[tuple[NDArray[np.f
 
 
 def steps_per_epoch(digits: Digits) -> int:
-    return len(digits.train_x) // Settings().batch
+    return len(digits.train_x) // BATCH
 
 
 def accuracy(predict: Callable[[Any], Any], digits: Digits) -> float:

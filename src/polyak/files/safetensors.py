@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from polyak.contents import Contents, Tensor
-from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight, UnknownFormat
 from polyak.files.atomic import replacing
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot
@@ -166,13 +166,16 @@ def _parsed(raw: bytes, origin: str) -> dict[str, Any]:
 
 def _tensor(name: str, entry: Any, view: mmap.mmap, base: int, origin: str) -> Tensor:
     try:
-        dtype = _NAMES[entry["dtype"]]
+        code = entry["dtype"]
         shape = tuple(_natural(n) for n in entry["shape"])
         begin, end = (_natural(n) for n in entry["data_offsets"])
         if len(shape) > _MOST_AXES or math.prod(n for n in shape if n) >= 2**59:
             raise ValueError(shape)
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(f"{origin}: weight {name!r}: unreadable description {str(entry):.200}") from error
+        raise DamagedFile(f"{origin}: weight {name!r}: its description is not readable ({error!r:.80})") from error
+    dtype = _NAMES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise UnknownFormat(f"{origin}: weight {name!r}: expected one of {', '.join(_NAMES)}, received {code!r:.80}")
     expected = math.prod(shape) * numpy_dtype(dtype).itemsize
     if end - begin != expected or base + end > len(view):
         raise DamagedFile(
@@ -209,7 +212,7 @@ def _refuse_gaps(header: dict[str, Any], size: int, origin: str) -> None:
 
 def _manifest(metadata: Any, tensors: dict[str, Tensor], origin: str) -> Manifest | None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise DamagedFile(f"{origin}: expected metadata of texts, received {str(metadata):.80}")
+        raise DamagedFile(f"{origin}: expected metadata of texts, received something else")
     if not {_KEY, _KEY_DIGEST} & metadata.keys():
         return None
     raw = metadata.get(_KEY, "").encode(errors="surrogatepass")

@@ -9,6 +9,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from polyak.errors import ModelError
 from polyak.frameworks.walk import Anatomy, Own, Sibling, Step, numbered, steps
 from polyak.weights import Kind, is_floating
 
@@ -56,6 +57,7 @@ class Flavour:
         variables = [(v, True) for v in trainable] + [(v, False) for v in others]
         held = _attribute_names(layer, self.own_names)
         names = [self._without_number(v.name, layer) for v, _ in variables]
+        _refuse_orphans(layer, names, [id(v) in held for v, _ in variables])
         locals_ = _local_names(names, [held.get(id(v), "variable") for v, _ in variables])
         own = [Own(name, v, kind_of(v, moved)) for name, (v, moved) in zip(locals_, variables, strict=True)]
         return own + [
@@ -212,6 +214,16 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
             yield from _leaves(f"{key}/{i}", inner)
     else:
         yield key, value
+
+
+def _refuse_orphans(layer: Any, names: Sequence[str], held: Sequence[bool]) -> None:
+    """A variable that the layer lists but does not use, beside one of its name that it uses: a restore came too early."""
+    for name, used in zip(names, held, strict=True):
+        if not used and any(n == name and h for n, h in zip(names, held, strict=True)):
+            raise ModelError(
+                f"{type(layer).__name__} {layer.name!r}: weight {name!r} exists twice, and the layer uses only one",
+                hint="a checkpoint restored before the model was built does this: build it first, then restore",
+            )
 
 
 def _local_names(names: Sequence[str], held: Sequence[str]) -> list[str]:

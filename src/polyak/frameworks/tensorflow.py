@@ -34,7 +34,7 @@ class TensorFlowFramework(Framework):
         """The model's weights; ``kinds`` overrides kinds by glob."""
         self.refuse_unbuilt(model)
         found = list(self.find(model))
-        if not found:
+        if all(f.own.kind is Kind.SEED for f in found):
             raise ModelError(
                 f"{describe(model)}: expected at least one weight, received none",
                 hint="give the object that owns the variables in its attributes",
@@ -84,10 +84,10 @@ class TensorFlowFramework(Framework):
         return TensorFlowAverage(self, model, rule, kinds)
 
     def build(self, model: Any, sample: Any) -> None:
+        """A shape is tried with zeros: Keras' own ``build`` marks a model as built that it could not build."""
         if isinstance(sample, tuple) and all(n is None or isinstance(n, int) for n in sample):
-            model.build(sample)
-        else:
-            model(sample)
+            sample = tf.zeros([1 if n is None else n for n in sample])
+        model(sample)
 
     def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
         """Run a twin of the model whose variables hold the averaged values."""

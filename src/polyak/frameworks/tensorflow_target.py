@@ -40,10 +40,13 @@ class Variables(Target):
         return self._weights
 
     def read(self, path: str) -> Array:
-        return np.array(self.variables[path].numpy())
+        """Also where the caller has opened a graph of its own."""
+        with tf.init_scope():
+            return np.array(self.variables[path].numpy())
 
     def write(self, path: str, value: Array) -> None:
-        self.variables[path].assign(value)
+        with tf.init_scope():
+            self.variables[path].assign(value)
 
     def hold(self, path: str) -> PutBack:
         """TensorFlow shares the buffer until the variable is written: holding costs no copy of its own."""
@@ -68,4 +71,5 @@ class RawTarget(Variables):
         super().__init__(followed.label, followed.variables, followed.weights, followed.trackables)
 
     def read(self, path: str) -> Array:
-        return np.array(raw_value(self.variables[path]).numpy())
+        with tf.init_scope():
+            return np.array(raw_value(self.variables[path]).numpy())
