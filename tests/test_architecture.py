@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report", "verbs"),
     ("keras", "tensorflow"),
     ("polyak",),
+    ("demo",),
     ("cli",),
     ("__main__",),
 )
@@ -45,9 +46,9 @@ FRAMEWORK_IMPORTS = {
     "keras": "anywhere",  # loaded on request only
     "tensorflow": "anywhere",  # loaded on request only
     "files": "in functions",  # TensorFlow writes its own formats
-    "cli": "in functions",  # the demo trains a model
+    "demo": "anywhere",  # trains a model; loaded on request only
 }
-NOT_LOADED_WITHOUT_FRAMEWORK = ("polyak.frameworks.", "polyak.keras", "polyak.tensorflow")
+NOT_LOADED_WITHOUT_FRAMEWORK = ("polyak.frameworks.", "polyak.keras", "polyak.demo", "polyak.tensorflow")
 
 # Places that exist on one machine only, and hosts of package registries.
 PLACE = r"(?<![\w.~})\]*-])/(?:work|root|home|Users)/[\w.]"

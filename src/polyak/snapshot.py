@@ -152,6 +152,9 @@ class Snapshot(Mapping[str, Array]):
             )
         return array
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._items  # the inherited one would read the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
 
@@ -177,8 +180,8 @@ def _tool() -> str:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """The end of a message that names the most similar of the known names, if one is similar."""
-    near = difflib.get_close_matches(name, list(known), 1)
+    """The end of a message that names the most similar of the known names, if one is similar to a name or glob."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.4 if "*" in name else 0.6)
     return f"; nearest: {near[0]!r}" if near else ""
 
 

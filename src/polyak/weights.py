@@ -103,7 +103,7 @@ def widens(source: str, target: str) -> bool:
         (True, False, False)
     """
     a, b = numpy_dtype(source), numpy_dtype(target)
-    same_sort = is_floating(source) and is_floating(target) or a.kind in "iu" and b.kind in "iu"
+    same_sort = (is_floating(source) and is_floating(target)) or (a.kind in "iu" and b.kind in "iu")
     return same_sort and bool(np.can_cast(a, b, "safe"))
 
 

@@ -9,11 +9,11 @@ import keras
 import pytest
 import tensorflow as tf
 import tf_keras
+from tests.frameworks.zoo import LEGACY, NAMES, ZOO, Affine, Blocks, dense, in_another_process, inventory, vectors
 
 import polyak
 from polyak.errors import ModelError, UnbuiltModel
 from polyak.frameworks import framework_of
-from tests.frameworks.zoo import LEGACY, NAMES, ZOO, Affine, Blocks, dense, in_another_process, inventory, vectors
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,10 @@ def test_a_second_instance_and_another_process_have_the_same_paths_and_kinds(
 @pytest.mark.parametrize("name", NAMES)
 def test_the_evidence_behind_the_paths_is_the_same_for_a_second_instance(zoo: dict[str, Any], name: str) -> None:
     first, second = (
-        [(w.evidence.structure, w.evidence.creation, w.evidence.layer, w.evidence.local, w.evidence.position) for w in ws]
+        [
+            (w.evidence.structure, w.evidence.creation, w.evidence.layer, w.evidence.local, w.evidence.position)
+            for w in ws
+        ]
         for ws in (polyak.snapshot(zoo[name]).weights, polyak.snapshot(ZOO[name].built()).weights)
     )
     assert first == second
@@ -108,10 +111,20 @@ def test_freezing_changes_neither_kinds_nor_paths() -> None:
     ("name", "paths"),
     [
         ("functional", ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias", "head/kernel", "head/bias"]),
-        ("Attention", ["attention/query/kernel", "attention/attention_output/bias", "attention/dropout_layer/seed_generator/state"]),
+        (
+            "Attention",
+            [
+                "attention/query/kernel",
+                "attention/attention_output/bias",
+                "attention/dropout_layer/seed_generator/state",
+            ],
+        ),
         ("FunctionalInside", ["net/sequential/dense_1/kernel", "net/dense/kernel", "tail/dense_1/bias"]),
         ("Blocks", ["blocks/0/kernel", "blocks/1/seed_generator/state", "blocks/3/kernel", "head/bias"]),
-        ("Containers", ["d/a/kernel", "pair/1/kernel", "nested/0/1/kernel", "nested/1/0/bias", "deep/x/0/bias", "deep/y/z/kernel"]),
+        (
+            "Containers",
+            ["d/a/kernel", "pair/1/kernel", "nested/0/1/kernel", "nested/1/0/bias", "deep/x/0/bias", "deep/y/z/kernel"],
+        ),
         ("ModelInModel", ["encoder/blocks/3/kernel", "others/0/head/kernel", "tied/kernel"]),
         ("Recurrent", ["embed/embeddings", "both/backward_layer/cell/recurrent_kernel", "gru/cell/kernel"]),
         ("same_names", ["same_names/u", "same_names/v", "same_names_1/v", "same_names/steps"]),
@@ -168,7 +181,9 @@ def test_unbuilt_models_are_refused() -> None:
 
 
 def test_what_is_no_model_or_has_no_weights_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"expected a Keras model, a keras layer or a tf.Module, received builtins.list"):
+    with pytest.raises(
+        ModelError, match=r"expected a Keras model, a keras layer or a tf.Module, received builtins.list"
+    ):
         polyak.snapshot([1, 2])
     with pytest.raises(ModelError, match="at least one weight, received none"):
         polyak.snapshot(tf.Module())

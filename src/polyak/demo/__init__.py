@@ -1,5 +1,7 @@
 """The main job on real data, end to end. Importing this package imports Keras, TensorFlow and scikit-learn.
 
+Example::
+
     report = polyak.demo.run("polyak-demo", seed=0)
 """
 

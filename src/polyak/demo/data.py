@@ -30,7 +30,7 @@ class Digits:
 
 
 def load() -> Digits:
-    """The first half for training, the second, by other writers, for testing: the split of scikit-learn's own example."""
+    """The first half for training and the second for testing, as in scikit-learn's own example of these images."""
     bunch: Any = load_digits()
     x = (bunch.images / 16.0).astype(np.float32)[..., None]
     y = bunch.target.astype(np.int32)

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from polyak.demo import data, place, training
 from polyak.demo.held import Arrival, Held
-from polyak.demo.model import Classifier, fresh
+from polyak.demo.model import Classifier, fresh, parts
 from polyak.demo.routes import ROUTES, Context, Route
 from polyak.transfer.receipt import Receipt
 
@@ -89,9 +88,8 @@ def run(
     started = time.perf_counter()
     steps = _train(model, digits, seed, watch)
     seconds = time.perf_counter() - started
-    parts = {"raw": model, "fast": model.fast, "slow": model.slow}
-    before = {role: training.accuracy(part, digits) for role, part in parts.items()}
-    context = Context(model, {role: Held.of(part) for role, part in parts.items()}, digits, made)
+    before = {role: training.accuracy(part, digits) for role, part in parts(model).items()}
+    context = Context(model, {role: Held.of(part) for role, part in parts(model).items()}, digits, made)
     done = _carry_all(routes, context, watch)
     receipts = [a.receipt for _, arrivals in done for a in arrivals if a.receipt is not None]
     report = Report(seed, made, steps, seconds, before, tuple(row for row, _ in done), next(iter(receipts), None))
@@ -121,22 +119,9 @@ def _carry(route: Route, context: Context) -> tuple[Row, list[Arrival]]:
     started = time.perf_counter()
     arrivals = route.carry(context)
     seconds = time.perf_counter() - started
-    differences = tuple(line for a in arrivals for line in a.differences) or _nothing(arrivals)
+    differences = tuple(line for a in arrivals for line in a.differences)
+    if not any(a.got.values for a in arrivals):
+        differences = (*differences, "nothing arrived")
     accuracy = {a.role: a.accuracy for a in arrivals}
-    weights, nbytes = (sum(f(a) for a in arrivals) for f in (_weights, _bytes))
+    weights, nbytes = sum(len(a.got.values) for a in arrivals), sum(a.nbytes for a in arrivals)
     return Row(route.name, weights, nbytes, seconds, accuracy, differences), arrivals
-
-
-def _nothing(arrivals: list[Arrival]) -> tuple[str, ...]:
-    return () if any(a.got.values for a in arrivals) else ("nothing arrived",)
-
-
-def _weights(arrival: Arrival) -> int:
-    return len(arrival.got.values)
-
-
-def _bytes(arrival: Arrival) -> int:
-    return arrival.wanted.nbytes if arrival.got.values else 0
-
-
-__all__ = ["Any", "Report", "Row", "run"]

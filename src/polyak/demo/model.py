@@ -65,3 +65,8 @@ def fresh() -> Classifier:
     model = Classifier()
     model(keras.ops.zeros((1, SIDE, SIDE, 1)))
     return model
+
+
+def parts(model: Classifier) -> dict[str, Any]:
+    """What can be asked for digits: the model with its raw weights, and its averages."""
+    return {"raw": model, "fast": model.fast, "slow": model.slow}

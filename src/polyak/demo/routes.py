@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ import polyak
 import polyak.tensorflow
 from polyak.demo.data import Digits
 from polyak.demo.held import Arrival, Held
-from polyak.demo.model import SLOW, Classifier, fresh
+from polyak.demo.model import SLOW, Classifier, fresh, parts
 from polyak.demo.training import accuracy
 from polyak.snapshot import Array, Snapshot
 from polyak.weights import Kind, Weight
 
-ROLES = ("raw", "fast", "slow")
 SCOPE = "digits"
 
 
@@ -45,15 +44,12 @@ class Context:
     def arrival(self, role: str, got: Any, predict: Any, receipt: polyak.Receipt | None = None) -> Arrival:
         """What an instance received in one role; ``got`` is a live model or average, or already Held."""
         held = got if isinstance(got, Held) else Held.of(got)
-        wanted = self.wanted[role]
-        if held.count is None:
-            wanted = Held(wanted.values)
+        wanted = self.wanted[role] if held.count is not None else Held(self.wanted[role].values)
         return Arrival(role, held, wanted, accuracy(predict, self.digits), receipt)
 
-    def all_of(self, model: Classifier) -> list[Arrival]:
+    def whole_of(self, model: Classifier) -> list[Arrival]:
         """A whole instance: raw weights and both averages."""
-        parts = {"raw": model, "fast": model.fast, "slow": model.slow}
-        return [self.arrival(role, part, part) for role, part in parts.items()]
+        return [self.arrival(role, part, part) for role, part in parts(model).items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,7 @@ def into_averages(c: Context) -> list[Arrival]:
     other = fresh()
     for source, target in ((c.source, other), (c.source.fast, other.fast), (c.source.slow, other.slow)):
         polyak.transfer(source, target)
-    return c.all_of(other)
+    return c.whole_of(other)
 
 
 def tf1_saver(c: Context) -> list[Arrival]:
@@ -98,7 +94,9 @@ def _through_session(c: Context, role: str, prefix: Path) -> Arrival:
     arrays = restored_by_saver(prefix, weights, averaged=role != "raw")
     other = fresh()
     polyak.transfer(Snapshot.from_arrays(arrays), other)
-    return Arrival(role, Held(arrays), Held(c.wanted[role].only(arrays).values), accuracy(other, c.digits))
+    return Arrival(
+        role, Held(arrays), Held({path: c.wanted[role].values[path] for path in arrays}), accuracy(other, c.digits)
+    )
 
 
 def restored_by_saver(prefix: Path, weights: Sequence[Weight], *, averaged: bool) -> dict[str, Array]:
@@ -127,7 +125,7 @@ def second_process(c: Context) -> list[Arrival]:
     answer = c.directory / "second-process.json"
     run_second(checkpoint, answer)
     told = json.loads(answer.read_text())
-    return [Arrival(r, Held(**told[r]["held"]), c.wanted[r], told[r]["accuracy"]) for r in ROLES]
+    return [Arrival(r, Held(**told[r]["held"]), wanted, told[r]["accuracy"]) for r, wanted in c.wanted.items()]
 
 
 def whole(model: Classifier) -> tf.train.Checkpoint:
@@ -149,11 +147,21 @@ def run_second(checkpoint: str, answer: Path) -> None:
 def served_model(c: Context) -> list[Arrival]:
     """A SavedModel that serves the averaged weights, loaded by TensorFlow alone."""
     directory = c.directory / "saved_model"
-    polyak.tensorflow.export(c.source.slow, directory, c.digits.test_x)
+    average: Any = c.source.slow
+    polyak.tensorflow.export(average, directory, c.digits.test_x)
     loaded = tf.saved_model.load(str(directory))
     serve = loaded.signatures["serving_default"]
     got = Held({path: variable.numpy() for path, variable in loaded.average.items()})
-    return [c.arrival("slow", got, lambda x: next(iter(serve(x).values())))]
+    arrival = c.arrival("slow", got, lambda x: _logits(serve(x)))
+    x = tf.constant(c.digits.test_x)
+    # Both as graphs: TensorFlow may round differently where it runs operation by operation.
+    outputs = _logits(serve(x)).numpy(), tf.function(average)(x).numpy()
+    return [replace(arrival, outputs=outputs)]
+
+
+def _logits(served: Mapping[str, Any]) -> Any:
+    (logits,) = served.values()
+    return logits
 
 
 def from_saved_model(c: Context) -> list[Arrival]:
@@ -177,7 +185,7 @@ def keras_file(c: Context) -> list[Arrival]:
     """Keras' own whole-model file of a model that holds its averages as attributes."""
     file = c.directory / "model.keras"
     c.source.save(file)
-    return c.all_of(keras.saving.load_model(file))
+    return _without_raw_seeds(c.whole_of(keras.saving.load_model(file)))
 
 
 def keras_weights(c: Context) -> list[Arrival]:
@@ -185,17 +193,22 @@ def keras_weights(c: Context) -> list[Arrival]:
     file, other = c.directory / "model.weights.h5", fresh()
     c.source.save_weights(file)
     other.load_weights(file)
-    return c.all_of(other)
+    return _without_raw_seeds(c.whole_of(other))
+
+
+def _without_raw_seeds(arrivals: list[Arrival]) -> list[Arrival]:
+    """Keras' own files keep no random seeds of a model; those in its averages are kept."""
+    return [a.without("*/seed_generator/*") if a.role == "raw" else a for a in arrivals]
 
 
 ROUTES = (
     Route("memory: into a model", into_a_model),
     Route("memory: whole state", into_averages),
-    Route("TF1 Saver, graph and session", tf1_saver),
-    Route("tf.train.Checkpoint, 2nd process", second_process),
-    Route("SavedModel that serves", served_model),
-    Route("SavedModel into a live model", from_saved_model),
-    Route("safetensors file", safetensors),
-    Route(".keras file", keras_file),
-    Route(".weights.h5 file", keras_weights),
+    Route("TF1 Saver in a session", tf1_saver),
+    Route("Checkpoint, 2nd process", second_process),
+    Route("SavedModel, served", served_model),
+    Route("SavedModel, into a model", from_saved_model),
+    Route("safetensors", safetensors),
+    Route("Keras .keras", keras_file),
+    Route("Keras .weights.h5", keras_weights),
 )

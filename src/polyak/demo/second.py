@@ -1,6 +1,6 @@
 """The second process: restores a checkpoint into a fresh instance and writes down what it got.
 
-    python -m polyak.demo.second CHECKPOINT ANSWER.json
+Usage: ``python -m polyak.demo.second CHECKPOINT ANSWER.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from polyak.demo import data, routes
 from polyak.demo.held import Held, fingerprint
-from polyak.demo.model import fresh
+from polyak.demo.model import fresh, parts
 from polyak.demo.training import accuracy
 
 
@@ -22,8 +22,7 @@ def main() -> None:
     checkpoint, answer = sys.argv[1:]
     model, digits = fresh(), data.load()
     routes.whole(model).restore(checkpoint).assert_consumed()
-    parts = {"raw": model, "fast": model.fast, "slow": model.slow}
-    told = {role: _told(part, digits) for role, part in parts.items()}
+    told = {role: _told(part, digits) for role, part in parts(model).items()}
     Path(answer).write_text(json.dumps({"process": os.getpid(), **told}, indent=1))
 
 

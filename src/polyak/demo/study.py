@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 import polyak
 from polyak.demo import data, training
 from polyak.demo.model import FAST, SLOW, fresh
+from polyak.report.tables import table
 
-LENGTHS = (30, 100, 300, 900, 3000)
+DEMO = training.EPOCHS * training.steps_per_epoch(data.load())
+LENGTHS = (30, 100, 300, DEMO, 3000)
 DECAY = 0.999
 RULES: Mapping[str, str] = {
     "fast": f"ema:{FAST}",
@@ -43,7 +46,7 @@ class Cell:
     gain_error: float
 
 
-def study(seeds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, list[Cell]]:
+def study(seeds: int, lengths: Sequence[int] = LENGTHS) -> dict[str, list[Cell]]:
     """A row for the raw weights and for each rule, with a cell for each length of run, given in steps."""
     runs = []
     for seed in range(seeds):
@@ -52,25 +55,31 @@ def study(seeds: int, lengths: tuple[int, ...] = LENGTHS) -> dict[str, list[Cell
     return {row: _cells([run[row] for run in runs], [run[RAW] for run in runs]) for row in runs[0]}
 
 
-def accuracies(seed: int, lengths: tuple[int, ...]) -> dict[str, list[float]]:
+def accuracies(seed: int, lengths: Sequence[int]) -> dict[str, list[float]]:
     """Test accuracy in percent of the raw weights and of each average, after each number of steps."""
     training.reproducible(seed)
     digits, net = data.load(), fresh()
-    averages = {name: polyak.track(net, rule) for name, rule in RULES.items()}
+    averages: dict[str, Any] = {name: polyak.track(net, rule) for name, rule in RULES.items()}
     averages[STATISTICS] = polyak.track(net, RULES["warm"], kinds={"*/moving_*": "trainable"})
     run = training.Training(net, list(averages.values()), digits, seed)
     found: dict[str, list[float]] = {name: [] for name in (RAW, *averages)}
     for before, length in zip((0, *lengths), lengths, strict=False):
         run.advance(length - before)
-        for name, predict in ((RAW, net), *averages.items()):
+        for name, predict in [(RAW, net), *averages.items()]:
             found[name].append(100 * training.accuracy(predict, digits))
     return found
 
 
-def table(rows: Mapping[str, list[Cell]], lengths: tuple[int, ...] = LENGTHS) -> str:
-    """Mean +- standard error, and the gain over the raw weights."""
-    head = f"{'rule':32}" + "".join(f"{f'{n} steps':>22}" for n in lengths)
-    return "\n".join([head, *(f"{_label(name):32}" + "".join(map(_text, cells)) for name, cells in rows.items())])
+def tables(rows: Mapping[str, list[Cell]], lengths: Sequence[int]) -> str:
+    """Accuracies, and the gains of the averages over the raw weights of the same seed; mean +- standard error."""
+    head = [*(f"{n} steps" for n in lengths)]
+    values = [[_label(name), *(f"{c.mean:.2f} +- {c.error:.2f}" for c in row)] for name, row in rows.items()]
+    gains = [
+        [_label(name), *(f"{c.gain:+.2f} +- {c.gain_error:.2f}" for c in row)]
+        for name, row in rows.items()
+        if name != RAW
+    ]
+    return "\n\n".join([table(["accuracy", *head], values), table(["gain over raw", *head], gains)])
 
 
 def _cells(mine: list[list[float]], raw: list[list[float]]) -> list[Cell]:
@@ -86,17 +95,13 @@ def _label(name: str) -> str:
     return f"{name} ({rule})" if rule and rule != name else name
 
 
-def _text(cell: Cell) -> str:
-    return f"{f'{cell.mean:.2f} +- {cell.error:.2f}':>14}{f'({cell.gain:+.2f})':>8}"
-
-
 def main() -> None:
     """Print the table on standard output."""
     parser = argparse.ArgumentParser(prog="python -m polyak.demo.study", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     asked = parser.parse_args()
-    print(f"test accuracy in percent, mean +- standard error over {asked.seeds} seeds (gain over raw)")  # noqa: T201
-    print(table(study(asked.seeds)))  # noqa: T201 - a script's answer
+    found = tables(study(asked.seeds), LENGTHS)
+    print(f"test accuracy in percent, mean +- standard error over {asked.seeds} seeds\n\n{found}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def batches(digits: Digits, size: int, seed: int) -> Iterator[tuple[NDArray[np.f
 
 
 def steps_per_epoch(digits: Digits) -> int:
+    """Full batches in the training images."""
     return len(digits.train_x) // BATCH
 
 
@@ -79,6 +80,5 @@ def accuracy(predict: Callable[[Any], Any], digits: Digits) -> float:
 
 
 def reproducible(seed: int) -> None:
-    """The same bits on every run with this seed on one machine."""
+    """The same weights and the same dropout on every run with this seed."""
     keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()

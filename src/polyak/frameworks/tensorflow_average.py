@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +17,7 @@ from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel
 from polyak.frameworks.base import Average
-from polyak.frameworks.tensorflow_kernel import OPS, is_safe, move
+from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
 from polyak.frameworks.tensorflow_exchange import bring_back, set_aside, watch, watchers
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.manifest import State, decode_memo, encode_memo
@@ -206,31 +206,19 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         self.report_skips()
 
     def _move(self, bound: Bound) -> None:
-        n = tf.cast(self._counts.updates + 1, tf.float64)
+        """One update as graph operations. Every condition is a scalar, so that no branch lies within another."""
+        counts = self._counts
+        n = tf.cast(counts.updates + 1, tf.float64)
         weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
-        moving = tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True)
-
-        def attempt() -> tf.Tensor:
-            safe = is_safe([v for _, v in bound.guarded])
-            tf.cond(safe, lambda: self._lerp(bound, weights), _nothing)
-            return safe
-
-        def refuse() -> tf.Tensor:
-            tf.debugging.Assert(False, [_APPLIED])
-            return tf.constant(False)
-
-        def proceed() -> tf.Tensor:
-            return tf.cond(moving, attempt, lambda: tf.constant(True))
-
-        done = tf.cond(self._counts.in_use, refuse, proceed)
-        self._counts.updates.assign_add(tf.cast(done, tf.int64))
-        self._counts.refused.assign_add(tf.cast(~done & ~self._counts.in_use, tf.int64))
-
-    def _lerp(self, bound: Bound, weights: Sequence[tf.Tensor]) -> None:
+        free = ~tf.identity(counts.in_use)
+        tf.debugging.Assert(free, [_APPLIED])
+        moving = free & (tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True))
+        safe = tf.cond(moving, lambda: is_safe([v for _, v in bound.guarded]), lambda: tf.constant(True))
         for (_, pairs), w in zip(bound.moved, weights, strict=True):
-            move(pairs, w)
-        for shadow, raw in bound.copied:
-            shadow.assign(raw)
+            move(pairs, w, moving & safe)
+        copy(bound.copied, moving & safe)
+        counts.updates.assign_add(tf.cast(free & safe, tf.int64))
+        counts.refused.assign_add(tf.cast(free & ~safe, tf.int64))
 
     def report_skips(self) -> None:
         """Warn of updates that were skipped since the last report."""
@@ -299,7 +287,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
 
     def _make_twin(self, bound: Bound) -> tuple[Any, list[tf.Variable]]:
         try:
-            model = copy.deepcopy(self.followed(), {id(self): self})
+            model = deepcopy(self.followed(), {id(self): self})
         except Exception as error:
             raise ModelError(
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
@@ -468,10 +456,6 @@ def _initial(origin: str, raw: tf.Variable, dtype: Any) -> tf.Tensor:
 
 def _counter(name: str) -> tf.Variable:
     return tf.Variable(0, dtype=tf.int64, trainable=False, name=name)
-
-
-def _nothing() -> None:
-    return None
 
 
 def _as_float(variable: tf.Variable) -> Any:

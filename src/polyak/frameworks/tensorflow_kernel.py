@@ -47,39 +47,68 @@ class TensorFlowOps:
 OPS = TensorFlowOps()
 
 
-def move(pairs: Pairs, w: tf.Tensor) -> None:
-    """Move each shadow of (shadow, weight) by ``w``, a float64 scalar in [0, 1].
+def move(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
+    """Move each shadow of (shadow, weight) by ``w``, a float64 scalar in [0, 1], if ``go``.
 
     The same four cases as ``polyak.averaging.kernel.lerp``; a scalar decides once for all tensors.
     """
     case = tf.cast(w > 0, tf.int32) + tf.cast(w >= 0.5, tf.int32) + tf.cast(w >= 1, tf.int32)
-    tf.switch_case(case, [lambda: None, lambda: _near(pairs, w), lambda: _far(pairs, w), lambda: _copy(pairs)])
+    branches = [_nothing, lambda: _near(pairs, w), lambda: _far(pairs, 1 - w), lambda: _copy(pairs)]
+    tf.switch_case(tf.where(go, case, 0), branches)
+
+
+def copy(pairs: Pairs, go: tf.Tensor) -> None:
+    """Make each shadow of (shadow, weight) equal to the weight, if ``go``."""
+    tf.cond(go, lambda: _copy(pairs), _nothing)
 
 
 def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
-    """Whether all values are finite and below half of the range, so that no difference of two overflows."""
-    checks = []
-    for variable in variables:
-        wide = tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
-        checks.append(tf.reduce_all(tf.abs(wide) <= wide.dtype.max / 2))
-    return tf.reduce_all(checks) if checks else tf.constant(True)
+    """Whether all values are finite and below half of the range, so that no difference of two overflows.
+
+    The sum of squares needs one pass without memory of its own. If it is finite, so is every value, and far within the
+    range; if not, it may only have overflowed, and the values themselves are looked at.
+    """
+    if not variables:
+        return tf.constant(True)
+    norms = [tf.cast(tf.nn.l2_loss(_wide(v)), tf.float64) for v in variables]
+    return tf.cond(tf.math.is_finite(tf.add_n(norms)), lambda: tf.constant(True), lambda: _all_safe(variables))
+
+
+def _all_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
+    values = [tf.reshape(_wide(v), [-1]) for v in variables]
+    flat = [tf.concat([v for v in values if v.dtype == dtype], 0) for dtype in {v.dtype for v in values}]
+    return tf.reduce_all([tf.reduce_all(tf.abs(f) <= f.dtype.max / 2) for f in flat])
+
+
+def _wide(variable: tf.Variable) -> tf.Tensor:
+    return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
 
 
 def _near(pairs: Pairs, w: tf.Tensor) -> None:
+    by_dtype = _cast_once(w, pairs)
     for shadow, weight in pairs:
         value = tf.cast(weight, shadow.dtype)
-        shadow.assign_sub(tf.cast(w, shadow.dtype) * (shadow - value))
+        shadow.assign_sub(by_dtype[shadow.dtype] * (shadow - value))
 
 
-def _far(pairs: Pairs, w: tf.Tensor) -> None:
+def _far(pairs: Pairs, rest: tf.Tensor) -> None:
+    by_dtype = _cast_once(rest, pairs)
     for shadow, weight in pairs:
         value = tf.cast(weight, shadow.dtype)
-        shadow.assign(value - tf.cast(1 - w, shadow.dtype) * (value - shadow))
+        shadow.assign(value - by_dtype[shadow.dtype] * (value - shadow))
 
 
 def _copy(pairs: Pairs) -> None:
     for shadow, weight in pairs:
         shadow.assign(tf.cast(weight, shadow.dtype))
+
+
+def _cast_once(scalar: tf.Tensor, pairs: Pairs) -> dict[tf.DType, tf.Tensor]:
+    return {dtype: tf.cast(scalar, dtype) for dtype in {shadow.dtype for shadow, _ in pairs}}
+
+
+def _nothing() -> None:
+    return None
 
 
 def _f64(x: Any) -> tf.Tensor:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight, WeightError
 from polyak.snapshot import nearest_name
+from polyak.transfer.receipt import counted
 from polyak.weights import Kind, Weight
 
 Key = Literal["path", "structure", "name", "creation", "position"]
@@ -52,10 +53,10 @@ class Pairing:
 
 def pair(source: Sequence[Weight], target: Sequence[Weight], by: Key = "path", rename: Rename | None = None) -> Pairing:
     """Pair renamed weights by their new path and all others by one key. A leading scope is seen through where no
-    path is shared. Nothing is refused here but two sources of one name.
+    path is shared. Nothing is refused here but two weights of one name.
 
     Raises:
-        AmbiguousMatch: two sources would have one name.
+        AmbiguousMatch: two weights of one side would have one name.
         WeightError: ``rename`` cannot be applied.
 
     Example:
@@ -66,9 +67,10 @@ def pair(source: Sequence[Weight], target: Sequence[Weight], by: Key = "path", r
     """
     names = {w.path: apply_rename(w.path, rename) for w in source}
     told = _unique((names[w.path], w) for w in source if names[w.path] != w.path)
-    same = _unique((key_of(w, by), w) for w in source if names[w.path] == w.path)
+    same = _unique((_key(w, by), w) for w in source if names[w.path] == w.path)
     if by == "path":
         _unique((names[w.path], w) for w in source)
+    _unique((_key(t, by), t) for t in target if t.path not in told)
     pairs, scope = _pairs(told, same, target, by), Scope()
     if not pairs and by == "path" and rename is None:
         scope = _scope(source, target)
@@ -85,12 +87,17 @@ def pair(source: Sequence[Weight], target: Sequence[Weight], by: Key = "path", r
 def _pairs(told: Mapping[str, Weight], same: Mapping[str, Weight], target: Sequence[Weight], by: Key) -> list[Pair]:
     pairs = []
     for t in target:
-        key = key_of(t, by)
+        key = _key(t, by)
         if t.path in told:
             pairs.append(Pair(told[t.path], t, told=True))
         elif key is not None and key in same:
             pairs.append(Pair(same[key], t, told=by != "path"))
     return pairs
+
+
+def _key(weight: Weight, by: Key) -> str | None:
+    """The key to pair by; a random seed, which has no position, goes by its path."""
+    return f"seed {weight.path}" if by == "position" and weight.kind is Kind.SEED else key_of(weight, by)
 
 
 def key_of(weight: Weight, by: Key) -> str | None:
@@ -157,7 +164,7 @@ def apply_rename(path: str, rename: Rename | None) -> str:
 def _fill(new: str, stars: tuple[str, ...], old: str) -> str:
     if new.count("*") != len(stars):
         raise WeightError(
-            f"rename={{{old!r}: {new!r}}}: expected {_count(len(stars), 'star')} in the new name, "
+            f"rename={{{old!r}: {new!r}}}: expected {counted(len(stars), 'star')} in the new name, "
             f"received {new.count('*')}",
             hint='write for example rename={"enc/*": "encoder/*"}',
         )
@@ -188,7 +195,7 @@ def _unique(names: Iterable[tuple[str | None, Weight]]) -> dict[str, Weight]:
             continue
         if name in keyed:
             raise AmbiguousMatch(
-                f"weight {name!r}: expected one source, received {keyed[name].path!r} and {weight.path!r}",
+                f"weight {name!r}: expected one of this name, received {keyed[name].path!r} and {weight.path!r}",
                 hint="give each a name of its own with rename=, or leave one out with exclude=",
             )
         keyed[name] = weight
@@ -274,10 +281,6 @@ def _unexpected(unexpected: list[Weight], source: str, target: str) -> Unexpecte
 
 def _others(weights: list[Weight]) -> str:
     return f" (and {len(weights) - 1} more)" if len(weights) > 1 else ""
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:

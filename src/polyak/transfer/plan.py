@@ -154,7 +154,7 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
         target,
         tuple(_move(p) for p in pairing.pairs),
         _skipped(source, target, found, pairing),
-        tuple(w.path for w in (*pairing.missing, *pairing.unexpected)),
+        tuple(dict.fromkeys(w.path for w in (*pairing.missing, *pairing.unexpected))),
         finite=asked.get("nonfinite", "refuse") == "refuse",
     )
 

@@ -74,14 +74,24 @@ class Receipt:
         return msgspec.json.encode(body).decode()
 
     def __str__(self) -> str:
-        count = "" if self.count is None else f" after {self.count:,} updates"
+        count = "" if self.count is None else f" after {counted(self.count, 'update')}"
         parts = [
-            f"{len(self.moved)} weights ({self.nbytes:,} bytes) moved and verified",
+            f"{counted(len(self.moved), 'weight')} ({self.nbytes:,} bytes) moved and verified",
             f"{len(self.cast)} cast",
             f"{len(self.renamed)} renamed",
             f"{len(self.skipped)} skipped as asked",
         ]
         if self.left:
-            parts.append(f"{len(self.left)} random seeds left alone")
+            parts.append(f"{counted(len(self.left), 'random seed')} left alone")
         head = f"{self.role} weights{count}: {self.source} -> {self.target}"
         return f"{head}\n  {', '.join(parts)}\n  digest {self.digest}"
+
+
+def counted(n: int, what: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "weight"), counted(1200, "weight")
+        ('1 weight', '1,200 weights')
+    """
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -1,0 +1,64 @@
+"""polyak inspect: what is in a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from polyak.cli import output
+
+if TYPE_CHECKING:
+    from polyak.snapshot import Snapshot
+    from polyak.weights import Weight
+
+
+@click.command(short_help="What is in a file: roles, rule, count, weights.")
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+def inspect(file: str, as_json: bool) -> None:
+    """Show what FILE holds: raw or averaged weights, rule, count, every weight. Nothing but the header is read.
+
+    FILE is a safetensors file, the prefix of a TensorFlow checkpoint, or the directory of a SavedModel.
+    """
+    import polyak
+
+    held = polyak.open(file)
+    if as_json:
+        output.json(held.manifest.to_json())
+    else:
+        output.data("\n".join([held.origin, f"integrity: {held.integrity}", "", _roles(held), "", _weights(held)]))
+
+
+def _roles(held: Snapshot) -> str:
+    from polyak.report.tables import table
+
+    rows = [_role(role, held) for role in held.roles]
+    return table(["holds", "rule", "updates", "skipped", "weights", "bytes"], rows, left=2)
+
+
+def _role(role: str, held: Snapshot) -> list[str]:
+    from polyak.averaging.parts import rule_from_json
+    from polyak.report.tables import ABSENT
+
+    part = held.select(role=role)
+    size = [f"{len(part):,}", f"{sum(w.nbytes for w in part.weights):,}"]
+    if part.state is None:
+        return [role, ABSENT, ABSENT, ABSENT, *size]
+    return [role, str(rule_from_json(part.state.rule)), f"{part.state.count:,}", f"{part.state.skipped:,}", *size]
+
+
+def _weights(held: Snapshot) -> str:
+    """A line for each weight; sets that agree on its description share it."""
+    from polyak.report.tables import table
+
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for item in held.items_by_path.values():
+        lines.setdefault(_weight(item.weight), []).append(item.role)
+    rows = [[*line[:4], ", ".join(roles), line[4]] for line, roles in lines.items()]
+    return table(["weight", "shape", "dtype", "kind", "in", "bytes"], rows, left=5)
+
+
+def _weight(weight: Weight) -> tuple[str, ...]:
+    shape = " x ".join(map(str, weight.shape)) or "scalar"
+    return weight.path, shape, weight.dtype, weight.kind.value, f"{weight.nbytes:,}"

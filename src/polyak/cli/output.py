@@ -1,0 +1,109 @@
+"""The only place that prints. Data on standard output; words, warnings and progress on standard error."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import click
+
+from polyak.errors import PolyakError, PolyakWarning
+
+BAD_INPUT, INTERRUPTED = 2, 130
+Watch = Callable[[str, int, int], None]
+
+
+def data(text: str) -> None:
+    """What was asked for."""
+    click.echo(text)
+
+
+def json(text: str) -> None:
+    """What was asked for, as JSON, indented."""
+    import msgspec
+
+    click.echo(msgspec.json.format(text, indent=2))
+
+
+def say(text: str) -> None:
+    """Words beside the data."""
+    click.echo(text, err=True)
+
+
+def leave(status: int) -> None:
+    """End with this exit status."""
+    raise SystemExit(status)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Say polyak's warnings and errors as one line each, with the hint on the next; an error ends with status 2."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PolyakWarning)
+        warnings.showwarning = _warn(warnings.showwarning)
+        try:
+            yield
+        except PolyakError as error:
+            _fail(error.message, error.hint)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            _fail(f"file {error.filename!r}: {error.strerror}" if error.filename else str(error), None)
+        except KeyboardInterrupt:
+            # click would end with 1, which means "different".
+            leave(INTERRUPTED)
+
+
+@contextmanager
+def progress() -> Iterator[Watch]:
+    """A bar on standard error while a terminal watches; else nothing. Give it what is done, how much, of how much."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    # On a descriptor of its own: the bar goes on while TensorFlow is kept from writing on standard error.
+    stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    columns = TextColumn("{task.description:34}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
+    with stream, Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _warn(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Polyak's warnings in the form of its errors; other packages' as they are."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, PolyakWarning):
+            say(f"{_mark('warning:', 'yellow')} {message}")
+        else:
+            otherwise(message, category, *rest, **more)
+
+    return show
+
+
+def _fail(message: str, hint: str | None) -> None:
+    say(f"{_mark('error:', 'red')} {message}")
+    if hint:
+        say(f"{_mark('hint:', 'cyan')} {_as_options(hint)}")
+    leave(BAD_INPUT)
+
+
+def _as_options(hint: str) -> str:
+    """A hint speaks of Python's arguments; here they are options: ``weights="raw"`` is ``--weights raw``."""
+    return re.sub(r'\bweights="([^"]+)"', r"--weights \1", hint)
+
+
+def _mark(text: str, colour: str) -> str:
+    return click.style(text, fg=colour, bold=True) if _coloured(sys.stderr) else text
+
+
+def _coloured(stream: TextIO) -> bool:
+    """Whether a terminal watches that wants colours: https://no-color.org."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

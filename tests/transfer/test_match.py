@@ -1,0 +1,218 @@
+"""Pairing as a law: no source goes twice, no shape is crossed, names that can be undone are undone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, WeightError
+from polyak.manifest import State
+from polyak.snapshot import Array, Item, Snapshot
+from polyak.transfer.match import Pairing, apply_rename, nearest, pair
+from polyak.transfer.plan import make_plan
+from polyak.transfer.target import PutBack, Target
+from polyak.weights import Evidence, Kind, Weight
+
+STEPS = st.sampled_from(["a", "b", "net", "blocks", "0", "1", "2", "kernel"])
+PATHS = st.lists(STEPS, min_size=1, max_size=4).map("/".join)
+SHAPES = st.sampled_from([(), (2,), (3,), (2, 3)])
+KINDS = st.sampled_from([Kind.TRAINABLE, Kind.TRAINABLE, Kind.STATISTIC, Kind.SEED])
+BY = st.sampled_from(["path", "structure", "name", "creation", "position"])
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> list[Weight]:
+    """A model's weights: unique paths and positions; other evidence may be shared, contradictory or absent."""
+    made = []
+    for position, path in enumerate(draw(st.lists(PATHS, unique=True, max_size=6))):
+        structure, name, creation = draw(PATHS), draw(PATHS), draw(PATHS)
+        evidence = Evidence(structure, name, creation, "Dense", path.split("/")[-1], position, "float32")
+        known = draw(st.booleans())
+        made.append(Weight(path, draw(SHAPES), "float32", draw(KINDS), evidence if known else None))
+    return made
+
+
+@st.composite
+def two_models(draw: st.DrawFn) -> tuple[list[Weight], list[Weight]]:
+    """A model and what became of it: in another order, perhaps in a scope, less some, with other evidence."""
+    source = draw(weights())
+    other = {w.path: w.evidence for w in draw(weights())}
+    scope, dropped = draw(st.sampled_from(["", "", "outer/"])), draw(st.sampled_from([0, 0, 0, 1]))
+    kept = draw(st.permutations(source))[dropped:]
+    target = [
+        replace(w, path=scope + w.path, evidence=other.get(w.path, w.evidence), shape=draw(st.just(w.shape) | SHAPES))
+        for w in kept
+    ]
+    return (source, target) if draw(st.booleans()) else (target, source)
+
+
+class Memory(Target):
+    """Arrays in memory as a target."""
+
+    label = "memory"
+
+    def __init__(self, held: list[Weight]) -> None:
+        self._weights = tuple(held)
+        self.values = {w.path: np.zeros(w.shape, w.dtype) for w in held}
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._weights
+
+    def read(self, path: str) -> Array:
+        return self.values[path].copy()
+
+    def write(self, path: str, value: Array) -> None:
+        self.values[path] = value.copy()
+
+    def hold(self, path: str) -> PutBack:
+        old = self.values[path]
+        return lambda: self.values.update({path: old})
+
+
+def snapshot(held: list[Weight], state: State | None = None) -> Snapshot:
+    """Every weight holds a number of its own."""
+    items = [
+        Item("raw", w, lambda w=w, n=n: np.full(w.shape, n, w.dtype))  # type: ignore[misc]
+        for n, w in enumerate(held, start=1)
+    ]
+    return Snapshot(items, {"raw": state}, "snapshot")
+
+
+def assert_partition(pairing: Pairing, source: list[Weight], target: list[Weight]) -> None:
+    """Each weight is in one pair, or among those without a partner."""
+    assert sorted(w.path for w in source) == sorted(
+        [p.source.path for p in pairing.pairs] + [w.path for w in pairing.unexpected]
+    )
+    assert sorted(w.path for w in target) == sorted(
+        [p.target.path for p in pairing.pairs] + [w.path for w in pairing.missing]
+    )
+
+
+@given(weights(), weights(), BY)
+def test_pairs_are_one_to_one(source: list[Weight], target: list[Weight], by: Any) -> None:
+    try:
+        pairing = pair(source, target, by)
+    except AmbiguousMatch:
+        sides = [[getattr(w.evidence, by) for w in side if w.evidence is not None] for side in (source, target)]
+        assert any(len(set(keys)) < len(keys) for keys in sides)
+    else:
+        assert_partition(pairing, source, target)
+
+
+@given(weights(), st.dictionaries(PATHS | st.just("a/*") | st.just("*/0/*") | st.just("*"), PATHS, max_size=3))
+def test_renamed_pairs_are_one_to_one(source: list[Weight], rename: dict[str, str]) -> None:
+    stars = {old: new + "/*" * old.count("*") for old, new in rename.items()}
+    target = [Weight(p, (), "float32", Kind.TRAINABLE) for p in {apply_rename(w.path, stars) for w in source}]
+    try:
+        pairing = pair(source, target, "path", stars)
+    except AmbiguousMatch:
+        assert len(target) < len(source)
+    else:
+        assert_partition(pairing, source, target)
+        assert {p.source.path: p.target.path for p in pairing.pairs} == {
+            w.path: apply_rename(w.path, stars) for w in source
+        }
+
+
+@given(two_models(), BY | st.none(), st.sampled_from([{}, {}, {"exclude": "*a*"}, {"include": "*/*"}]))
+def test_a_plan_never_crosses_shapes_and_moves_what_it_says(
+    models: tuple[list[Weight], list[Weight]], by: Any, asked: dict[str, Any]
+) -> None:
+    """Any two models: either an error, or every value is where the plan said, and nothing else moved."""
+    source, target = models
+    held = Memory(target)
+    try:
+        plan = make_plan(snapshot(source), held, {"by": by, **asked})  # type: ignore[typeddict-item]
+    except PolyakError as error:
+        event(type(error).__name__)
+        return
+    event("moved")
+    numbers = {w.path: n for n, w in enumerate(source, start=1)}
+    shapes = {w.path: w.shape for w in source}
+    targets = {m.target: m.source for m in plan.moves}
+    assert len(targets) == len(plan.moves) == len(set(targets.values())) > 0
+    plan.apply()
+    for w in target:
+        expected = numbers[targets[w.path]] if w.path in targets else 0
+        assert np.array_equal(held.values[w.path], np.full(w.shape, expected, w.dtype))
+        assert w.path in (*targets, *plan.skipped, *plan.left)
+        assert w.path not in targets or shapes[targets[w.path]] == w.shape
+
+
+@given(weights().filter(lambda held: any(w.kind is not Kind.SEED for w in held)))
+def test_a_model_pairs_with_itself_whatever_its_evidence_shares(held: list[Weight]) -> None:
+    plan = make_plan(snapshot(held), Memory(held), {})
+    assert {m.source: m.target for m in plan.moves} == {w.path: w.path for w in held}
+
+
+@given(st.permutations(["a", "b", "c", "d", "e"]), weights())
+def test_a_renaming_round_trip_brings_every_value_home(order: list[str], held: list[Weight]) -> None:
+    there = {f"{old}/*": f"{new}/*" for old, new in zip("abcde", order, strict=True)}
+    back = {new: old for old, new in there.items()}
+    paths = [f"{step}/{w.path}" for w in held for step in "abcde"]
+    assert [apply_rename(apply_rename(p, there), back) for p in paths] == paths
+    assert sorted(apply_rename(p, there) for p in paths) == sorted(paths)
+
+
+@pytest.mark.parametrize(
+    ("path", "rename", "expected"),
+    [
+        ("enc/0/kernel", {"enc/*": "encoder/*"}, "encoder/0/kernel"),
+        ("enc/0/kernel", {"*/kernel": "*/w"}, "enc/0/w"),
+        ("enc/0/kernel", {"*/0/*": "*/first/*"}, "enc/first/kernel"),
+        ("enc/0/kernel", {"enc": "encoder"}, "enc/0/kernel"),
+        ("enc/0/kernel", {"enc/0/kernel": "k"}, "k"),
+        ("enc/0/kernel", {"enc/*": "first/*", "*": "second/*"}, "first/0/kernel"),
+        ("a.b[0]/w", {"a.b[0]/*": "c/*"}, "c/w"),
+        ("axb/w", {"a.b/*": "c/*"}, "axb/w"),
+        ("net/w", {"net/*": "*"}, "w"),
+        ("net/w", None, "net/w"),
+        ("net/w", str.upper, "NET/W"),
+    ],
+)
+def test_apply_rename(path: str, rename: Any, expected: str) -> None:
+    assert apply_rename(path, rename) == expected
+
+
+@pytest.mark.parametrize(("old", "new"), [("a/*", "b"), ("a", "b/*"), ("*/*", "*")])
+def test_stars_must_correspond(old: str, new: str) -> None:
+    with pytest.raises(WeightError, match="in the new name, received"):
+        apply_rename("a/x" if "*" in old else "a", {old: new})
+
+
+def weight(path: str, shape: tuple[int, ...] = (2,)) -> Weight:
+    return Weight(path, shape, "float32", Kind.TRAINABLE)
+
+
+def test_two_scopes_that_both_fit_are_refused() -> None:
+    """An online and a target network in one file: which one is meant?"""
+    source = [weight("online/w"), weight("target/w")]
+    with pytest.raises(MissingWeight, match="received nothing from snapshot"):
+        make_plan(snapshot(source), Memory([weight("w")]), {})
+
+
+def test_a_scope_beside_other_weights_is_refused() -> None:
+    source = [weight("net/w"), weight("optimizer/m", (5,))]
+    with pytest.raises(WeightError, match="'optimizer/m': expected no such weight"):
+        make_plan(snapshot(source), Memory([weight("w")]), {})
+
+
+def test_the_nearest_weight_has_the_shape_or_a_similar_name() -> None:
+    candidates = [weight("head/kernel", (2, 2)), weight("body/kernel", (2,)), weight("x", (9,))]
+    found: Mapping[str, Weight | None] = {
+        "by shape": nearest(weight("heads/kernel"), candidates),
+        "by name": nearest(weight("heads/kernel", (4,)), candidates),
+        "none": nearest(weight("zzz", (4,)), candidates),
+    }
+    assert {k: w and w.path for k, w in found.items()} == {
+        "by shape": "body/kernel",
+        "by name": "head/kernel",
+        "none": None,
+    }
