@@ -26,7 +26,9 @@ def module(**values: Any) -> Any:
 
 
 def ema(**values: Any) -> polyak.Average:
-    return polyak.EMA(module(**(values or {"w": [1.0, 2.0]})), decay=0.9)
+    average = polyak.EMA(module(**(values or {"w": [1.0, 2.0]})), decay=0.9)
+    average.update()
+    return average
 
 
 class Unbuilt(keras.Model):
@@ -348,5 +350,4 @@ def test_a_good_call_warns_of_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", errors.PolyakWarning)
         average = ema()
-        average.update()
         assert polyak.transfer(average, module(w=[0.0, 0.0])).count == 1

@@ -56,7 +56,7 @@ def test_a_dtype_widens_into_another_if_every_value_comes_back(source: str, targ
         values = np.array([info.max, info.smallest_subnormal, 1 + info.eps], kind)
     with np.errstate(all="ignore"):
         back = values.astype(target).astype(kind)
-    exact = bool(np.all((values == back) | ((values != values) & (back != back))))
+        exact = bool(np.all((values == back) | ((values != values) & (back != back))))
     if source in INTS and target in INTS:
         exact &= bool(np.all((values < 0) == (values.astype(target) < 0)))
     assert widens(source, target) == (same_sort and exact and (source, target) not in ASKED_FOR)

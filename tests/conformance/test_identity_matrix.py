@@ -1,4 +1,4 @@
-"""For every change of FORMATS.md 1.4 between two instances: each weight arrives at its own layer, or nothing is written.
+"""For every change of FORMATS.md 1.4 between two instances: each weight arrives at its layer, or nothing is written.
 
 All layers have one shape, so that a wrong pairing shows only in the values. A builder labels its layers; a label means
 the same layer on both sides, and ``fill`` gives each label its own values. Every row runs twice: within this process,

@@ -1,4 +1,4 @@
-"""Small models of every make. Two calls of a factory give two instances of the same code, with other automatic names."""
+"""Small models of every make. Two calls of a factory give two instances of one code, with other automatic names."""
 
 from __future__ import annotations
 
@@ -442,11 +442,12 @@ KERAS = [name for name in NAMES if name not in (*MODULES, *LEGACY)]
 
 
 def scramble(model: Any, seed: int) -> None:
-    """New values for every weight: floating-point ones are drawn, integers are counted on."""
+    """New values for every weight: floating-point ones are drawn (variances are positive), integers are counted on."""
     rng = np.random.default_rng(seed)
-    for variable in framework_of(model).target(model).variables.values():
+    for path, variable in framework_of(model).target(model).variables.items():
         if variable.dtype.is_floating:
-            variable.assign(tf.cast(rng.normal(size=variable.shape), variable.dtype))
+            drawn = rng.normal(size=variable.shape)
+            variable.assign(tf.cast(np.abs(drawn) + 0.1 if "variance" in path else drawn, variable.dtype))
         else:
             variable.assign_add(tf.ones_like(variable))
 

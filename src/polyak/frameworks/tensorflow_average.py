@@ -18,7 +18,7 @@ from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel
 from polyak.frameworks.base import Average
 from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
-from polyak.frameworks.tensorflow_exchange import bring_back, set_aside, watch, watchers
+from polyak.frameworks.tensorflow_exchange import enter, holds_average, leave, watch, watchers
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.receipt import Receipt
@@ -250,21 +250,19 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
             raise Applied("applied() was called inside a tf.function", hint="call the average itself there: ema(x)")
         bound = self._fresh()
         self.report_skips()
-        marks = [(a._counts.in_use, bool(a._counts.in_use.numpy())) for a in watchers(bound.raw)]
-        exchanged: list[tuple[tf.Variable, tf.Tensor]] = []
+        owner = object()
         self._entered.value += 1
         try:
-            for flag, _ in marks:
-                flag.assign(True)
+            for average in watchers(bound.raw):
+                average._counts.in_use.assign(True)
             for shadow, raw in bound.pairs:
-                exchanged.append((raw, set_aside(raw)))
-                raw.assign(tf.cast(shadow, raw.dtype))
+                enter(raw, owner, tf.cast(shadow, raw.dtype))
             yield
         finally:
-            for raw, held in reversed(exchanged):
-                bring_back(raw, held)
-            for flag, before in marks:
-                flag.assign(before)
+            for _, raw in bound.pairs:
+                leave(raw, owner)
+            for average in watchers(bound.raw):
+                average._counts.in_use.assign(any(holds_average(v) for v in average.bound.raw.variables.values()))
             self._entered.value -= 1
 
     @property

@@ -7,6 +7,7 @@ whichever object it reached the variable through.
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import tensorflow as tf
@@ -15,34 +16,46 @@ if TYPE_CHECKING:
     from polyak.frameworks.tensorflow_average import TensorFlowAverage
     from polyak.frameworks.tensorflow_target import Variables
 
-_ASIDE = "_polyak_raw"
+_NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
 
 
-def set_aside(variable: tf.Variable) -> tf.Tensor:
-    """The present value; TensorFlow shares its buffer until the variable is written. The first one is the raw value."""
-    value = variable.read_value()
-    if _ASIDE not in vars(variable):
-        setattr(variable, _ASIDE, value)
-    return value
+@dataclass(slots=True)
+class Exchange:
+    """The raw value of a variable, and the averaged values put over it, the newest last, each by who put it there."""
+
+    raw: tf.Tensor
+    over: list[tuple[object, tf.Tensor]]
 
 
-def bring_back(variable: tf.Variable, value: tf.Tensor) -> None:
-    """Undo ``set_aside``."""
+def enter(variable: tf.Variable, owner: object, value: tf.Tensor) -> None:
+    """Put a value over what the variable holds. TensorFlow shares buffers until one is written: nothing is copied."""
+    exchange = vars(variable).get(_NOTE) or Exchange(variable.read_value(), [])
+    setattr(variable, _NOTE, exchange)
+    exchange.over.append((owner, value))
     variable.assign(value)
-    if vars(variable).get(_ASIDE) is value:
-        delattr(variable, _ASIDE)
+
+
+def leave(variable: tf.Variable, owner: object) -> None:
+    """Take the owner's value away again, in whichever order owners leave; the last one brings the raw value back."""
+    exchange = vars(variable).get(_NOTE)
+    if exchange is None or all(o is not owner for o, _ in exchange.over):
+        return
+    exchange.over = [(o, value) for o, value in exchange.over if o is not owner]
+    variable.assign(exchange.over[-1][1] if exchange.over else exchange.raw)
+    if not exchange.over:
+        delattr(variable, _NOTE)
 
 
 def raw_value(variable: tf.Variable) -> tf.Tensor:
     """The raw value, also while an average is applied."""
-    aside = vars(variable).get(_ASIDE)
-    return variable.read_value() if aside is None else aside
+    exchange = vars(variable).get(_NOTE)
+    return variable.read_value() if exchange is None else exchange.raw
 
 
 def holds_average(variable: tf.Variable) -> bool:
     """Whether an average is applied to the variable now."""
-    return _ASIDE in vars(variable)
+    return _NOTE in vars(variable)
 
 
 def watch(variable: tf.Variable, average: TensorFlowAverage) -> None:
