@@ -10,7 +10,7 @@ import pytest
 
 import polyak
 from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, MissingWeight
-from polyak.manifest import State, digest
+from polyak.manifest import Manifest, State, digest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
 
@@ -136,6 +136,25 @@ def test_bytes_are_held_against_their_digest() -> None:
         DamagedFile, match=f"weight 'w': expected bytes with digest {'0' * 32}, received {digest(good)}"
     ):
         Snapshot([item("w", digest="0" * 32)])["w"]
+
+
+def test_a_manifest_tells_who_wrote_the_file_not_who_reads_it() -> None:
+    written = Manifest("polyak 0.0.1", {}, (), source="ema of Net", versions={"numpy": "1"}, integrity="xxh3-128")
+    snap = Snapshot([item("a"), item("b")], None, "file 'x'", "xxh3-128", written)
+    for view in (snap, snap.copy(), snap.select(include="a")):
+        assert (view.manifest.tool, view.manifest.source, view.manifest.versions) == (
+            "polyak 0.0.1",
+            "ema of Net",
+            {"numpy": "1"},
+        )
+    assert [s.name for s in snap.select(include="a").manifest.weights] == ["a"]
+    assert Snapshot([item("a")]).manifest.tool == f"polyak {polyak.__version__}"
+
+
+def test_a_manifest_names_the_frameworks_that_are_loaded() -> None:
+    tf = pytest.importorskip("tensorflow")
+    known = Snapshot([item("a")]).manifest.versions
+    assert (known["numpy"], known["tensorflow"]) == (np.__version__, tf.__version__)
 
 
 def test_snapshots_are_equal_only_to_themselves() -> None:

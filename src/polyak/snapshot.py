@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,7 @@ from polyak.manifest import Manifest, State, Stored, choose_role, digest
 from polyak.weights import Globs, Kind, Weight, is_floating, numpy_dtype, select, unmatched_globs
 
 Array = NDArray[Any]
+_FRAMEWORKS = ("tensorflow", "keras", "tf_keras", "torch", "jax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Snapshot(Mapping[str, Array]):
         states: for each role the state of its average, or None.
         origin: what errors call the source.
         integrity: how the bytes are protected ("xxh3-128", "crc32c", "none").
+        written: the manifest that a file holds; it keeps the tool, the source and the versions that wrote it.
 
     Raises:
         DamagedFile: two arrays have one name.
@@ -57,11 +61,13 @@ class Snapshot(Mapping[str, Array]):
         states: Mapping[str, State | None] | None = None,
         origin: str = "snapshot",
         integrity: str = "none",
+        written: Manifest | None = None,
     ) -> None:
         held = tuple(items)
         roles = tuple(dict.fromkeys([i.role for i in held] or states or ()))
         self.origin = origin
         self.integrity = integrity
+        self._written = written
         self._states = {role: (states or {}).get(role) for role in roles}
         self._items: dict[str, Item] = {}
         for item in held:
@@ -107,14 +113,8 @@ class Snapshot(Mapping[str, Array]):
     def manifest(self) -> Manifest:
         """What is known of the arrays, without reading them."""
         stored = tuple(Stored(name, i.role, i.weight, i.digest) for name, i in self._items.items())
-        return Manifest(
-            tool=_tool(),
-            roles=dict(self._states),
-            weights=stored,
-            source=self.origin,
-            versions={"numpy": np.__version__},
-            integrity=self.integrity,
-        )
+        written = self._written or Manifest(tool(), {}, (), source=self.origin, versions=versions())
+        return msgspec.structs.replace(written, roles=dict(self._states), weights=stored, integrity=self.integrity)
 
     def select(self, role: str | None = None, include: Globs = "*", exclude: Globs = ()) -> Snapshot:
         """The arrays of one role whose paths match; a view, nothing is read.
@@ -129,7 +129,7 @@ class Snapshot(Mapping[str, Array]):
         refuse_unmatched(paths, include, exclude, self.origin)
         kept = set(select(paths, include, exclude))
         items = (i for i in of_role if i.weight.path in kept)
-        return Snapshot(items, {chosen: self._states[chosen]}, self.origin, self.integrity)
+        return Snapshot(items, {chosen: self._states[chosen]}, self.origin, self.integrity, self._written)
 
     def copy(self) -> Snapshot:
         """The same arrays held in memory, independent of file or model."""
@@ -138,6 +138,7 @@ class Snapshot(Mapping[str, Array]):
             self._states,
             self.origin,
             self.integrity,
+            self._written,
         )
 
     def __getitem__(self, name: str) -> Array:
@@ -175,8 +176,14 @@ class Snapshot(Mapping[str, Array]):
 
 
 @cache
-def _tool() -> str:
+def tool() -> str:
+    """What writes files here: polyak and its version."""
     return f"polyak {version('polyak')}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of NumPy and of the frameworks that are loaded; none is imported."""
+    return {name: str(sys.modules[name].__version__) for name in ("numpy", *_FRAMEWORKS) if name in sys.modules}
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

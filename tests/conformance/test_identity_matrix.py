@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import polyak
@@ -27,7 +28,7 @@ SAMPLE = np.ones((2, WIDTH), np.float32)
 ARRIVES = None
 
 Labelled = dict[str, layers.Layer]
-Built = tuple[keras.Model, Labelled]
+Built = tuple[keras.Model | tf.Module, Labelled]
 Values = dict[str, list[np.ndarray]]
 
 
@@ -96,6 +97,32 @@ def listed(held: Labelled, before: str = "", order: str = "") -> Built:
     return Subclassed({"blocks": blocks}), held
 
 
+class Part(tf.Module):
+    """What has no name and no number, so that only the order among those that own weights speaks for it."""
+
+    def __init__(self, layer: layers.Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __call__(self, x: Any) -> Any:
+        return self.layer(x)
+
+
+class Parts(tf.Module):
+    def __init__(self, parts: list[Part]) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def __call__(self, x: Any) -> Any:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def modules(held: Labelled, before: str = "") -> Built:
+    return Parts([Part(layer) for layer in chain(held, before)]), held
+
+
 def keyed(held: Labelled) -> Built:
     return Subclassed({"d": dict(held)}), held
 
@@ -162,6 +189,12 @@ ROWS: dict[str, Row] = {
         lambda: listed(denses("abcd"), before="b"),
         AmbiguousMatch,
         (STRUCTURE, POSITION),
+    ),
+    "Dropout inserted, in a list of modules": Row(
+        lambda: modules(denses("abcd")),
+        lambda: modules(denses("abcd"), before="b"),
+        AmbiguousMatch,
+        (STRUCTURE,),
     ),
     "Dropout removed, in a list": Row(
         lambda: listed(denses("abcd"), before="b"),

@@ -21,22 +21,22 @@ def test_one_short_run_gives_an_accuracy_for_every_rule_and_length() -> None:
 def test_means_errors_and_gains() -> None:
     raw, mine = [[90.0], [92.0]], [[93.0], [93.0]]
     (cell,) = study._cells(mine, raw)
-    assert (cell.mean, cell.error, cell.gain) == (93.0, 0.0, 2.0)
+    assert (cell.mean, cell.error, cell.gain, cell.better) == (93.0, 0.0, 2.0, 2)
     assert cell.gain_error == pytest.approx(np.std([3, 1], ddof=1) / 2**0.5)
 
 
 def test_one_seed_has_no_error() -> None:
-    (cell,) = study._cells([[93.0]], [[90.0]])
-    assert (cell.error, cell.gain, cell.gain_error) == (0.0, 3.0, 0.0)
+    (cell,) = study._cells([[93.0]], [[93.0]])
+    assert (cell.error, cell.gain, cell.gain_error, cell.better) == (0.0, 0.0, 0.0, 0)
 
 
 def test_the_tables_show_both() -> None:
-    cells = [study.Cell(93.0, 0.5, 2.0, 0.25)]
-    assert study.tables({"raw": [study.Cell(91.0, 1.0, 0, 0)], "slow": cells}, [30]) == (
+    cells = [study.Cell(93.0, 0.5, 2.0, 0.25, 9)]
+    assert study.tables({"raw": [study.Cell(91.0, 1.0, 0, 0, 0)], "slow": cells}, [30]) == (
         "accuracy              30 steps\n"
         "raw              91.00 +- 1.00\n"
         "slow (ema:0.99)  93.00 +- 0.50\n"
         "\n"
-        "gain over raw         30 steps\n"
-        "slow (ema:0.99)  +2.00 +- 0.25"
+        "gain over raw             30 steps\n"
+        "slow (ema:0.99)  +2.00 +- 0.25 (9)"
     )

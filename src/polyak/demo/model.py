@@ -25,7 +25,7 @@ class Block(keras.layers.Layer):
         self.convolution = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)
         # The usual momentum of 0.99 would take hundreds of steps to forget the statistics that it starts with.
         self.normalization = keras.layers.BatchNormalization(momentum=0.9)
-        self.dropout = keras.layers.Dropout(0.1)
+        self.dropout = keras.layers.Dropout(0.25)
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.normalization(self.convolution(x), training=training)

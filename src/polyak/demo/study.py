@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import polyak
 from polyak.demo import data, training
@@ -38,12 +39,18 @@ RAW = "raw"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Test accuracy over seeds, in percent; ``gain`` is over the raw weights of the same seed and step."""
+    """Test accuracy over seeds, in percent; ``gain`` is over the raw weights of the same seed and step.
+
+    Attributes:
+        error, gain_error: standard errors of the means.
+        better: seeds on which the gain is above zero.
+    """
 
     mean: float
     error: float
     gain: float
     gain_error: float
+    better: int
 
 
 def study(seeds: int, lengths: Sequence[int] = LENGTHS) -> dict[str, list[Cell]]:
@@ -71,11 +78,11 @@ def accuracies(seed: int, lengths: Sequence[int]) -> dict[str, list[float]]:
 
 
 def tables(rows: Mapping[str, list[Cell]], lengths: Sequence[int]) -> str:
-    """Accuracies, and the gains of the averages over the raw weights of the same seed; mean +- standard error."""
+    """Accuracies, and gains over the raw weights of the same seed (on how many seeds above zero)."""
     head = [*(f"{n} steps" for n in lengths)]
     values = [[_label(name), *(f"{c.mean:.2f} +- {c.error:.2f}" for c in row)] for name, row in rows.items()]
     gains = [
-        [_label(name), *(f"{c.gain:+.2f} +- {c.gain_error:.2f}" for c in row)]
+        [_label(name), *(f"{c.gain:+.2f} +- {c.gain_error:.2f} ({c.better})" for c in row)]
         for name, row in rows.items()
         if name != RAW
     ]
@@ -83,11 +90,17 @@ def tables(rows: Mapping[str, list[Cell]], lengths: Sequence[int]) -> str:
 
 
 def _cells(mine: list[list[float]], raw: list[list[float]]) -> list[Cell]:
+    """A cell for each length; one row of each list is one seed."""
     values, gains = np.array(mine), np.array(mine) - np.array(raw)
-    root = np.sqrt(max(len(mine), 1))
-    spread = min(1, len(mine) - 1)
-    figures = values.mean(0), values.std(0, ddof=spread) / root, gains.mean(0), gains.std(0, ddof=spread) / root
-    return [Cell(*map(float, column)) for column in zip(*figures, strict=True)]
+    figures = zip(values.mean(0), _errors(values), gains.mean(0), _errors(gains), (gains > 0).sum(0), strict=True)
+    return [Cell(float(m), float(e), float(g), float(ge), int(better)) for m, e, g, ge, better in figures]
+
+
+def _errors(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard error of the mean over the first axis; zero for one seed."""
+    seeds = len(values)
+    error: NDArray[np.float64] = values.std(0, ddof=min(1, seeds - 1)) / np.sqrt(seeds)
+    return error
 
 
 def _label(name: str) -> str:

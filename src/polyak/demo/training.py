@@ -14,7 +14,7 @@ import polyak
 from polyak.demo.data import Digits
 
 # Plain SGD whose learning rate is high and never lowered: the weights keep wandering, which is what averaging is for.
-LEARNING_RATE = 0.5
+LEARNING_RATE = 0.2
 BATCH = 16
 EPOCHS = 16
 

@@ -24,7 +24,7 @@ from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight, UnknownFormat
 from polyak.files.atomic import replacing
 from polyak.manifest import Manifest, Stored, digest
-from polyak.snapshot import Array, Snapshot
+from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
 
 _CODES = {
@@ -85,7 +85,14 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
     """
     known = snapshot.manifest
     blank = {s.name: msgspec.structs.replace(s, digest=_BLANK) for s in known.weights}
-    manifest = msgspec.structs.replace(known, integrity="xxh3-128", weights=tuple(blank.values()))
+    manifest = msgspec.structs.replace(
+        known,
+        tool=tool(),
+        source=snapshot.origin,
+        versions=versions(),
+        integrity="xxh3-128",
+        weights=tuple(blank.values()),
+    )
     start = _header(manifest)
     with replacing(path) as file:
         file.write(start)
