@@ -20,7 +20,7 @@ from polyak.frameworks import Average
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import Plan
 from polyak.transfer.receipt import Receipt
-from polyak.verbs import EMA, SWA, PowerEMA, open, plan, save, snapshot, track, transfer  # noqa: A004 - polyak.open
+from polyak.verbs import EMA, SWA, PowerEMA, open, plan, save, snapshot, track, transfer
 
 __version__ = version("polyak")
 __all__ = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class PolyakError(Exception):
     """Base of every error that polyak raises.
@@ -104,9 +107,13 @@ class ImmatureWarning(PolyakWarning):
     """An average that still remembers its start is handed over."""
 
 
-class IncompleteCheckpoint(PolyakWarning):
-    """A checkpoint that TensorFlow writes of this model lacks weights."""
-
-
 class RuleChanged(PolyakWarning):
     """Restored state was made under another rule than the average has now."""
+
+
+def notify(warning: PolyakWarning) -> None:
+    """Issue a warning that points at the caller's line, however deep in polyak it is found."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "polyak":
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(warning, stacklevel=depth - 1)

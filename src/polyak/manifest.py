@@ -43,7 +43,10 @@ class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a snapshot holds. ``roles`` maps each role to the state of its average, or to None for raw weights."""
+    """What a snapshot holds. ``roles`` maps each role to the state of its average, or to None for raw weights.
+
+    ``note`` is what a reader must know of a foreign file, such as weights that its writer is known to leave out.
+    """
 
     tool: str
     roles: dict[str, State | None]
@@ -52,6 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str = ""
     versions: dict[str, str] = {}
     integrity: str = "none"
+    note: str = ""
 
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()

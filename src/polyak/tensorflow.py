@@ -1,4 +1,4 @@
-"""What TensorFlow users need beside the verbs: complete checkpoints, TF1 checkpoints, SavedModels that serve an average.
+"""What TensorFlow users need beside the verbs: complete checkpoints, TF1 checkpoints, SavedModels of an average.
 
 Importing this module imports TensorFlow.
 """
@@ -24,7 +24,7 @@ from polyak.files.atomic import sync_directory
 from polyak.files.object_graph import TrackedTensor
 from polyak.files.tensorbundle import TensorBundle
 from polyak.files.tensorbundle_format import NOTE
-from polyak.frameworks import framework_of
+from polyak.frameworks import Average, framework_of
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.manifest import AVERAGE, RAW, Stored, digest
@@ -34,7 +34,7 @@ from polyak.transfer.receipt import Moved, Receipt
 from polyak.weights import Kind, Weight, numpy_dtype
 
 
-class Weights(tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
+class Weights(tf.__internal__.tracking.AutoTrackable):
     """Every weight of a model under its structural path, for ``tf.train.Checkpoint``.
 
     ``tf.train.Checkpoint(model=keras_model)`` leaves out, without a word, the layers that a Keras 3
@@ -97,7 +97,7 @@ def save_tf1(source: Any, prefix: str | os.PathLike[str], rename: Rename | None 
     return _receipt(source, "+".join(role or RAW for role, _ in _sets(source)), path, arrays)
 
 
-def export(average: TensorFlowAverage, directory: str | os.PathLike[str], *signature: Any) -> Receipt:
+def export(average: Average, directory: str | os.PathLike[str], *signature: Any) -> Receipt:
     """Export a SavedModel whose ``serving_default`` runs the model with the averaged weights.
 
     The averaged values are stored under ``average/<path>`` with polyak's manifest in ``assets.extra``, so
@@ -109,7 +109,10 @@ def export(average: TensorFlowAverage, directory: str | os.PathLike[str], *signa
 
     Raises:
         FileError: the directory is in use.
+        ModelError: the average is not one of a TensorFlow model.
     """
+    if not isinstance(average, TensorFlowAverage):
+        raise ModelError(f"expected an average of a TensorFlow model, received {type(average).__name__}")
     final = Path(directory)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise FileError(f"file {str(final)!r}: expected no or an empty directory", hint="choose another name")
@@ -119,7 +122,7 @@ def export(average: TensorFlowAverage, directory: str | os.PathLike[str], *signa
         tf.saved_model.save(served, str(beside), signatures={"serving_default": served.serve})
         stored = _write_note(average, beside)
         beside.chmod(0o755)
-        os.replace(beside, final)
+        beside.replace(final)
         sync_directory(final.parent)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -129,7 +132,7 @@ def export(average: TensorFlowAverage, directory: str | os.PathLike[str], *signa
     return _receipt(average, AVERAGE, final, arrays)
 
 
-class _Served(tf.Module):  # type: ignore[misc]
+class _Served(tf.Module):
     """What the SavedModel holds: the averaged values, whatever else the model needs, and the function that serves."""
 
     def __init__(self, average: TensorFlowAverage, specs: Sequence[tf.TensorSpec]) -> None:
@@ -205,7 +208,7 @@ def _write_bundle(path: Path, arrays: Mapping[str, Array]) -> None:
         )
         for written in sorted(beside.iterdir(), key=lambda p: p.suffix == ".index"):
             _sync(written)
-            os.replace(written, path.parent / written.name)
+            written.replace(path.parent / written.name)
         sync_directory(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -235,4 +238,3 @@ def _framework(model: Any) -> TensorFlowFramework:
     if not isinstance(framework, TensorFlowFramework):
         raise ModelError(f"expected a model on TensorFlow, received {type(model).__name__}")
     return framework
-

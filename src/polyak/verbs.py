@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from polyak import dialects, files
 from polyak.averaging.parse import decay_from
 from polyak.averaging.parts import Parts, as_rule
 from polyak.averaging.rules import EMA as EMARule
-from polyak.averaging.rules import Mean, PowerEMA as PowerRule, Rule
+from polyak.averaging.rules import Mean, Rule
+from polyak.averaging.rules import PowerEMA as PowerRule
 from polyak.averaging.wrappers import Delayed, Every
 from polyak.errors import FileError
 from polyak.files import safetensors
@@ -80,7 +81,7 @@ def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average
     return framework_of(model).track(model, _timed(as_rule(rule), following), kinds)
 
 
-def EMA(  # noqa: N802 - a constructor of averages, named like the thing
+def EMA(
     model: Any,
     decay: float | None = None,
     *,
@@ -92,7 +93,8 @@ def EMA(  # noqa: N802 - a constructor of averages, named like the thing
     """Follow a model with an exponential moving average.
 
     Args:
-        decay, half_life, tau: exactly one: weight kept at each update; updates after which half is forgotten; 1 - decay.
+        decay, half_life, tau: exactly one: the share kept at each update, the updates after which half is forgotten,
+            or 1 - decay.
         start: how the average begins; the default is right at any run length (see docs/decisions).
 
     Raises:
@@ -101,12 +103,12 @@ def EMA(  # noqa: N802 - a constructor of averages, named like the thing
     return track(model, EMARule(decay_from(decay=decay, half_life=half_life, tau=tau), start), **following)
 
 
-def SWA(model: Any, **following: Unpack[Following]) -> Average:  # noqa: N802 - the field's name
+def SWA(model: Any, **following: Unpack[Following]) -> Average:
     """Follow a model with the equal mean of its weights (stochastic weight averaging, arXiv 1803.05407)."""
     return track(model, Mean(), **following)
 
 
-def PowerEMA(model: Any, sigma_rel: float, **following: Unpack[Following]) -> Average:  # noqa: N802 - the field's name
+def PowerEMA(model: Any, sigma_rel: float, **following: Unpack[Following]) -> Average:
     """Follow a model with a power-function average of relative width ``sigma_rel`` (EDM2, arXiv 2312.02696)."""
     return track(model, PowerRule.from_sigma_rel(sigma_rel), **following)
 
@@ -116,7 +118,7 @@ def snapshot(source: Any, weights: str | None = None) -> Snapshot:
     return _source(source, weights).copy()
 
 
-def open(path: PathLike) -> Snapshot:  # noqa: A001 - read as polyak.open
+def open(path: PathLike) -> Snapshot:
     """Open a file or directory of weights, whatever wrote it. Arrays are read when asked for.
 
     Raises:
@@ -145,8 +147,8 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
         Moved(s.name, s.name, s.weight.dtype, read_back[s.name].dtype.name, s.weight.nbytes, s.digest)
         for s in written.weights
     )
-    state = held.state
-    return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, count=state.count if state else None)
+    count = held.state.count if held.state else None
+    return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, count=count)
 
 
 def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
@@ -163,7 +165,7 @@ def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
     """
     weights, sample = asking.pop("weights", None), asking.pop("sample", None)
     held = _source(source, weights)
-    asked: Asked = {"by": "position", **asking} if _numbered(held) else asking
+    asked = cast(Asked, {"by": "position", **asking} if _numbered(held) else asking)
     if isinstance(target, Average):
         return make_plan(held, target.target, asked)
     return plan_into_model(held, target, asked, sample)
@@ -177,7 +179,10 @@ def transfer(source: Any, target: Any, **asking: Unpack[Asking]) -> Receipt:
     """
     if isinstance(target, (str, os.PathLike)):
         if asking.keys() - {"weights"}:
-            raise FileError(f"{sorted(asking)}: expected a live target for these", hint="use snapshot.select() to choose")
+            raise FileError(
+                f"file {str(target)!r}: expected weights= alone, received {sorted(asking)}",
+                hint="choose with polyak.snapshot(source).select(include=..., exclude=...), then save that",
+            )
         return save(source, target, asking.get("weights"))
     return plan(source, target, **asking).apply()
 

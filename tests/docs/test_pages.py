@@ -16,7 +16,7 @@ def test_the_examples_of_the_page_run(page, tmp_path, monkeypatch):
     namespace = {"__name__": f"page_{page.stem}"}
     for found in BLOCK.finditer(page.read_text()):
         line = page.read_text()[: found.start()].count("\n") + 1
-        exec(compile("\n" * line + found.group(1), str(page), "exec"), namespace)
+        exec(compile("\n" * line + found.group(1), str(page), "exec"), namespace)  # noqa: S102 - our own pages
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda p: p.name)

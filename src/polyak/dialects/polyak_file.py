@@ -11,4 +11,4 @@ def interpret(contents: Contents) -> Snapshot | None:
         return None
     manifest = contents.manifest
     items = [Item(s.role, s.weight, contents.tensors[s.name].read, s.digest) for s in manifest.weights]
-    return Snapshot(items, manifest.roles, contents.origin, contents.integrity)
+    return Snapshot(items, manifest.roles, contents.origin, contents.integrity, manifest)

@@ -7,11 +7,13 @@ statistics) belong to both sets, as in TensorFlow's own ``variables_to_restore``
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from polyak.contents import Contents
 from polyak.dialects.plain import item
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind
 
 SUFFIX = "/ExponentialMovingAverage"
 TRAINING = "training"
@@ -27,7 +29,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     weights = [n for n in names if n not in of_training and not n.endswith(SUFFIX)]
     items = [item(RAW, n, contents.tensors[n]) for n in weights]
     if any(n.endswith(SUFFIX) for n in names):
-        items += _averages(weights, contents)
+        items = [_kind(i, contents) for i in (*items, *_averages(weights, contents))]
     items += [item(TRAINING, n, contents.tensors[n]) for n in names if n in of_training]
     return Snapshot(items, None, contents.origin, contents.integrity)
 
@@ -39,6 +41,12 @@ def _averages(weights: list[str], contents: Contents) -> Iterator[Item]:
         weight = name.removesuffix(SUFFIX)
         if weight != name and weight not in contents.tensors:
             yield item(AVERAGE, weight, contents.tensors[name])
+
+
+def _kind(held: Item, contents: Contents) -> Item:
+    """In a file with averages, a floating-point variable without one was not trained."""
+    untrained = held.weight.floating and held.weight.path + SUFFIX not in contents.tensors
+    return replace(held, weight=replace(held.weight, kind=Kind.STATISTIC)) if untrained else held
 
 
 def _belongs_to_training(name: str, contents: Contents) -> bool:

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import item
-from polyak.manifest import AVERAGE, RAW, Memo, State, decode_memo
+from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, Weight, is_floating
 
@@ -25,6 +25,10 @@ _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _EXPORTED = "variables"
 _CHAINS = ("_layers", "_operations")
 _SEED = "seed_generator_state"
+_INCOMPLETE = (
+    "TensorFlow's own checkpoint of a Keras 3 model lacks the layers that it holds in lists and dictionaries; "
+    "save it with an average, or as polyak.tensorflow.Weights(model)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,9 @@ def interpret(contents: Contents) -> Snapshot | None:
     roles = {a.path: AVERAGE if len(graph.averages) == 1 else f"{AVERAGE}:{a.name}" for a in graph.averages}
     items = [*_numbered(i for key in contents.tensors for i in _raw(graph, key))]
     items += [i for a in graph.averages for i in _shadows(graph, a, roles[a.path])]
-    return Snapshot(items, {roles[a.path]: a.state for a in graph.averages}, contents.origin, contents.integrity)
+    states = {roles[a.path]: a.state for a in graph.averages}
+    written = Manifest("TensorFlow", {}, (), source=contents.origin, note="" if graph.followed else _INCOMPLETE)
+    return Snapshot(items, states, contents.origin, contents.integrity, written)
 
 
 def _shadows(graph: Graph, average: Found, role: str) -> Iterator[Item]:

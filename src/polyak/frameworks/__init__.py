@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from polyak.errors import ModelError
 from polyak.frameworks.base import Average, Framework, snapshot_of
@@ -28,5 +29,5 @@ def framework_of(model: object) -> Framework:
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise ModelError(
         f"expected a Keras model, a keras layer or a tf.Module, received {kind}",
-        hint="give the model itself; a path must be a string or a Path",
+        hint="open a file with polyak.open(path)" if isinstance(model, (str, Path)) else "give the model itself",
     )

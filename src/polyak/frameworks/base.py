@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import MissingWeight, UnexpectedWeight
 from polyak.manifest import AVERAGE, State
 from polyak.snapshot import Array, Item, Snapshot
-from polyak.transfer.plan import make_plan
+from polyak.transfer.plan import Asked, make_plan
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import Target
-from polyak.weights import Kind, Weight
+from polyak.weights import Kind, Weight, numpy_dtype
 
 
 class Framework(ABC):
@@ -118,8 +121,10 @@ class Average(ABC):
         target = self.target
         return {w.path: target.read(w.path) for w in target.weights}
 
-    def set_values(self, values: Mapping[str, Array]) -> Receipt:
+    def set_values(self, values: Mapping[str, ArrayLike], **asked: Unpack[Asked]) -> Receipt:
         """Replace all averaged values; the count stays. All or nothing.
+
+        Plain numbers and lists take the shadow's dtype; arrays must have it, or ``cast="target"`` is asked for.
 
         Raises:
             MissingWeight, UnexpectedWeight: the names are not those of ``values()``.
@@ -133,8 +138,8 @@ class Average(ABC):
             )
         for path in values.keys() - known:
             raise UnexpectedWeight(f"weight {path!r} is not tracked by {self.label}", hint="see ema.values().keys()")
-        plan = make_plan(Snapshot.from_arrays(values, AVERAGE, self.state), self.target, {})
-        return plan.apply()
+        arrays = {w.path: _array(values[w.path], w.dtype) for w in self.target.weights}
+        return make_plan(Snapshot.from_arrays(arrays, AVERAGE, self.state), self.target, asked).apply()
 
     def snapshot(self) -> Snapshot:
         """A lazy view of the averaged values with rule, count and evidence. ``copy()`` detaches it."""
@@ -157,6 +162,10 @@ class Average(ABC):
         if self.skipped:
             facts.append(f"{self.skipped} skipped as not finite")
         return f"<{self.label}: {', '.join(facts)}>"
+
+
+def _array(value: ArrayLike, dtype: str) -> Array:
+    return np.asarray(value, numpy_dtype(dtype) if isinstance(value, (list, tuple, int, float)) else None)
 
 
 def snapshot_of(target: Target, role: str, state: State | None = None) -> Snapshot:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-from polyak.averaging.parts import rule_from_json
-from polyak.errors import ImmatureWarning
+from polyak.averaging.parts import Parts, rule_from_json
+from polyak.averaging.rules import Rule
+from polyak.errors import ImmatureWarning, RuleError, notify
 from polyak.frameworks import framework_of
+from polyak.manifest import State
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import Asked, Plan, make_plan
 from polyak.transfer.target import Target
@@ -33,18 +34,24 @@ def model_target(model: Any, sample: Any = None) -> Target:
 def warn_if_immature(source: Snapshot) -> None:
     """Say so when an average still remembers its start: more than a twentieth of it, and more than twice a fair share.
 
-    In an equal mean of n values the first has a share of 1/n, which is no sign of immaturity.
+    A first update that copies is a value like the others: in an equal mean of n values it has its fair share, 1/n.
     """
     state = source.state
-    if state is None:
-        return
-    rule = rule_from_json(state.rule)
-    share = rule.immaturity(state.count)
-    if share > MATURE and (state.count == 0 or share * state.count > FAIR):
-        warnings.warn(
-            ImmatureWarning(
-                f"{source.origin}: after {state.count:,} updates {share:.1%} of the average still is the value "
-                f"it started from (rule {rule}); average for longer, or use a rule that forgets its start"
-            ),
-            stacklevel=4,
-        )
+    for rule in () if state is None else _rules(state):
+        share = rule.immaturity(state.count) if state else 0.0
+        if state and share > MATURE and (rule.anchor == 0 or share > FAIR / max(state.count - rule.anchor + 1, 1)):
+            notify(
+                ImmatureWarning(
+                    f"{source.origin}: after {state.count:,} updates {share:.1%} of the average still is the value "
+                    f"it started from (rule {rule}); average for longer, or use a rule that forgets its start"
+                )
+            )
+
+
+def _rules(state: State) -> tuple[Rule, ...]:
+    """The rules of an average; none where a file names one that is not known here."""
+    try:
+        rule = rule_from_json(state.rule)
+    except RuleError:
+        return ()
+    return rule.rules if isinstance(rule, Parts) else (rule,)

@@ -57,14 +57,13 @@ class KerasFramework(TensorFlowFramework):
         with keras.StatelessScope(state_mapping=scope):
             return average.followed()(*args, **kwargs)
 
-
     def served(self, average: TensorFlowAverage) -> tuple[Callable[..., Any], Mapping[str, tf.Variable]]:
         """The model itself, reading the shadows; weights that the average leaves out are read as they are."""
         bound = average.bound
         return average, {**bound.raw.variables, **bound.shadows.variables}
 
 
-class KerasAverage(TensorFlowAverage, KerasSaveable):  # type: ignore[misc]
+class KerasAverage(TensorFlowAverage, KerasSaveable):
     """An average that Keras saves and loads with the model that holds it as an attribute."""
 
     def _obj_type(self) -> str:

@@ -118,7 +118,9 @@ class Flavour:
         functional = getattr(model, "_is_graph_network", None)
         if functional is not None:
             return bool(functional)
-        return isinstance(model, self.module.Model) and "_functional" not in vars(model) and "_operations" in vars(model)
+        return (
+            isinstance(model, self.module.Model) and "_functional" not in vars(model) and "_operations" in vars(model)
+        )
 
 
 def contained(
@@ -178,7 +180,7 @@ def _number(auto_name: str) -> int:
 
 
 def _sublayers(layer: Any) -> Iterable[Any]:
-    return list(getattr(layer, "_layers", None) or getattr(layer, "_self_tracked_trackables", ()))
+    return getattr(layer, "_layers", None) or getattr(layer, "_self_tracked_trackables", None) or ()
 
 
 @cache
@@ -217,7 +219,7 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _refuse_orphans(layer: Any, names: Sequence[str], held: Sequence[bool]) -> None:
-    """A variable that the layer lists but does not use, beside one of its name that it uses: a restore came too early."""
+    """Refuse a variable that the layer lists and does not use, beside one of its name that it uses."""
     for name, used in zip(names, held, strict=True):
         if not used and any(n == name and h for n, h in zip(names, held, strict=True)):
             raise ModelError(

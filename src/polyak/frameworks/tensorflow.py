@@ -16,8 +16,8 @@ from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_exchange import holds_average, watchers
 from polyak.frameworks.tensorflow_target import Variables
-from polyak.manifest import AVERAGE, RAW, State
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
+from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Evidence, Kind, Weight, glob_match
 
 
@@ -77,7 +77,7 @@ class TensorFlowFramework(Framework):
         if not self.is_built(model):
             raise UnbuiltModel(
                 f"{describe(model)}: expected a built model, received one without weights yet",
-                hint="call it once on a batch, call model.build(input_shape), or give sample=",
+                hint="call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",
             )
 
     def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> TensorFlowAverage:
@@ -155,7 +155,9 @@ def _sibling(key: str, module: Any) -> Sibling:
     flavour = flavour_of(module)
     if flavour is not None:
         return flavour.sibling(key, module)
-    return Sibling(key, None, type(module).__name__, None, owns=bool(module.variables))
+    # Not module.variables: TensorFlow does not look into Keras layers.
+    owns = any(found.own.kind is not Kind.SEED for found in walk(module, Anatomy(own, children)))
+    return Sibling(key, None, type(module).__name__, None, owns=owns)
 
 
 def _attributes(obj: Any) -> list[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -15,10 +14,10 @@ import tensorflow as tf
 from polyak.averaging.kernel import shadow_dtype
 from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel
+from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
 from polyak.frameworks.base import Average
-from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
 from polyak.frameworks.tensorflow_exchange import enter, holds_average, leave, watch, watchers
+from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.receipt import Receipt
@@ -102,7 +101,7 @@ class Counters:
     in_use: tf.Variable
 
 
-class Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
+class Memo(tf.train.experimental.PythonState):
     """Rule and evidence, written into a TensorFlow checkpoint beside the values."""
 
     def __init__(self, average: TensorFlowAverage) -> None:
@@ -118,7 +117,7 @@ class Memo(tf.train.experimental.PythonState):  # type: ignore[misc]
         cast("TensorFlowAverage", self._average.value).compare_memo(string_value)
 
 
-class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # type: ignore[misc]
+class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
     """An average whose state is TensorFlow variables.
 
     Checkpoint keys are ``shadows/<path>``, ``raw/<path>``, ``count``, ``skipped`` and ``memo``. The raw weights are
@@ -227,12 +226,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
             return
         bad = [path for path, v in self.bound.guarded if not np.isfinite(_as_float(v)).all()]
         named = f"weight {bad[0]!r}" if bad else "a weight"
-        warnings.warn(
+        notify(
             NonFiniteWarning(
                 f"{named} is not finite: {skipped - self._reported.value} update(s) skipped, "
                 f"{skipped} in all; the average keeps its last finite values"
-            ),
-            stacklevel=3,
+            )
         )
         self._reported.value = skipped
 
@@ -326,16 +324,13 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
         """Warn if restored values were made under another rule than the average has now."""
         restored = rule_from_json(decode_memo(text).rule)
         if restored != self.rule:
-            warnings.warn(
-                RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"),
-                stacklevel=2,
-            )
+            notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
 
     def _set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
         if rule != self.rule:
             if self._traced.value:
                 raise RuleError(
-                    f"expected the rule {self.rule}, received {rule}: a traced tf.function already contains the old one",
+                    f"expected the rule {self.rule}, which a traced tf.function contains already, received {rule}",
                     hint="transfer the state before the first traced update()",
                 )
             self.rule = rule
@@ -379,7 +374,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
                 self.rule.check([w.path for w in raw.weights])
             followed = [w for w in raw.weights if _rule_of(self.rule, w) is not None]
             _refuse_nonfinite(followed, raw)
-            weights = [replace(w, dtype=shadow_dtype(w.dtype) if w.kind is Kind.TRAINABLE else w.dtype) for w in followed]
+            weights = [_shadowed(w) for w in followed]
             shadows = {w.path: _shadow(w, raw.variables[w.path], _rule_of(self.rule, w)) for w in weights}
             bound = Bound(raw, Variables(raw.label, shadows, weights), (), (), ())
             self._held.value = _regroup(bound, self.rule)
@@ -416,7 +411,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):  # typ
             if float(rule.weight(1.0)) < 1 and rule.origin == "weights":
                 raise UnbuiltModel(
                     f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} has none yet",
-                    hint="build the model first, or use a rule whose first update copies, such as start=\"copy\"",
+                    hint='build the model first, or use a rule whose first update copies, such as start="copy"',
                 )
 
 
@@ -439,6 +434,11 @@ def _regroup(bound: Bound, rule: Rule | Parts) -> Bound:
 
 def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
     return rule.rule_of(weight.path) if isinstance(rule, Parts) else rule
+
+
+def _shadowed(weight: Weight) -> Weight:
+    """The description of a weight's shadow: what is averaged is held in float32 or wider."""
+    return replace(weight, dtype=shadow_dtype(weight.dtype)) if weight.kind is Kind.TRAINABLE else weight
 
 
 def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | None) -> tf.Variable:

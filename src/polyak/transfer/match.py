@@ -125,12 +125,17 @@ def refuse_conflicts(pairing: Pairing, source: Sequence[Weight], target: Sequenc
                 raise _conflict(p, other, witness, where)
 
 
-def require_complete(pairing: Pairing, source_label: str, target_label: str) -> None:
-    """Raise MissingWeight or UnexpectedWeight unless every weight but random seeds has a partner."""
+def require_complete(pairing: Pairing, source_label: str, target_label: str, note: str = "") -> None:
+    """Raise MissingWeight or UnexpectedWeight unless every weight but random seeds has a partner.
+
+    ``note`` is what is known of weights that the source's writer leaves out.
+    """
     missing = [w for w in pairing.missing if w.kind is not Kind.SEED]
     unexpected = [w for w in pairing.unexpected if w.kind is not Kind.SEED]
     if missing:
-        raise _missing(missing, unexpected, source_label, target_label)
+        error = _missing(missing, unexpected, source_label, target_label)
+        error.hint = "; ".join(filter(None, [error.hint, note]))
+        raise error
     if unexpected:
         raise _unexpected(unexpected, source_label, target_label)
     if not any(p.target.kind is not Kind.SEED for p in pairing.pairs):
@@ -260,9 +265,20 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)
 
 
+def refuse_other_local(p: Pair, where: str) -> None:
+    """Raise AmbiguousMatch where a position pairs a kernel with a bias of the same shape."""
+    ours, theirs = p.target.evidence, p.source.evidence
+    if ours and theirs and p.target.kind is not Kind.SEED and ours.local != theirs.local:
+        raise AmbiguousMatch(
+            f"weight {p.target.path!r}: expected {ours.local!r} at position {ours.position}, "
+            f"received {theirs.local!r} ({p.source.path!r}) from {where}",
+            hint="the two sides have their weights in another order; name the pairs with rename=",
+        )
+
+
 def _whole(missing: list[Weight], unexpected: list[Weight]) -> str:
     """Another kind of evidence that pairs all the rest, as a second suggestion."""
-    kinds: tuple[tuple[Key, str], ...] = (("structure", "structure"), ("position", "order"))
+    kinds: tuple[tuple[Key, str], ...] = (("structure", "structure"), ("name", "name"), ("position", "order"))
     for by, word in kinds:
         found = {key_of(w, by): w for w in unexpected if w.evidence is not None}
         if all((s := found.get(key_of(t, by))) is not None and s.shape == t.shape for t in missing):

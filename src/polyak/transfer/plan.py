@@ -145,8 +145,10 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     pairing = _wanted(found, asked)
     if asked.get("by") is None:
         match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
-    match.require_complete(pairing, source.origin, target.label)
+    match.require_complete(pairing, source.origin, target.label, source.manifest.note)
     for p in pairing.pairs:
+        if asked.get("by") == "position":
+            match.refuse_other_local(p, source.origin)
         _refuse_shape(p, source)
         _refuse_dtype(p, source, asked.get("cast"))
     return Plan(
