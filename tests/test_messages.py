@@ -108,7 +108,7 @@ CASES = {
         errors.UnbuiltModel,
         lambda d: polyak.save(Unbuilt(), d / "x"),
         "Unbuilt 'mlp': expected a built model, received one without weights yet\n"
-        "hint: call it once on a batch, call model.build(input_shape), or give sample=",
+        "hint: call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",
     ),
     "a rule that needs weights": Case(
         errors.UnbuiltModel,
@@ -120,7 +120,7 @@ CASES = {
         errors.UnbuiltModel,
         lambda d: polyak.EMA(Unbuilt(), decay=0.9).values(),
         "Unbuilt 'mlp': expected a built model, received one without weights yet\n"
-        "hint: call it once on a batch, call model.build(input_shape), or give sample=",
+        "hint: call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",
     ),
     # Rules
     "no decay": Case(

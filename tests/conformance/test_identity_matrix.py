@@ -182,6 +182,12 @@ ROWS: dict[str, Row] = {
         AmbiguousMatch,
         ({"by": "path"}, STRUCTURE, POSITION),
     ),
+    "names exchanged, subclassed": Row(
+        lambda: attributes(denses(ABC, NAMED)),
+        lambda: attributes(denses(ABC, {"a": "right", "b": "left", "c": "out"})),
+        AmbiguousMatch,
+        ({"by": "path"}, STRUCTURE, POSITION),
+    ),
     "Dropout inserted, functional": Row(lambda: functional(denses(ABC)), lambda: functional(denses(ABC), before="b")),
     "Dropout inserted, Sequential": Row(lambda: sequential(denses(ABC)), lambda: sequential(denses(ABC), before="b")),
     "Dropout inserted, in a list": Row(

@@ -41,12 +41,13 @@ def test_variables_to_restore_of_a_tf1_graph_finds_the_averages(trained, tmp_pat
     """The way TF1 code itself maps variables to averages, after a scope rename."""
     _, fast, _ = trained
     polyak.tensorflow.save_tf1(fast, tmp_path / "ema", rename={"stem/*": "tower/stem/*"})
+    expected = fast.values()["stem/kernel"]
     with tf.Graph().as_default(), tf1.Session() as session:
         with tf1.variable_scope("tower"):
             kernel = tf1.get_variable("stem/kernel", (3, 4))
         mapping = tf1.train.ExponentialMovingAverage(0.5).variables_to_restore([kernel])
         tf1.train.Saver(mapping).restore(session, str(tmp_path / "ema"))
-        assert session.run(kernel).tobytes() == fast.values()["stem/kernel"].tobytes()
+        assert session.run(kernel).tobytes() == expected.tobytes()
 
 
 @pytest.fixture(scope="module")

@@ -499,7 +499,7 @@ def test_a_target_that_is_not_built(trained: Any) -> None:
         polyak.transfer(trained[0], target)
     assert str(caught.value) == (
         f"Net '{target.name}': expected a built model, received one without weights yet\n"
-        "hint: call it once on a batch, call model.build(input_shape), or give sample="
+        "hint: call it once on a batch; a transfer into it takes sample=, an input shape or a sample input"
     )
     assert target.trainable_variables == []
 

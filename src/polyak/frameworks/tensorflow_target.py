@@ -40,13 +40,10 @@ class Variables(Target):
         return self._weights
 
     def read(self, path: str) -> Array:
-        """Also where the caller has opened a graph of its own."""
-        with tf.init_scope():
-            return np.array(self.variables[path].numpy())
+        return np.array(self.variables[path].numpy())
 
     def write(self, path: str, value: Array) -> None:
-        with tf.init_scope():
-            self.variables[path].assign(value)
+        self.variables[path].assign(value)
 
     def hold(self, path: str) -> PutBack:
         """TensorFlow shares the buffer until the variable is written: holding costs no copy of its own."""
@@ -71,5 +68,4 @@ class RawTarget(Variables):
         super().__init__(followed.label, followed.variables, followed.weights, followed.trackables)
 
     def read(self, path: str) -> Array:
-        with tf.init_scope():
-            return np.array(raw_value(self.variables[path]).numpy())
+        return np.array(raw_value(self.variables[path]).numpy())
