@@ -21,6 +21,7 @@ def framework_of(model: object) -> Framework:
     Raises:
         ModelError: no loaded framework knows the object.
     """
+    _refuse_other_backend(model)
     for loaded, ours in _FRAMEWORKS:
         if loaded in sys.modules:
             framework: Framework = import_module(ours).FRAMEWORK
@@ -30,4 +31,15 @@ def framework_of(model: object) -> Framework:
     raise ModelError(
         f"expected a Keras model, a keras layer or a tf.Module, received {kind}",
         hint="open a file with polyak.open(path)" if isinstance(model, (str, Path)) else "give the model itself",
+    )
+
+
+def _refuse_other_backend(model: object) -> None:
+    """Keras runs on several frameworks, and its objects look the same on all of them."""
+    keras = sys.modules.get("keras")
+    if keras is None or not isinstance(model, keras.layers.Layer) or keras.backend.backend() == "tensorflow":
+        return
+    raise ModelError(
+        f"{type(model).__name__}: expected a Keras model on TensorFlow, received one on {keras.backend.backend()}",
+        hint="set KERAS_BACKEND=tensorflow before Keras is imported; other backends are not supported yet",
     )

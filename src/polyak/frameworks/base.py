@@ -141,6 +141,12 @@ class Average(ABC):
         arrays = {w.path: _array(values[w.path], w.dtype) for w in self.target.weights}
         return make_plan(Snapshot.from_arrays(arrays, AVERAGE, self.state), self.target, asked).apply()
 
+    def copy_to(self, model: Any, **asked: Unpack[Asked]) -> Receipt:
+        """Write the averaged values into another instance of the model; takes what ``polyak.transfer`` takes."""
+        from polyak.frameworks.hand_over import plan_into_model  # it looks the model's framework up among all
+
+        return plan_into_model(self.snapshot(), model, asked).apply()
+
     def snapshot(self) -> Snapshot:
         """A lazy view of the averaged values with rule, count and evidence. ``copy()`` detaches it."""
         return snapshot_of(self.target, AVERAGE, self.state)

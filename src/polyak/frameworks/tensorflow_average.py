@@ -20,7 +20,6 @@ from polyak.frameworks.tensorflow_exchange import enter, holds_average, leave, w
 from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.manifest import State, decode_memo, encode_memo
-from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
 
@@ -291,12 +290,6 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
             ) from error
         variables = self.framework.variables(model, self._kinds.value).variables
         return model, [variables[path] for path in bound.shadows.variables]
-
-    def copy_to(self, model: Any) -> Receipt:
-        """Write the averaged values into another instance of the model; see ``polyak.transfer``."""
-        from polyak.frameworks.hand_over import plan_into_model
-
-        return plan_into_model(self.snapshot(), model, {}).apply()
 
     # State
 
