@@ -12,7 +12,16 @@ import tensorflow as tf
 from tests.frameworks.zoo import NAMES, ZOO, Affine, OwnTrainStep, assert_same_bits, scramble, values, vectors
 
 import polyak
-from polyak.errors import Applied, DtypeMismatch, MissingWeight, NonFinite, PolyakError, ShapeMismatch, UnexpectedWeight
+from polyak.errors import (
+    Applied,
+    DtypeMismatch,
+    ImmatureWarning,
+    MissingWeight,
+    NonFinite,
+    PolyakError,
+    ShapeMismatch,
+    UnexpectedWeight,
+)
 
 
 def followed(name: str) -> tuple[Any, Any]:
@@ -293,10 +302,8 @@ def test_copy_to_another_instance(name: str) -> None:
     model, ema = followed(name)
     other = ZOO[name].built()
     raw = values(model)
-    if any(ema.values()[path].dtype != raw[path].dtype for path in raw):
-        receipt = polyak.transfer(ema, other, cast="target")
-    else:
-        receipt = ema.copy_to(other)
+    with pytest.warns(ImmatureWarning, match=r"25\.0% of the average still is the value it started from"):
+        receipt = ema.copy_to(other)  # a wide average goes back into narrow weights without further words
     assert receipt.role == "average"
     assert receipt.count == 2
     assert_same_bits(values(other), as_weights(ema, model))

@@ -52,8 +52,10 @@ class KerasFramework(TensorFlowFramework):
     def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
         """Run the model itself in a scope in which its variables read as the averaged values."""
         bound = average.bound
-        by_native = {id(v.value): v for v in average.followed().variables}
-        scope = [(by_native[id(raw)], tf.cast(shadow, raw.dtype)) for shadow, raw in bound.pairs]
+        shadows = bound.shadows.variables
+        scope = [
+            (bound.raw.trackables[path], tf.cast(s, bound.raw.variables[path].dtype)) for path, s in shadows.items()
+        ]
         with keras.StatelessScope(state_mapping=scope):
             return average.followed()(*args, **kwargs)
 

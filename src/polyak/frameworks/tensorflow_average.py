@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import tensorflow as tf
 
-from polyak.averaging.kernel import shadow_dtype
 from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
+from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
 from polyak.frameworks.base import Average
+from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, holds_average, leave, watch, watchers
 from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
@@ -34,28 +33,6 @@ class Ref:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """The pairs of an average, made once: each shadow beside the weight that it follows.
-
-    Attributes:
-        raw, shadows: both sides.
-        moved: for each rule its (shadow, weight) pairs.
-        copied: pairs whose shadow is a plain copy.
-        guarded: weights that must be finite, with their paths.
-    """
-
-    raw: Variables
-    shadows: Variables
-    moved: tuple[tuple[Rule, tuple[tuple[tf.Variable, tf.Variable], ...]], ...]
-    copied: tuple[tuple[tf.Variable, tf.Variable], ...]
-    guarded: tuple[tuple[str, tf.Variable], ...]
-
-    @property
-    def pairs(self) -> tuple[tuple[tf.Variable, tf.Variable], ...]:
-        return tuple((shadow, self.raw.variables[path]) for path, shadow in self.shadows.variables.items())
 
 
 class ShadowTarget(Target):
@@ -223,7 +200,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         skipped = self.skipped
         if skipped <= self._reported.value:
             return
-        bad = [path for path, v in self.bound.guarded if not np.isfinite(_as_float(v)).all()]
+        bad = [path for path, v in self.bound.guarded if not is_finite(v)]
         named = f"weight {bad[0]!r}" if bad else "a weight"
         notify(
             NonFiniteWarning(
@@ -235,8 +212,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
 
     def reset(self) -> None:
         self._refuse_applied()
-        for shadow, raw in self.bound.pairs:
-            shadow.assign(_initial(self._origin_of(shadow), raw, shadow.dtype))
+        restart(self.bound, self.rule)
         self._set_counts(0, 0)
 
     # Using
@@ -282,7 +258,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
 
     def _make_twin(self, bound: Bound) -> tuple[Any, list[tf.Variable]]:
         try:
-            model = deepcopy(self.followed(), {id(self): self})
+            model = deepcopy(self.followed(), {id(a): a for a in (self, *watchers(bound.raw))})
         except Exception as error:
             raise ModelError(
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
@@ -328,7 +304,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
                 )
             self.rule = rule
             self._compiled.value = None
-            self._held.value = _regroup(self.bound, rule)
+            self._held.value = group(self.bound, rule)
         self._set_counts(count, skipped)
 
     def _set_counts(self, count: int, skipped: int) -> None:
@@ -363,16 +339,10 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
     def _bind(self) -> None:
         with tf.init_scope():
             raw = self.framework.variables(self.followed(), self._kinds.value)
-            if isinstance(self.rule, Parts):
-                self.rule.check([w.path for w in raw.weights])
-            followed = [w for w in raw.weights if _rule_of(self.rule, w) is not None]
-            _refuse_nonfinite(followed, raw)
-            weights = [_shadowed(w) for w in followed]
-            shadows = {w.path: _shadow(w, raw.variables[w.path], _rule_of(self.rule, w)) for w in weights}
-            bound = Bound(raw, Variables(raw.label, shadows, weights), (), (), ())
-            self._held.value = _regroup(bound, self.rule)
-            self.shadows = dict(shadows)
+            bound = self._held.value = bind(raw, self.rule)
+            self.shadows = dict(bound.shadows.variables)
             self.raw = dict(raw.trackables)
+            self._counts.in_use.assign(any(holds_average(v) for v in raw.variables.values()))
         for variable in raw.variables.values():
             watch(variable, self)
 
@@ -388,12 +358,6 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
             )
         return bound
 
-    def _origin_of(self, shadow: tf.Variable) -> str:
-        for rule, pairs in self.bound.moved:
-            if any(s is shadow for s, _ in pairs):
-                return rule.origin
-        return "weights"
-
     def _refuse_applied(self) -> None:
         if bool(self._counts.in_use.numpy()):
             raise Applied(_APPLIED, hint="leave the `with ema.applied()` block first")
@@ -408,55 +372,5 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
                 )
 
 
-def _regroup(bound: Bound, rule: Rule | Parts) -> Bound:
-    """The pairs sorted by what the rule does with them."""
-    groups: dict[Rule, list[tuple[tf.Variable, tf.Variable]]] = {}
-    copied, guarded = [], []
-    for w in bound.shadows.weights:
-        pair = (bound.shadows.variables[w.path], bound.raw.variables[w.path])
-        own = _rule_of(rule, w)
-        if w.kind is Kind.TRAINABLE and own is not None:
-            groups.setdefault(own, []).append(pair)
-        else:
-            copied.append(pair)
-        if w.floating and np.isfinite(_as_float(pair[1])).all():
-            guarded.append((w.path, pair[1]))
-    moved = tuple((r, tuple(pairs)) for r, pairs in groups.items())
-    return replace(bound, moved=moved, copied=tuple(copied), guarded=tuple(guarded))
-
-
-def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
-    return rule.rule_of(weight.path) if isinstance(rule, Parts) else rule
-
-
-def _shadowed(weight: Weight) -> Weight:
-    """The description of a weight's shadow: what is averaged is held in float32 or wider."""
-    return replace(weight, dtype=shadow_dtype(weight.dtype)) if weight.kind is Kind.TRAINABLE else weight
-
-
-def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | None) -> tf.Variable:
-    origin = rule.origin if rule is not None and weight.kind is Kind.TRAINABLE else "weights"
-    name = weight.path.replace("/", "_")
-    return tf.Variable(_initial(origin, raw, weight.dtype), trainable=False, name=f"{name}_average")
-
-
-def _initial(origin: str, raw: tf.Variable, dtype: Any) -> tf.Tensor:
-    value = tf.cast(tf.identity(raw), dtype)
-    return tf.zeros_like(value) if origin == "zeros" else value
-
-
 def _counter(name: str) -> tf.Variable:
     return tf.Variable(0, dtype=tf.int64, trainable=False, name=name)
-
-
-def _as_float(variable: tf.Variable) -> Any:
-    return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32).numpy()
-
-
-def _refuse_nonfinite(followed: Sequence[Weight], raw: Variables) -> None:
-    for w in followed:
-        if w.kind is Kind.TRAINABLE and not np.isfinite(_as_float(raw.variables[w.path])).all():
-            raise NonFinite(
-                f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
-                hint="start the average before training diverges, or load finite weights",
-            )

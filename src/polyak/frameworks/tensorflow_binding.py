@@ -1,0 +1,121 @@
+"""Binding: each shadow beside the weight that it follows, made once, and what the rule does with each pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from polyak.averaging.kernel import shadow_dtype
+from polyak.averaging.parts import Parts
+from polyak.averaging.rules import Rule
+from polyak.errors import NonFinite
+from polyak.frameworks.tensorflow_exchange import raw_value
+from polyak.frameworks.tensorflow_target import Variables
+from polyak.weights import Kind, Weight
+
+Pair = tuple[tf.Variable, tf.Variable]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The pairs of an average.
+
+    Attributes:
+        raw, shadows: both sides.
+        moved: for each rule its (shadow, weight) pairs.
+        copied: pairs whose shadow is a plain copy.
+        guarded: weights that must be finite, with their paths.
+    """
+
+    raw: Variables
+    shadows: Variables
+    moved: tuple[tuple[Rule, tuple[Pair, ...]], ...] = ()
+    copied: tuple[Pair, ...] = ()
+    guarded: tuple[tuple[str, tf.Variable], ...] = ()
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return tuple((shadow, self.raw.variables[path]) for path, shadow in self.shadows.variables.items())
+
+
+def bind(raw: Variables, rule: Rule | Parts) -> Bound:
+    """Make a shadow for every weight that the rule does not leave out.
+
+    Raises:
+        RuleError: a glob matches nothing, or a weight has no rule.
+        NonFinite: a weight is NaN or infinite.
+    """
+    if isinstance(rule, Parts):
+        rule.check([w.path for w in raw.weights])
+    followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
+    _refuse_nonfinite(followed, raw)
+    weights = [_shadowed(w) for w in followed]
+    shadows = {w.path: _shadow(w, raw.variables[w.path], rule) for w in weights}
+    return group(Bound(raw, Variables(raw.label, shadows, weights)), rule)
+
+
+def group(bound: Bound, rule: Rule | Parts) -> Bound:
+    """The pairs sorted by what the rule does with them."""
+    moved: dict[Rule, list[Pair]] = {}
+    copied = []
+    for w in bound.shadows.weights:
+        pair, own = (bound.shadows.variables[w.path], bound.raw.variables[w.path]), _rule_of(rule, w)
+        if w.kind is Kind.TRAINABLE and own is not None:
+            moved.setdefault(own, []).append(pair)
+        else:
+            copied.append(pair)
+    groups = tuple((r, tuple(pairs)) for r, pairs in moved.items())
+    return replace(bound, moved=groups, copied=tuple(copied), guarded=_guarded(bound))
+
+
+def restart(bound: Bound, rule: Rule | Parts) -> None:
+    """Give every shadow its first value again. Raises NonFinite."""
+    _refuse_nonfinite(bound.shadows.weights, bound.raw)
+    for w in bound.shadows.weights:
+        bound.shadows.variables[w.path].assign(_first(w, bound.raw.variables[w.path], rule))
+
+
+def is_finite(variable: tf.Variable | tf.Tensor) -> bool:
+    """Whether every value is neither NaN nor infinite."""
+    wide = tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
+    return bool(np.isfinite(wide.numpy()).all())
+
+
+def _guarded(bound: Bound) -> tuple[tuple[str, tf.Variable], ...]:
+    """Floating-point weights that are finite now; a mask of minus infinity is left alone."""
+    floating = [(w.path, bound.raw.variables[w.path]) for w in bound.shadows.weights if w.floating]
+    return tuple((path, v) for path, v in floating if is_finite(raw_value(v)))
+
+
+def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
+    return rule.rule_of(weight.path) if isinstance(rule, Parts) else rule
+
+
+def _shadowed(weight: Weight) -> Weight:
+    """The description of a weight's shadow: what is averaged is held in float32 or wider."""
+    return replace(weight, dtype=shadow_dtype(weight.dtype)) if weight.kind is Kind.TRAINABLE else weight
+
+
+def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> tf.Variable:
+    name = weight.path.replace("/", "_")
+    return tf.Variable(_first(weight, raw, rule), trainable=False, name=f"{name}_average")
+
+
+def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:
+    """What a shadow holds before the first update: the raw value, or zeros where the rule says so."""
+    value = tf.cast(raw_value(raw), weight.dtype)
+    own = _rule_of(rule, weight)
+    zeros = own is not None and weight.kind is Kind.TRAINABLE and own.origin == "zeros"
+    return tf.zeros_like(value) if zeros else tf.identity(value)
+
+
+def _refuse_nonfinite(followed: tuple[Weight, ...] | list[Weight], raw: Variables) -> None:
+    for w in followed:
+        if w.kind is Kind.TRAINABLE and not is_finite(raw_value(raw.variables[w.path])):
+            raise NonFinite(
+                f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
+                hint="start the average before training diverges, or load finite weights",
+            )
