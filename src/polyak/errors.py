@@ -6,6 +6,9 @@ import sys
 import warnings
 
 
+_NOT_THE_CALLER = ("polyak", "contextlib")
+
+
 class PolyakError(Exception):
     """Base of every error that polyak raises.
 
@@ -113,7 +116,7 @@ class RuleChanged(PolyakWarning):
 
 def notify(warning: PolyakWarning) -> None:
     """Issue a warning that points at the caller's line, however deep in polyak it is found."""
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "polyak":
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(warning, stacklevel=depth - 1)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_CALLER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(warning, stacklevel=level)

@@ -87,7 +87,7 @@ def is_finite(variable: tf.Variable | tf.Tensor) -> bool:
 def _guarded(bound: Bound) -> tuple[tuple[str, tf.Variable], ...]:
     """Floating-point weights that are finite now; a mask of minus infinity is left alone."""
     floating = [(w.path, bound.raw.variables[w.path]) for w in bound.shadows.weights if w.floating]
-    return tuple((path, v) for path, v in floating if is_finite(raw_value(v)))
+    return tuple((path, v) for path, v in floating if not v.is_initialized() or is_finite(raw_value(v)))
 
 
 def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
@@ -106,6 +106,8 @@ def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> tf.Variable
 
 def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:
     """What a shadow holds before the first update: the raw value, or zeros where the rule says so."""
+    if not raw.is_initialized():
+        return tf.zeros(weight.shape, weight.dtype)  # a first trace makes variables before their values; update copies
     value = tf.cast(raw_value(raw), weight.dtype)
     own = _rule_of(rule, weight)
     zeros = own is not None and weight.kind is Kind.TRAINABLE and own.origin == "zeros"
@@ -114,7 +116,8 @@ def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:
 
 def _refuse_nonfinite(followed: tuple[Weight, ...] | list[Weight], raw: Variables) -> None:
     for w in followed:
-        if w.kind is Kind.TRAINABLE and not is_finite(raw_value(raw.variables[w.path])):
+        variable = raw.variables[w.path]
+        if w.kind is Kind.TRAINABLE and variable.is_initialized() and not is_finite(raw_value(variable)):
             raise NonFinite(
                 f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
                 hint="start the average before training diverges, or load finite weights",
