@@ -53,7 +53,7 @@ class TensorFlowFramework(Framework):
         variables = self.variables(model, {})
         if not any(holds_average(v) for v in variables.variables.values()):
             return RAW, None
-        applied = [a for a in watchers(variables) if a.is_applied]
+        applied = [a for a in _averages(variables) if a.is_applied]
         return AVERAGE, applied[0].state if len(applied) == 1 else None
 
     def find(self, model: Any) -> Iterator[Found]:
@@ -102,6 +102,10 @@ class TensorFlowFramework(Framework):
         """Whether an object is a variable that ``native`` takes."""
         keras = sys.modules.get("keras")
         return isinstance(obj, tf.Variable) or (keras is not None and isinstance(obj, keras.Variable))
+
+
+def _averages(variables: Variables) -> list[TensorFlowAverage]:
+    return [w for w in watchers(variables.variables.values()) if isinstance(w, TensorFlowAverage)]
 
 
 def own(obj: Any) -> list[Own]:

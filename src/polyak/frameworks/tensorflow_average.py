@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import tensorflow as tf
 
@@ -22,10 +22,26 @@ from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
 
-if TYPE_CHECKING:
-    from polyak.frameworks.tensorflow import TensorFlowFramework
-
 _APPLIED = "the average is applied to the model: an update now would average the averaged weights"
+
+
+class Host(Protocol):
+    """What an average asks of the framework that made it."""
+
+    def is_built(self, model: Any) -> bool:
+        """Whether the model has its weights."""
+
+    def refuse_unbuilt(self, model: Any) -> None:
+        """Raise UnbuiltModel if it has not."""
+
+    def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
+        """The model's weights."""
+
+    def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with the averaged values."""
+
+    def served(self, average: TensorFlowAverage) -> tuple[Callable[..., Any], Mapping[str, tf.Variable]]:
+        """A function that does so in a SavedModel, and the variables that it reads."""
 
 
 class Ref:
@@ -101,9 +117,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
     checkpoint too, and they are complete where TensorFlow's own file of the model is not.
     """
 
-    def __init__(
-        self, framework: TensorFlowFramework, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]
-    ) -> None:
+    def __init__(self, framework: Host, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
         self.rule = rule
         self._framework = Ref(framework)
         self._followed = Ref(model)
@@ -142,8 +156,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         return cast(Counters, self._own.value)
 
     @property
-    def framework(self) -> TensorFlowFramework:
-        return cast("TensorFlowFramework", self._framework.value)
+    def framework(self) -> Host:
+        return cast(Host, self._framework.value)
 
     @property
     def count(self) -> int:
@@ -226,17 +240,23 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         owner = object()
         self._entered.value += 1
         try:
-            for average in watchers(bound.raw):
-                average._counts.in_use.assign(True)
             for shadow, raw in bound.pairs:
                 enter(raw, owner, tf.cast(shadow, raw.dtype))
+            self._tell_watchers(bound)
             yield
         finally:
             for _, raw in bound.pairs:
                 leave(raw, owner)
-            for average in watchers(bound.raw):
-                average._counts.in_use.assign(any(holds_average(v) for v in average.bound.raw.variables.values()))
+            self._tell_watchers(bound)
             self._entered.value -= 1
+
+    def _tell_watchers(self, bound: Bound) -> None:
+        for average in watchers(bound.raw.variables.values()):
+            average.look()
+
+    def look(self) -> None:
+        """Notice whether any of the followed weights holds averaged values now, of this or of another average."""
+        self._counts.in_use.assign(any(holds_average(v) for v in self.bound.raw.variables.values()))
 
     @property
     def is_applied(self) -> bool:
@@ -258,7 +278,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
 
     def _make_twin(self, bound: Bound) -> tuple[Any, list[tf.Variable]]:
         try:
-            model = deepcopy(self.followed(), {id(a): a for a in (self, *watchers(bound.raw))})
+            model = deepcopy(self.followed(), {id(a): a for a in (self, *watchers(bound.raw.variables.values()))})
         except Exception as error:
             raise ModelError(
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
@@ -342,7 +362,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
             bound = self._held.value = bind(raw, self.rule)
             self.shadows = dict(bound.shadows.variables)
             self.raw = dict(raw.trackables)
-            self._counts.in_use.assign(any(holds_average(v) for v in raw.variables.values()))
+            self.look()
         for variable in raw.variables.values():
             watch(variable, self)
 

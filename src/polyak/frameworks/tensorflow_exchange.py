@@ -7,17 +7,21 @@ whichever object it reached the variable through.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import Protocol
 
 import tensorflow as tf
 
-if TYPE_CHECKING:
-    from polyak.frameworks.tensorflow_average import TensorFlowAverage
-    from polyak.frameworks.tensorflow_target import Variables
-
 _NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
+
+
+class Watcher(Protocol):
+    """An average that wants to know when a weight that it follows holds averaged values."""
+
+    def look(self) -> None:
+        """Notice what the followed weights hold now."""
 
 
 @dataclass(slots=True)
@@ -58,14 +62,13 @@ def holds_average(variable: tf.Variable) -> bool:
     return _NOTE in vars(variable)
 
 
-def watch(variable: tf.Variable, average: TensorFlowAverage) -> None:
+def watch(variable: tf.Variable, watcher: Watcher) -> None:
     """Note that an average follows the variable."""
     if _WATCHERS not in vars(variable):
         setattr(variable, _WATCHERS, weakref.WeakSet())
-    getattr(variable, _WATCHERS).add(average)
+    getattr(variable, _WATCHERS).add(watcher)
 
 
-def watchers(variables: Variables) -> list[TensorFlowAverage]:
+def watchers(variables: Iterable[tf.Variable]) -> list[Watcher]:
     """The averages that follow any of the variables."""
-    found = {id(a): a for v in variables.variables.values() for a in vars(v).get(_WATCHERS, ())}
-    return cast("list[TensorFlowAverage]", list(found.values()))
+    return list({id(w): w for v in variables for w in vars(v).get(_WATCHERS, ())}.values())
