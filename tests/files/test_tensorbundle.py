@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from polyak.errors import DamagedFile, FileError, MissingWeight, UnknownFormat, WeightError
-from polyak.files.tensorbundle import Entry, TensorBundle, _region_key, find_prefix
+from polyak.files.bundle_entries import Entry, region_key
+from polyak.files.bundle_path import find_prefix
+from polyak.files.tensorbundle import TensorBundle
 
 tf = pytest.importorskip("tensorflow")
 
@@ -785,7 +787,7 @@ def forge_parts(prefix: Path, regions: list[tuple[int, int]], length: int = 4) -
         masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
         part = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT, size=4 * extent, crc32c=masked)
         part.shape.dim.add(size=extent)
-        entries[_region_key("w", ((start, extent),))] = part
+        entries[region_key("w", ((start, extent),))] = part
     write_index(prefix, entries)
 
 

@@ -182,6 +182,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
 
     # Moving
 
+    @tf.autograph.experimental.do_not_convert
     def update(self) -> None:
         bound = self.bound
         if not tf.executing_eagerly():
