@@ -14,7 +14,7 @@ from polyak.averaging.rules import EMA as EMARule
 from polyak.averaging.rules import Mean, Rule
 from polyak.averaging.rules import PowerEMA as PowerRule
 from polyak.averaging.wrappers import Delayed, Every
-from polyak.errors import FileError
+from polyak.errors import FileError, RuleError
 from polyak.files import safetensors
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.hand_over import model_target, plan_into_model
@@ -77,7 +77,8 @@ def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average
         >>> ema.values()["w"].round(6).tolist(), ema.count
         ([0.699999988079071], 2)
     """
-    kinds = {glob: Kind(kind) for glob, kind in following.get("kinds", {}).items()}
+    _refuse_unknown(following)
+    kinds = {glob: _kind(glob, kind) for glob, kind in following.get("kinds", {}).items()}
     return framework_of(model).track(model, _timed(as_rule(rule), following), kinds)
 
 
@@ -219,6 +220,19 @@ def _both(source: Any) -> Snapshot:
     sets = [_source(source, RAW).copy(), _source(source, AVERAGE).copy()]
     states = {s.roles[0]: s.state for s in sets}
     return Snapshot((i for s in sets for i in s.items_by_path.values()), states, sets[1].origin)
+
+
+def _refuse_unknown(following: Following) -> None:
+    known = sorted(Following.__optional_keys__)
+    for name in following:
+        if name not in known:
+            raise TypeError(f"an average has no argument {name!r}; it has {', '.join(known)}")
+
+
+def _kind(glob: str, kind: str) -> Kind:
+    if kind not in {k.value for k in Kind}:
+        raise RuleError(f"kinds={{{glob!r}: {kind!r}}}: expected one of {', '.join(k.value for k in Kind)}")
+    return Kind(kind)
 
 
 def _timed(rule: Rule | Parts, following: Following) -> Rule | Parts:

@@ -18,7 +18,7 @@ from polyak.frameworks.tensorflow_exchange import holds_average, watchers
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
 from polyak.manifest import AVERAGE, RAW, State
-from polyak.weights import Evidence, Kind, Weight, glob_match
+from polyak.weights import Evidence, Kind, Weight, glob_match, unmatched_globs
 
 
 class TensorFlowFramework(Framework):
@@ -41,6 +41,7 @@ class TensorFlowFramework(Framework):
             )
         seeds = {id(f.own.variable) for f in found if f.own.kind is Kind.SEED}
         order = {id(v): i for i, v in enumerate(v for v in self.ordered(model) if id(v) not in seeds)}
+        _refuse_unmatched_kinds(kinds, found, model)
         weights = [_weight(f, order.get(id(f.own.variable), len(order)), kinds) for f in found]
         _refuse_duplicates(weights, model)
         native = {w.path: self.native(f.own.variable) for w, f in zip(weights, found, strict=True)}
@@ -189,6 +190,14 @@ def _weight(found: Found, position: int, kinds: Mapping[str, Kind]) -> Weight:
     evidence = Evidence(step.structure, step.name, step.creation, found.layer, found.own.local, position, dtype)
     kind = next((k for glob, k in kinds.items() if glob_match(step.path, glob)), found.own.kind)
     return Weight(step.path, tuple(variable.shape), dtype, kind, evidence)
+
+
+def _refuse_unmatched_kinds(kinds: Mapping[str, Kind], found: Sequence[Found], model: object) -> None:
+    for glob in unmatched_globs([f.step.path for f in found], tuple(kinds)):
+        raise ModelError(
+            f"kinds={glob!r}: expected a glob of weights, received one that matches none of {describe(model)}",
+            hint=f"the paths look like {found[0].step.path!r}; a star also crosses slashes",
+        )
 
 
 def _refuse_duplicates(weights: Sequence[Weight], model: object) -> None:
