@@ -41,6 +41,7 @@ class Contents:
         paths: for formats with an object graph: all paths in it that lead to a key, the shortest first.
         full_names: the variable's own name, where the format stores it.
         slots: optimizer variables, where the format tells.
+        facts: plain values (numbers, text, truth values) that lie beside the arrays, by their path in the file.
     """
 
     origin: str
@@ -52,3 +53,4 @@ class Contents:
     paths: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     full_names: Mapping[str, str] = field(default_factory=dict)
     slots: tuple[Slot, ...] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)

@@ -46,6 +46,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a snapshot holds. ``roles`` maps each role to the state of its average, or to None for raw weights.
 
     ``note`` is what a reader must know of a foreign file, such as weights that its writer is known to leave out.
+    ``evidence`` says, in sentences, why the roles of a foreign file are taken to be what they are, and ``confidence``
+    how sure that is: "stated" by the file, "inferred" from the layout of a known tool, or "unknown".
     """
 
     tool: str
@@ -56,6 +58,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     versions: dict[str, str] = {}
     integrity: str = "none"
     note: str = ""
+    evidence: tuple[str, ...] = ()
+    confidence: str = "stated"
 
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()
