@@ -395,3 +395,58 @@ def test_repr_says_rule_count_immaturity_and_bytes() -> None:
     with pytest.warns(polyak.PolyakWarning):
         ema.update()
     assert repr(ema) == f"<ema:0.5,start=copy of Module: {facts}, 1 skipped as not finite>"
+
+
+def test_a_module_called_through_its_average_sees_what_is_left_out_as_it_is_now() -> None:
+    class Scaled(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.scale = tf.Variable([1.0]), tf.Variable([1.0])
+
+        def __call__(self, x: tf.Tensor) -> tf.Tensor:
+            return x * self.w * self.scale
+
+    module = Scaled()
+    ema = polyak.track(module, {"w": "mean", "scale": None})
+    ema.update()
+    assert ema(tf.ones(1)).numpy().tolist() == [1.0]
+    module.w.assign([3.0])
+    module.scale.assign([10.0])
+    ema.update()
+    assert ema(tf.ones(1)).numpy().tolist() == [20.0]
+    assert module(tf.ones(1)).numpy().tolist() == [30.0]
+
+
+def test_a_module_that_holds_two_averages_can_be_called_through_either() -> None:
+    class Affine(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = tf.Variable([1.0])
+            self.fast, self.slow = polyak.EMA(self, decay=0.5), polyak.EMA(self, decay=0.9)
+
+        def __call__(self, x: tf.Tensor) -> tf.Tensor:
+            return x * self.w
+
+    module = Affine()
+    for average in (module.fast, module.slow):
+        average.update()
+        assert average(tf.ones(1)).numpy().tolist() == [1.0]
+
+
+def test_skips_of_a_restored_state_are_not_reported_again(tmp_path, recwarn) -> None:
+    module = tf.Module()
+    module.w = tf.Variable([1.0])
+    ema = polyak.track(module, "mean")
+    module.w.assign([float("nan")])
+    with pytest.warns(polyak.errors.NonFiniteWarning):
+        ema.update()
+    path = tf.train.Checkpoint(ema=ema).write(str(tmp_path / "c"))
+    other = tf.Module()
+    other.w = tf.Variable([1.0])
+    restored = polyak.track(other, "mean")
+    tf.train.Checkpoint(ema=restored).read(path).assert_consumed()
+    other.w.assign([2.0])
+    recwarn.clear()
+    restored.update()
+    assert (restored.skipped, restored.count) == (1, 1)
+    assert not [w for w in recwarn if issubclass(w.category, polyak.PolyakWarning)]

@@ -211,8 +211,10 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         counts.refused.assign_add(tf.cast(free & ~safe, tf.int64))
 
     def report_skips(self) -> None:
-        """Warn of updates that were skipped since the last report."""
+        """Warn of updates that were skipped since the last report; those of a restored state were reported then."""
         skipped = self.skipped
+        if self._reported.value is None:
+            self._reported.value = skipped
         if skipped <= self._reported.value:
             return
         bad = [path for path, v in self.bound.guarded if not is_finite(v)]
@@ -268,16 +270,18 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         return self.framework.call(self, *args, **kwargs)
 
     def twin(self) -> Any:
-        """A copy of the model whose variables hold the averaged values."""
+        """A copy of the model whose variables hold the averaged values, and what is left out as it is now."""
         bound = self._fresh()
         if self._twin.value is None:
             with tf.init_scope():
                 self._twin.value = self._make_twin(bound)
-        for (shadow, _), mine in zip(bound.pairs, self._twin.value[1], strict=True):
-            mine.assign(tf.cast(shadow, mine.dtype))
-        return self._twin.value[0]
+        model, variables = self._twin.value
+        for path, mine in variables.items():
+            value = bound.shadows.variables.get(path, bound.raw.variables[path])
+            mine.assign(tf.cast(value, mine.dtype))
+        return model
 
-    def _make_twin(self, bound: Bound) -> tuple[Any, list[tf.Variable]]:
+    def _make_twin(self, bound: Bound) -> tuple[Any, Mapping[str, tf.Variable]]:
         try:
             model = deepcopy(self.followed(), {id(a): a for a in (self, *watchers(bound.raw.variables.values()))})
         except Exception as error:
@@ -285,8 +289,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
                 hint="use `with ema.applied(): model(x)` instead",
             ) from error
-        variables = self.framework.variables(model, self._kinds.value).variables
-        return model, [variables[path] for path in bound.shadows.variables]
+        return model, self.framework.variables(model, self._kinds.value).variables
 
     # State
 
@@ -312,6 +315,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
 
     def compare_memo(self, text: bytes | str) -> None:
         """Warn if restored values were made under another rule than the average has now."""
+        self._reported.value = None
         restored = rule_from_json(decode_memo(text).rule)
         if restored != self.rule:
             notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
