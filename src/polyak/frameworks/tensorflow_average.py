@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import tensorflow as tf
@@ -17,10 +16,11 @@ from polyak.frameworks.base import Average
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, holds_average, leave, watch, watchers
 from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
+from polyak.frameworks.tensorflow_state import Counters, Memo, Ref, ShadowTarget
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
-from polyak.weights import Kind, Weight
+from polyak.weights import Kind
 
 _APPLIED = "the average is applied to the model: an update now would average the averaged weights"
 
@@ -44,71 +44,6 @@ class Host(Protocol):
         """A function that does so in a SavedModel, and the variables that it reads."""
 
 
-class Ref:
-    """Holds an object where TensorFlow and Keras shall not look for variables."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-class ShadowTarget(Target):
-    """The shadow values of an average, with its rule and counts."""
-
-    def __init__(self, average: TensorFlowAverage, shadows: Variables) -> None:
-        self.label = f"average {average.label}"
-        self._average = average
-        self._shadows = shadows
-
-    @property
-    def weights(self) -> tuple[Weight, ...]:
-        return self._shadows.weights
-
-    def read(self, path: str) -> Any:
-        return self._shadows.read(path)
-
-    def write(self, path: str, value: Any) -> None:
-        self._shadows.write(path, value)
-
-    def hold(self, path: str) -> PutBack:
-        return self._shadows.hold(path)
-
-    def hold_state(self) -> PutBack:
-        average, state, rule = self._average, self._average.state, self._average.rule
-
-        def put_back() -> None:
-            average._set_state(rule, state.count, state.skipped)
-
-        return put_back
-
-    def adopt(self, state: State | None) -> None:
-        self._average.adopt(state)
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """Updates, refused updates, and whether the model holds averaged values now."""
-
-    updates: tf.Variable
-    refused: tf.Variable
-    in_use: tf.Variable
-
-
-class Memo(tf.train.experimental.PythonState):
-    """Rule and evidence, written into a TensorFlow checkpoint beside the values."""
-
-    def __init__(self, average: TensorFlowAverage) -> None:
-        super().__init__()
-        self._average = Ref(average)
-
-    def serialize(self) -> str:
-        average = cast("TensorFlowAverage", self._average.value)
-        average.refuse_swapped_file()
-        return average.memo()
-
-    def deserialize(self, string_value: bytes) -> None:
-        cast("TensorFlowAverage", self._average.value).compare_memo(string_value)
-
-
 class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
     """An average whose state is TensorFlow variables.
 
@@ -129,7 +64,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         self._traced = Ref(False)
         self._reported = Ref(0)
         with tf.init_scope():
-            self._own = Ref(Counters(_counter("count"), _counter("skipped"), tf.Variable(False, trainable=False)))
+            self._own = Ref(Counters.at_zero())
         for name, state in (("count", self._counts.updates), ("skipped", self._counts.refused)):
             self._track_trackable(state, name=name)
         self._track_trackable(Memo(self), name="memo")
@@ -300,6 +235,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         else:
             self._set_state(rule_from_json(state.rule), state.count, state.skipped)
 
+    def hold_state(self) -> PutBack:
+        """Remember rule and counts; the result puts them back."""
+        rule, state = self.rule, self.state
+        return lambda: self._set_state(rule, state.count, state.skipped)
+
     def refuse_swapped_file(self) -> None:
         """Raise Applied when another tool is about to write averaged values as the model's raw weights."""
         if bool(self._counts.in_use.numpy()):
@@ -395,7 +335,3 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
                     f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} has none yet",
                     hint='build the model first, or use a rule whose first update copies, such as start="copy"',
                 )
-
-
-def _counter(name: str) -> tf.Variable:
-    return tf.Variable(0, dtype=tf.int64, trainable=False, name=name)
