@@ -15,13 +15,15 @@ from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, Ru
 from polyak.frameworks.base import Average
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, holds_average, leave, watch, watchers
-from polyak.frameworks.tensorflow_kernel import OPS, copy, is_safe, move
+from polyak.frameworks.tensorflow_kernel import OPS, copy, glide, is_safe, move
 from polyak.frameworks.tensorflow_state import Counters, Memo, Ref, ShadowTarget
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind
 
+# Below one half by more than the rounding in which NumPy and TensorFlow may differ.
+_SURELY_NEAR = 0.4999
 _APPLIED = "the average is applied to the model: an update now would average the averaged weights"
 
 
@@ -122,16 +124,24 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         bound = self.bound
         if not tf.executing_eagerly():
             self._traced.value = True
-            self._move(bound)
+            self._move(bound, move)
             return
         self._refuse_applied()
-        if self._compiled.value is None:
-            self._compiled.value = tf.function(lambda: self._move(self.bound), autograph=False)
-        self._compiled.value()
+        self._step(bound)
         self.report_skips()
 
-    def _move(self, bound: Bound) -> None:
-        """One update as graph operations. Every condition is a scalar, so that no branch lies within another."""
+    def _step(self, bound: Bound) -> None:
+        """An eager update. The few that begin a run take the general way; the many after them one small program."""
+        n = self.count + 1
+        if not all(0 < float(rule.weight(n)) < _SURELY_NEAR for rule, _ in bound.moved):
+            self._move(bound, move)
+            return
+        if self._compiled.value is None:
+            self._compiled.value = tf.function(lambda: self._move(self.bound, glide), autograph=False)
+        self._compiled.value()
+
+    def _move(self, bound: Bound, move: Callable[..., None]) -> None:
+        """One update as operations. Every condition is a scalar, so that no branch lies within another."""
         counts = self._counts
         n = tf.cast(counts.updates + 1, tf.float64)
         weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
