@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("weights",),
     ("manifest",),
     ("snapshot",),
-    ("averaging", "transfer", "contents"),
+    ("averaging", "transfer", "combine", "contents"),
     ("files", "frameworks", "dialects"),
     ("report", "verbs"),
     ("keras", "tensorflow"),

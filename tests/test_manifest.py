@@ -59,6 +59,8 @@ def test_the_json_form_is_fixed() -> None:
                         "local": "kernel",
                         "position": 0,
                         "dtype": "bfloat16",
+                        "saved": "",
+                        "names": [],
                     },
                 },
             },

@@ -222,7 +222,7 @@ CASES = {
     "a wrong argument": Case(
         errors.WeightError,
         lambda d: polyak.transfer(module(w=1.0), module(w=1.0), by="names"),
-        "by='names': expected one of 'path', 'structure', 'name', 'creation', 'position', None",
+        "by='names': expected one of 'path', 'structure', 'name', 'creation', 'position', 'saved', None",
     ),
     # Roles
     "two roles in a file": Case(
@@ -273,13 +273,13 @@ CASES = {
         errors.UnknownFormat,
         lambda d: polyak.open(d),
         "file 'DIR': expected weights, received a directory without a checkpoint\n"
-        "hint: polyak reads safetensors files, TensorFlow checkpoints and SavedModel directories",
+        "hint: polyak reads safetensors, npz, TensorFlow checkpoints, SavedModels, Keras and PyTorch files",
     ),
     "an unknown format": Case(
         errors.UnknownFormat,
         lambda d: polyak.open(text_file(d)),
         "file 'DIR/notes.txt': expected weights, received a file of no known format\n"
-        "hint: polyak reads safetensors files, TensorFlow checkpoints and SavedModel directories",
+        "hint: polyak reads safetensors, npz, TensorFlow checkpoints, SavedModels, Keras and PyTorch files",
     ),
 }
 

@@ -6,27 +6,104 @@
         model.evaluate(x, y)
     receipt = polyak.transfer(ema, other_model)
 
-Importing polyak imports no framework.
+Importing polyak imports no framework; NumPy comes with the first name that is used, so that ``polyak --help`` is quick.
 """
 
-from importlib.metadata import version
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from polyak import errors
-from polyak.averaging import rules
-from polyak.averaging.parse import parse
-from polyak.averaging.profile import Profile, profile
-from polyak.errors import PolyakError, PolyakWarning
-from polyak.frameworks import Average
-from polyak.snapshot import Snapshot
-from polyak.transfer.plan import Plan
-from polyak.transfer.receipt import Receipt
-from polyak.verbs import EMA, SWA, PowerEMA, open, plan, save, snapshot, track, transfer
+if TYPE_CHECKING:
+    from importlib.metadata import version
 
-__version__ = version("polyak")
+    from polyak import errors
+    from polyak.averaging import rules
+    from polyak.averaging.parse import parse
+    from polyak.averaging.profile import Profile, profile
+    from polyak.combine.average import Member
+    from polyak.combine.difference import Difference
+    from polyak.combine.doctor import Finding
+    from polyak.errors import PolyakError, PolyakWarning
+    from polyak.frameworks import Average
+    from polyak.snapshot import Snapshot
+    from polyak.transfer.plan import Plan
+    from polyak.transfer.receipt import Receipt
+    from polyak.verbs import (
+        EMA,
+        SWA,
+        PowerEMA,
+        average,
+        convert,
+        diff,
+        distances,
+        doctor,
+        greedy_soup,
+        open,
+        plan,
+        save,
+        snapshot,
+        track,
+        transfer,
+    )
+
+    __version__ = version("polyak")
+
+# Where each public name lives; read when it is used first.
+_HOMES = {
+    "averaging.parse": ("parse",),
+    "averaging.profile": ("Profile", "profile"),
+    "combine.average": ("Member",),
+    "combine.difference": ("Difference",),
+    "combine.doctor": ("Finding",),
+    "errors": ("PolyakError", "PolyakWarning"),
+    "frameworks": ("Average",),
+    "snapshot": ("Snapshot",),
+    "transfer.plan": ("Plan",),
+    "transfer.receipt": ("Receipt",),
+    "verbs": (
+        *("EMA", "SWA", "PowerEMA", "average", "convert", "diff", "distances", "doctor", "greedy_soup"),
+        *("open", "plan", "save", "snapshot", "track", "transfer"),
+    ),
+}
+_MODULES = {"errors": "errors", "rules": "averaging.rules"}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+class _Face(ModuleType):
+    """The import system binds a submodule to its package. ``polyak.transfer`` and ``snapshot`` are verbs, not those."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("polyak")
+    elif name in _MODULES:
+        value = import_module(f"polyak.{_MODULES[name]}")
+    elif name in _HOME:
+        value = getattr(import_module(f"polyak.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module 'polyak' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+sys.modules[__name__].__class__ = _Face
 __all__ = [
     "EMA",
     "SWA",
     "Average",
+    "Difference",
+    "Finding",
+    "Member",
     "Plan",
     "PolyakError",
     "PolyakWarning",
@@ -34,7 +111,13 @@ __all__ = [
     "Profile",
     "Receipt",
     "Snapshot",
+    "average",
+    "convert",
+    "diff",
+    "distances",
+    "doctor",
     "errors",
+    "greedy_soup",
     "open",
     "parse",
     "plan",

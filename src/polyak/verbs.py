@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 from polyak import dialects, files
 from polyak.averaging.parse import decay_from
-from polyak.averaging.parts import Parts, as_rule
+from polyak.averaging.parts import Parts, as_rule, rule_from_json
 from polyak.averaging.rules import EMA as EMARule
 from polyak.averaging.rules import Mean, Rule
 from polyak.averaging.rules import PowerEMA as PowerRule
 from polyak.averaging.wrappers import Delayed, Every
-from polyak.errors import FileError, RuleError
+from polyak.combine import average as many
+from polyak.combine.average import Member, Watch
+from polyak.combine.convert import Choosing, Converted, converted, format_of
+from polyak.combine.difference import Difference, comparable, difference
+from polyak.combine.doctor import Finding, examine
+from polyak.combine.soup import greedy
+from polyak.errors import AmbiguousRole, FileError, RuleError
 from polyak.files import safetensors
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.hand_over import model_target, plan_into_model
-from polyak.manifest import AVERAGE, RAW, choose_role
+from polyak.manifest import AVERAGE, RAW, Manifest, State, choose_role
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import Asked, Plan, make_plan
 from polyak.transfer.receipt import Moved, Receipt
@@ -27,6 +34,7 @@ from polyak.weights import Kind
 
 RuleLike = Rule | str | Parts | Mapping[str, Rule | str | None]
 PathLike = str | os.PathLike[str]
+Write = Callable[[Snapshot, PathLike], Manifest]
 
 
 class Following(TypedDict, total=False):
@@ -142,14 +150,7 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
         held = _both(source)
     else:
         held = (source if isinstance(source, Snapshot) and weights is None else _source(source, weights)).copy()
-    written = safetensors.write(held, path)
-    read_back = open(path)
-    moved = tuple(
-        Moved(s.name, s.name, s.weight.dtype, read_back[s.name].dtype.name, s.weight.nbytes, s.digest)
-        for s in written.weights
-    )
-    count = held.state.count if held.state else None
-    return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, count=count)
+    return _written(held, path, safetensors.write)
 
 
 def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
@@ -166,7 +167,7 @@ def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
     """
     weights, sample = asking.pop("weights", None), asking.pop("sample", None)
     held = _source(source, weights)
-    asked = cast(Asked, {"by": "position", **asking} if _numbered(held) else asking)
+    asked = cast(Asked, asking)
     if isinstance(target, Average):
         return make_plan(held, target.target, asked)
     return plan_into_model(held, target, asked, sample)
@@ -186,6 +187,61 @@ def transfer(source: Any, target: Any, **asking: Unpack[Asking]) -> Receipt:
             )
         return save(source, target, asking.get("weights"))
     return plan(source, target, **asking).apply()
+
+
+def diff(a: Any, b: Any, weights: str | None = None, atol: float = 0.0) -> Difference:
+    """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``. ``weights`` picks the sets."""
+    return difference(*comparable(_held(a, weights), _held(b, weights)), atol)
+
+
+def average(
+    sources: Sequence[Any],
+    weights: Sequence[float] | None = None,
+    out: PathLike | None = None,
+    role: str | None = None,
+    watch: Watch | None = None,
+) -> Snapshot | Receipt:
+    """The mean of checkpoints, computed array by array; see ``polyak.combine.average`` for what has a mean.
+
+    Args:
+        sources: paths, snapshots, models or averages of one structure.
+        weights: a share for each; equal ones by default. ``role`` says which set of each source is meant.
+        out: written there; the end of the name says in which format. Without it the answer is a lazy snapshot.
+    """
+    mean = many.mean(_members(sources, role), weights, watch)
+    return mean if out is None else _written(mean, out, _writer(out))
+
+
+def distances(
+    sources: Sequence[Any], mean: Any, weights: Sequence[float] | None = None, role: str | None = None
+) -> tuple[Member, ...]:
+    """How far each member lies from the mean that ``average`` made of them with these weights."""
+    return many.distances(_members(sources, role), _source(mean, None), weights)
+
+
+def greedy_soup(
+    sources: Sequence[Any], score: Callable[[Snapshot], float], role: str | None = None
+) -> tuple[Snapshot, tuple[int, ...]]:
+    """The mean of those members that help, and their indices; see ``polyak.combine.soup``."""
+    return greedy(_members(sources, role), score)
+
+
+def convert(
+    source: Any, target: PathLike, weights: str | None = None, format: str | None = None, **choosing: Unpack[Choosing]
+) -> Receipt:
+    """Write a source in a format that polyak writes, read it back and compare; see ``polyak.combine.convert``."""
+    write, made = _writer(target, format), view(source, weights, **choosing)
+    return _written(made.snapshot, target, write, made)
+
+
+def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) -> Converted:
+    """What ``convert`` would write; nothing is read."""
+    return converted(_held(source, weights), choosing)
+
+
+def doctor(source: Any) -> tuple[Finding, ...]:
+    """What may be wrong with a file or snapshot, with the evidence and what mends it."""
+    return examine(_held(source, None), str(source) if isinstance(source, (str, os.PathLike)) else "FILE", _immaturity)
 
 
 def label(source: Any) -> str:
@@ -211,9 +267,43 @@ def _source(source: Any, weights: str | None) -> Snapshot:
     return snapshot_of(target, role, state)
 
 
-def _numbered(source: Snapshot) -> bool:
-    """Whether the source tells its weights apart by number alone, as Keras' exported models do."""
-    return bool(source.weights) and all(w.path.startswith("#") for w in source.weights)
+def _held(source: Any, weights: str | None) -> Snapshot:
+    """A source with all of its sets, or with the one that was asked for."""
+    held = open(source) if isinstance(source, (str, os.PathLike)) else source
+    return held if isinstance(held, Snapshot) and weights is None else _source(held, weights)
+
+
+def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:
+    one = isinstance(sources, (str, os.PathLike, Snapshot))  # these are sequences or mappings, too
+    try:
+        return [_source(s, role) for s in ([sources] if one else sources)]
+    except AmbiguousRole as error:
+        raise AmbiguousRole(error.message, hint=error.hint and error.hint.replace("weights=", "role=")) from None
+
+
+def _writer(path: PathLike, format: str | None = None) -> Write:
+    name = format_of(os.fspath(path), format).replace("-", "_")
+    write: Write = import_module(f"polyak.files.{name}").write
+    return write
+
+
+def _written(held: Snapshot, path: PathLike, write: Write, view: Converted | None = None) -> Receipt:
+    """Write, and prove by what is read back. ``view`` knows what was renamed, cast and left out."""
+    written, read_back = write(held, path), open(path)
+    sources = {s.name: (s.name, s.weight.dtype) for s in written.weights} if view is None else view.sources
+    moved = tuple(
+        Moved(sources[s.name][0], s.name, sources[s.name][1], read_back[s.name].dtype.name, s.weight.nbytes, s.digest)
+        for s in written.weights
+    )
+    count = held.state.count if held.state else None
+    skipped = () if view is None else view.skipped
+    return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, skipped, count=count)
+
+
+def _immaturity(state: State) -> float | None:
+    rule = rule_from_json(state.rule)
+    # The equal mean starts with a value like all others; several rules have no one share.
+    return None if isinstance(rule, (Parts, Mean)) else rule.immaturity(state.count)
 
 
 def _both(source: Any) -> Snapshot:

@@ -38,6 +38,8 @@ class Evidence:
         local: name of the weight within its layer.
         position: index among the weights of the model in the framework's own order, random seeds not counted.
         dtype: dtype of the live weight; a shadow may be wider.
+        saved: the path at which Keras stores the weight in its files, or "".
+        names: explicit names of the layers on that path; of a file all names, because it does not tell which are.
     """
 
     structure: str
@@ -47,6 +49,8 @@ class Evidence:
     local: str
     position: int
     dtype: str
+    saved: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

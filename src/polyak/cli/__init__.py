@@ -12,7 +12,7 @@ import click
 from polyak.cli.output import reporting
 
 # One module for each verb, with a command of the same name; loaded when it is asked for.
-COMMANDS = ("demo", "inspect", "profile", "transfer", "verify")
+COMMANDS = ("average", "convert", "demo", "diff", "doctor", "extract", "inspect", "profile", "transfer", "verify")
 
 
 class Verbs(click.Group):

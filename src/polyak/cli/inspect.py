@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def inspect(file: str, as_json: bool) -> None:
     """Show what FILE holds: raw or averaged weights, rule, count, every weight. Nothing but the header is read.
 
-    FILE is a safetensors file, the prefix of a TensorFlow checkpoint, or the directory of a SavedModel.
+    FILE is anything that polyak reads, such as a safetensors file or the prefix of a TensorFlow checkpoint.
     """
     import polyak
 
@@ -60,5 +60,6 @@ def _weights(held: Snapshot) -> str:
 
 
 def _weight(weight: Weight) -> tuple[str, ...]:
-    shape = " x ".join(map(str, weight.shape)) or "scalar"
-    return weight.path, shape, weight.dtype, weight.kind.value, f"{weight.nbytes:,}"
+    from polyak.report.tables import shape
+
+    return weight.path, shape(weight.shape), weight.dtype, weight.kind.value, f"{weight.nbytes:,}"

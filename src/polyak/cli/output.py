@@ -30,6 +30,11 @@ def json(text: str) -> None:
     click.echo(msgspec.json.format(text, indent=2))
 
 
+def raw(content: bytes) -> None:
+    """What was asked for, as bytes."""
+    click.echo(content, nl=False)
+
+
 def say(text: str) -> None:
     """Words beside the data."""
     click.echo(text, err=True)
@@ -96,8 +101,14 @@ def _fail(message: str, hint: str | None) -> None:
 
 
 def _as_options(hint: str) -> str:
-    """A hint speaks of Python's arguments; here they are options: ``weights="raw"`` is ``--weights raw``."""
-    return re.sub(r'\bweights="([^"]+)"', r"--weights \1", hint)
+    """A hint speaks of Python's arguments; here they are options: ``weights="raw"`` is ``--weights raw``.
+
+    Example:
+        >>> _as_options('say which: role="raw", or leave it out: exclude="head/*"')
+        'say which: --weights raw, or leave it out: --exclude head/*'
+    """
+    said = re.sub(r"""\b(?:weights|role)=["']([^"']+)["']""", r"--weights \1", hint)
+    return re.sub(r"""\b(format|exclude)=["']([^"']+)["']""", r"--\1 \2", said)
 
 
 def _mark(text: str, colour: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from polyak.cli import output
+from polyak.cli import options, output
 
 
 @click.command(short_help="Copy weights from file to file.")
@@ -15,8 +13,8 @@ from polyak.cli import output
 @click.option(
     "--weights", help='Which set to move where SRC holds several: "raw", "average", "average:NAME" or "both".'
 )
-@click.option("--force", is_flag=True, help="Write over a DST that exists.")
-@click.option("--json", "as_json", is_flag=True, help="Answer with the receipt in JSON.")
+@options.force
+@options.as_json
 def transfer(source: str, target: str, weights: str | None, force: bool, as_json: bool) -> None:
     """Copy weights from the file SRC, whatever wrote it, into DST, a safetensors file that says what it is.
 
@@ -24,8 +22,7 @@ def transfer(source: str, target: str, weights: str | None, force: bool, as_json
     """
     import polyak
 
-    if Path(target).exists() and not force:
-        raise polyak.errors.FileError(f"file {target!r}: it exists already", hint="write over it with --force")
+    options.refuse_existing(target, force)
     receipt = polyak.transfer(source, target, weights=weights)
     if as_json:
         output.json(receipt.to_json())

@@ -8,7 +8,22 @@ from polyak.contents import Contents
 from polyak.snapshot import Snapshot
 
 # A module with ``interpret(contents) -> Snapshot | None`` each; the first that knows the writer decides.
-_DIALECTS = ("polyak_file", "tf_object", "tf1", "plain")
+_DIALECTS = (
+    "polyak_file",
+    "tf_object",
+    "tf1",
+    "keras_file",
+    "keras_legacy",
+    "averaged_model",
+    "ema_pytorch",
+    "timm",
+    "lightning",
+    "mmengine",
+    "lit_ema",
+    "torch_ema",
+    "torch_plain",
+    "plain",
+)
 
 
 def interpret(contents: Contents) -> Snapshot:

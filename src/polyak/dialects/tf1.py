@@ -22,7 +22,7 @@ _SCALARS = ("global_step", "beta1_power", "beta2_power")
 
 def interpret(contents: Contents) -> Snapshot | None:
     """None unless this is a TensorFlow checkpoint without an object graph."""
-    if contents.format != "tensorbundle" or contents.paths:
+    if not contents.format.startswith("tensorbundle") or contents.paths:
         return None
     names = list(contents.tensors)
     of_training = {n for n in names if _belongs_to_training(n, contents)}

@@ -9,7 +9,17 @@ from polyak.contents import Contents
 from polyak.errors import FileError, UnknownFormat
 
 # A module with ``recognises(path)`` and ``read(path)`` each; the first that recognises a path reads it.
-_FORMATS = ("safetensors", "tensorbundle_format")
+_FORMATS = (
+    "safetensors",
+    "safetensors_sharded",
+    "npz",
+    "torch_pt",
+    "tensorbundle_format",
+    "tensorbundle_v1",
+    "keras_h5",
+    "keras_archive",
+    "keras_shards",
+)
 
 
 def read(path: Path) -> Contents:
@@ -30,7 +40,7 @@ def read(path: Path) -> Contents:
     what = "a directory without a checkpoint" if path.is_dir() else "a file of no known format"
     raise UnknownFormat(
         f"file {str(path)!r}: expected weights, received {what}",
-        hint="polyak reads safetensors files, TensorFlow checkpoints and SavedModel directories",
+        hint="polyak reads safetensors, npz, TensorFlow checkpoints, SavedModels, Keras and PyTorch files",
     )
 
 

@@ -20,7 +20,7 @@ _DTYPE_NAMES = """
     complex128 float16 resource variant uint32 uint64 float8_e5m2 float8_e4m3fn float8_e4m3fnuz float8_e4m3b11fnuz
     float8_e5m2fnuz int4 uint4 int2 uint2 float4_e2m1fn
 """
-_DTYPES = dict(enumerate(_DTYPE_NAMES.split(), start=1))
+DTYPES = dict(enumerate(_DTYPE_NAMES.split(), start=1))
 _MAX_RANK = 64  # NumPy's limit
 
 # Per dimension: first index and length; a length of -1 takes the whole dimension.
@@ -82,7 +82,7 @@ def _decode_entry(key: str, value: bytes) -> Entry:
     try:
         fields = decode(value)
         shape = tuple(dim.integer(1) for shape in fields.messages(2) for dim in shape.messages(2))
-        regions = tuple(_decode_region(part) for part in fields.messages(7))
+        regions = tuple(decode_region(part) for part in fields.messages(7))
         shard, offset, size, crc32c = (fields.integer(number) for number in (3, 4, 5, 6))
         entry = Entry(key, _dtype(fields), shape, shard, offset, size, crc32c, regions)
         _check_size(entry)
@@ -92,12 +92,12 @@ def _decode_entry(key: str, value: bytes) -> Entry:
 
 
 def _dtype(fields: Message) -> str:
-    if (code := fields.integer(1)) in _DTYPES:
-        return _DTYPES[code]
-    raise WireError(f"expected a dtype from 1 to {len(_DTYPES)}, received {code}")
+    if (code := fields.integer(1)) in DTYPES:
+        return DTYPES[code]
+    raise WireError(f"expected a dtype from 1 to {len(DTYPES)}, received {code}")
 
 
-def _decode_region(part: Message) -> Region:
+def decode_region(part: Message) -> Region:
     # An extent without a length takes everything, also for the key that the region is stored under.
     return tuple((dim.integer(1), dim.integer(2) if 2 in dim else -1) for dim in part.messages(1))
 

@@ -13,12 +13,15 @@ from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, UnbuiltModel
 from polyak.frameworks.base import Framework
 from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
+from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_exchange import holds_average, watchers
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Evidence, Kind, Weight, glob_match, unmatched_globs
+
+_UNSAVED = Saved("")
 
 
 class TensorFlowFramework(Framework):
@@ -42,7 +45,11 @@ class TensorFlowFramework(Framework):
         seeds = {id(f.own.variable) for f in found if f.own.kind is Kind.SEED}
         order = {id(v): i for i, v in enumerate(v for v in self.ordered(model) if id(v) not in seeds)}
         _refuse_unmatched_kinds(kinds, found, model)
-        weights = [_weight(f, order.get(id(f.own.variable), len(order)), kinds) for f in found]
+        saved = self.saved(model)
+        weights = [
+            _weight(f, order.get(id(f.own.variable), len(order)), kinds, saved.get(id(f.own.variable), _UNSAVED))
+            for f in found
+        ]
         _refuse_duplicates(weights, model)
         native = {w.path: self.native(f.own.variable) for w, f in zip(weights, found, strict=True)}
         ranked = sorted(weights, key=lambda w: w.evidence.position if w.evidence else 0)
@@ -64,6 +71,11 @@ class TensorFlowFramework(Framework):
     def ordered(self, model: Any) -> Sequence[Any]:
         """The variables in the framework's own order."""
         return list(model.variables)
+
+    def saved(self, model: Any) -> Mapping[int, Saved]:
+        """Where Keras stores each variable, by its id; nothing for what is no Keras model."""
+        flavour = flavour_of(model)
+        return {} if flavour is None else saved_places(model, flavour)
 
     def native(self, variable: Any) -> tf.Variable:
         """The TensorFlow variable behind a weight: Keras 3 wraps its own around it."""
@@ -184,10 +196,20 @@ def _variables(key: str, value: object) -> Iterator[tuple[str, Any, Kind]]:
             yield from _variables(f"{key}/{i}", inner)
 
 
-def _weight(found: Found, position: int, kinds: Mapping[str, Kind]) -> Weight:
+def _weight(found: Found, position: int, kinds: Mapping[str, Kind], saved: Saved) -> Weight:
     step, variable = found.step, found.own.variable
     dtype = tf.as_dtype(variable.dtype).name
-    evidence = Evidence(step.structure, step.name, step.creation, found.layer, found.own.local, position, dtype)
+    evidence = Evidence(
+        step.structure,
+        step.name,
+        step.creation,
+        found.layer,
+        found.own.local,
+        position,
+        dtype,
+        saved.path,
+        saved.names,
+    )
     kind = next((k for glob, k in kinds.items() if glob_match(step.path, glob)), found.own.kind)
     return Weight(step.path, tuple(variable.shape), dtype, kind, evidence)
 

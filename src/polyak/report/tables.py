@@ -53,3 +53,13 @@ def number(value: float) -> str:
         return ABSENT
     rounded = f"{value:.4g}"
     return rounded if abs(float(rounded)) < 1_000 else f"{value:,.0f}"
+
+
+def shape(lengths: Sequence[int]) -> str:
+    """The shape of an array.
+
+    Example:
+        >>> shape((64, 10)), shape(())
+        ('64 x 10', 'scalar')
+    """
+    return " x ".join(map(str, lengths)) or "scalar"

@@ -19,7 +19,7 @@ from polyak.snapshot import nearest_name
 from polyak.transfer.receipt import counted
 from polyak.weights import Kind, Weight
 
-Key = Literal["path", "structure", "name", "creation", "position"]
+Key = Literal["path", "structure", "name", "creation", "position", "saved"]
 Rename = Mapping[str, str] | Callable[[str], str]
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
@@ -106,7 +106,30 @@ def key_of(weight: Weight, by: Key) -> str | None:
         return weight.path
     if by == "position" and weight.kind is Kind.SEED:
         return None
-    return None if weight.evidence is None else str(getattr(weight.evidence, by))
+    return None if weight.evidence is None else str(getattr(weight.evidence, by)) or None
+
+
+def natural_key(source: Sequence[Weight]) -> Key:
+    """What the names of a source are: structural paths, places in a file of Keras', or mere numbers."""
+    if source and all(w.path.startswith("#") for w in source):
+        return "position"
+    if source and all(w.evidence is not None and w.evidence.saved == w.path for w in source):
+        return "saved"
+    return "path"
+
+
+def refuse_other_names(pairing: Pairing, source: Sequence[Weight], where: str) -> None:
+    """Raise AmbiguousMatch where a layer's explicit name is in the file, at another weight of the same shape.
+
+    Keras files have the layers by class and number; two branches that changed places are told by their names alone.
+    """
+    for p in pairing.pairs:
+        for name in _names_around(p.target):
+            if name in _names_around(p.source):
+                continue
+            for other in source:
+                if name in _names_around(other) and other.shape == p.target.shape and _same_end(other, p.source):
+                    raise _conflict(p, other, "name", where, "saved")
 
 
 def refuse_conflicts(pairing: Pairing, source: Sequence[Weight], target: Sequence[Weight], where: str) -> None:
@@ -244,11 +267,20 @@ def _rivals(p: Pair, other: Weight) -> bool:
     return other.path != p.source.path and other.shape == p.target.shape and other.kind == p.target.kind
 
 
-def _conflict(p: Pair, other: Weight, witness: Key, where: str) -> AmbiguousMatch:
+def _names_around(weight: Weight) -> tuple[str, ...]:
+    return () if weight.evidence is None else weight.evidence.names
+
+
+def _same_end(a: Weight, b: Weight) -> bool:
+    return a.path.rpartition("/")[2] == b.path.rpartition("/")[2]
+
+
+def _conflict(p: Pair, other: Weight, witness: Key, where: str, by: Key = "path") -> AmbiguousMatch:
+    choices = f'by="{by}" or by="{witness}"' if by == "path" else f'by="{by}"'
     return AmbiguousMatch(
         f"weight {p.target.path!r}: expected one source, received two of shape {p.target.shape} from {where}: "
-        f"{p.source.path!r} by path and {other.path!r} by {witness}",
-        hint=f'say which evidence is right, by="path" or by="{witness}", or name the pairs with rename=',
+        f"{p.source.path!r} by {by} and {other.path!r} by {witness}",
+        hint=f"say which evidence is right, {choices}, or name the pairs with rename=",
     )
 
 
@@ -268,7 +300,7 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
 def refuse_other_local(p: Pair, where: str) -> None:
     """Raise AmbiguousMatch where a position pairs a kernel with a bias of the same shape."""
     ours, theirs = p.target.evidence, p.source.evidence
-    if ours and theirs and p.target.kind is not Kind.SEED and ours.local != theirs.local:
+    if ours and theirs and theirs.local and p.target.kind is not Kind.SEED and ours.local != theirs.local:
         raise AmbiguousMatch(
             f"weight {p.target.path!r}: expected {ours.local!r} at position {ours.position}, "
             f"received {theirs.local!r} ({p.source.path!r}) from {where}",

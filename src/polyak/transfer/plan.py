@@ -141,13 +141,16 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     """
     _refuse_typos(source, target, asked)
     offered = [w for w in source.weights if not _excluded(w.path, asked) and not _excluded(_new_name(w, asked), asked)]
-    found = match.pair(offered, target.weights, asked.get("by") or "path", asked.get("rename"))
+    by = asked.get("by") or match.natural_key(offered)
+    found = match.pair(offered, target.weights, by, asked.get("rename"))
     pairing = _wanted(found, asked)
     if asked.get("by") is None:
         match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
+    if asked.get("by") is None and by == "saved":
+        match.refuse_other_names(pairing, source.weights, source.origin)
     match.require_complete(pairing, source.origin, target.label, source.manifest.note)
     for p in pairing.pairs:
-        if asked.get("by") == "position":
+        if by == "position":
             match.refuse_other_local(p, source.origin)
         _refuse_shape(p, source)
         _refuse_dtype(p, source, asked.get("cast"))

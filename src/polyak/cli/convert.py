@@ -1,0 +1,61 @@
+"""polyak convert: weights in another format, under other names, in another dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from polyak.cli import options, output
+
+FORMATS = ("safetensors", "safetensors-sharded", "npz")
+
+
+@click.command(short_help="Write weights in another format, dtype or naming.")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@options.weights
+@click.option("--format", type=click.Choice(FORMATS), help="Of DST; by default the end of its name says it.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Weights to take; may be given several times.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Weights to leave out.")
+@click.option("--rename", multiple=True, metavar="REGEX=NEW", help="Replace what matches in each name.")
+@click.option("--cast", metavar="DTYPE", help="A dtype for all floating-point weights, such as float16.")
+@options.force
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@options.as_json
+def convert(source: str, target: str, dry_run: bool, as_json: bool, force: bool, **asked: Any) -> None:
+    """Write the weights of SRC, whatever wrote it, into DST with a manifest that says what they are.
+
+    DST is a .safetensors file, a .safetensors.index.json with shards beside it, or an .npz. Array by array; every
+    byte is read back and compared; the answer is a receipt. Nothing is lost but what --cast rounds.
+    """
+    import polyak
+
+    asked = _asked(**asked)
+    if dry_run:
+        _answer_dry(source, target, asked, as_json)
+        return
+    options.refuse_existing(target, force)
+    receipt = polyak.convert(source, target, **asked)
+    if as_json:
+        output.json(receipt.to_json())
+    else:
+        output.data(str(receipt))
+
+
+def _asked(rename: tuple[str, ...], **choosing: Any) -> dict[str, Any]:
+    """What was given; for the rest the function has its own defaults."""
+    return {name: value for name, value in choosing.items() if value} | {"rename": options.pairs(rename, "--rename")}
+
+
+def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) -> None:
+    from polyak.combine.convert import format_of
+    from polyak.report.combined import dry_run, dry_run_json
+    from polyak.verbs import view
+
+    written = format_of(target, asked.pop("format", None))
+    made = view(source, **asked)
+    if as_json:
+        output.json(dry_run_json(made, target, written))
+    else:
+        output.data(dry_run(made, target, written))

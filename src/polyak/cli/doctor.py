@@ -1,0 +1,29 @@
+"""polyak doctor: what may be wrong with a file."""
+
+from __future__ import annotations
+
+import click
+
+from polyak.cli import options, output
+
+
+@click.command(short_help="What may be wrong with a file, and what mends it.")
+@click.argument("file")
+@options.as_json
+def doctor(file: str, as_json: bool) -> None:
+    """Examine FILE and say what its user should know, each with the evidence and with what mends it.
+
+    No average, several sets, an average that is equal to the raw weights, frozen by low precision or immature, NaN
+    or infinity, no checksums, roles that are inferred and not stated, what its writer leaves out.
+
+    Exit status: 0 no findings, 1 findings, 2 bad input.
+    """
+    import polyak
+    from polyak.report.combined import findings, findings_json
+
+    found = polyak.doctor(file)
+    if as_json:
+        output.json(findings_json(file, found))
+    else:
+        output.data(findings(file, found))
+    output.leave(1 if found else 0)

@@ -1,0 +1,249 @@
+"""The mean of checkpoints, one array at a time: uniform or weighted, and how far each member lies from it.
+
+What is averaged: every floating-point weight, statistics such as BatchNorm's moving mean included. The members'
+statistics belong to the members' weights, not to the mean's; their mean is nearer to what the averaged model needs
+than any one member's, and where it matters a pass over data sets them right. Counters and random seeds have no mean:
+they are the last member's, from which training may go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from polyak.combine.blocks import Array, blocks, count_nonfinite, wide
+from polyak.errors import AmbiguousRole, DtypeMismatch, MissingWeight, NonFinite, ShapeMismatch, WeightError
+from polyak.manifest import AVERAGE, RAW, Manifest, State
+from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
+from polyak.weights import Kind, Weight, numpy_dtype
+
+Watch = Callable[[str, int, int], None]
+Read = Callable[[], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the averaged sources.
+
+    Attributes:
+        source: its label.
+        share: its part of the mean; the shares sum to 1.
+        distance: ``||member - mean|| / ||mean||`` over all averaged values, as one vector.
+    """
+
+    source: str
+    share: float
+    distance: float
+
+
+def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, watch: Watch | None = None) -> Snapshot:
+    """The mean as a lazy snapshot of role "average"; an array is computed when it is read.
+
+    Memory of one read: a float64 and one member's array, in place of which the result is made. Equal members give
+    their own bits. The equal mean of raw weights is an average by the rule "mean" that has seen every member; other
+    means have no rule of their own, and the manifest's evidence says how they were made.
+
+    Args:
+        members: snapshots of one role each, of one structure.
+        weights: a share for each, of any positive sum; equal ones by default.
+        watch: told of each array before it is computed: name, how many are done, of how many.
+
+    Raises:
+        WeightError: no members, or weights that are negative, not finite, sum to 0, or are not one for each.
+        AmbiguousRole: the members hold several or mixed roles.
+        MissingWeight, ShapeMismatch, DtypeMismatch: the structures differ; the first difference is named.
+        NonFinite: when an array is read that has NaN or infinity in one member.
+
+    Example:
+        >>> a, b = (Snapshot.from_arrays({"w": np.float32([v])}) for v in (1, 4))
+        >>> mean([a, b])["w"].tolist(), mean([a, b], [2, 1])["w"].tolist()
+        ([2.5], [2.0])
+    """
+    shares = normalised(weights, len(members))
+    refuse_mixed(members)
+    last = members[-1]
+    reads = [_reader(members, shares, item.weight) for item in last.items_by_path.values()]
+    names = list(last)
+    turn = count()
+    watched = [_watched(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
+    items = (Item(AVERAGE, w, read) for w, read in zip(last.weights, watched, strict=True))
+    written = Manifest(tool(), {}, (), versions=versions(), evidence=_provenance(members, shares))
+    origin = f"mean of {', '.join(m.origin for m in members)}"
+    return Snapshot(items, {AVERAGE: _state(members, weights)}, origin, written=written)
+
+
+def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ...]:
+    """Shares that sum to 1.
+
+    Example:
+        >>> normalised([1, 2, 1], 3)
+        (0.25, 0.5, 0.25)
+    """
+    if members == 0:
+        raise WeightError("an average needs members, received none", hint="give at least one path or snapshot")
+    if isinstance(weights, str):
+        raise WeightError(
+            f"weights={weights!r}: expected a number for each member, received text",
+            hint="role= says which set of the members to average",
+        )
+    given = tuple(float(w) for w in weights) if weights is not None else (1.0,) * members
+    if len(given) != members:
+        raise WeightError(f"expected {members} weights, one for each member, received {len(given)}")
+    total = math.fsum(given)
+    if any(w < 0 for w in given) or not 0 < total < math.inf:
+        raise WeightError(
+            f"expected weights of at least 0 with a positive sum, received {', '.join(f'{w:g}' for w in given)}",
+            hint="a negative share would leave the range of the members",
+        )
+    return tuple(w / total for w in given)
+
+
+def refuse_mixed(members: Sequence[Snapshot]) -> None:
+    """One role, and the same names, shapes and dtypes in each; the error names the first difference."""
+    first = members[0]
+    for member in members:
+        if len(member.roles) != 1 or member.roles != first.roles:
+            raise AmbiguousRole(
+                f"expected members of one role, received {', '.join(member.roles)} from {member.origin} "
+                f"beside {', '.join(first.roles)} from {first.origin}",
+                hint="average raw weights with raw ones, averages with averages",
+            )
+        _refuse_other_structure(first, member)
+
+
+def _refuse_other_structure(first: Snapshot, member: Snapshot) -> None:
+    for one, other in ((first, member), (member, first)):
+        for name in one:
+            if name not in other:
+                raise MissingWeight(
+                    f"weight {name!r}: in {one.origin}, not in {other.origin}{nearest_name(name, other)}",
+                    hint="members must have one structure",
+                )
+    for name, item in first.items_by_path.items():
+        _refuse_other_weight(item.weight, member.items_by_path[name].weight, first.origin, member.origin)
+
+
+def _refuse_other_weight(a: Weight, b: Weight, origin: str, other: str) -> None:
+    if a.shape != b.shape:
+        raise ShapeMismatch(f"weight {a.path!r}: expected {a.shape} as in {origin}, received {b.shape} from {other}")
+    if a.dtype != b.dtype:
+        raise DtypeMismatch(
+            f"weight {a.path!r}: expected {a.dtype} as in {origin}, received {b.dtype} from {other}",
+            hint=f"make it {a.dtype} first: polyak convert SRC DST --cast {a.dtype}",
+        )
+
+
+def averaged(w: Weight) -> bool:
+    """Whether a weight has a mean: floating-point, and neither counter nor seed."""
+    return w.floating and w.kind in (Kind.TRAINABLE, Kind.STATISTIC)
+
+
+def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> Read:
+    def last() -> Array:
+        return members[-1][w.path]
+
+    return (lambda: _mean(members, shares, w)) if averaged(w) else last
+
+
+def _watched(
+    read: Callable[[], Array], watch: Watch | None, name: str, turn: count[int], total: int
+) -> Callable[[], Array]:
+    if watch is None:
+        return read
+    told = watch
+
+    def watched() -> Array:
+        told(name, min(next(turn), total), total)
+        return read()
+
+    return watched
+
+
+def _mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> Array:
+    """A running mean in float64: it never leaves the members' range, and equal values stay as they are."""
+    total, mean = 0.0, np.empty(w.size, np.float64)
+    for member, share in zip(members, shares, strict=True):
+        if share == 0:
+            continue
+        total += share
+        _move(mean, _finite(member, w), None if total == share else share / total)
+    return _narrowed(mean, w)
+
+
+def _move(mean: Array, value: Array, share: float | None) -> None:
+    for m, x in blocks(mean, value):
+        if share is None:
+            m[...] = x
+        else:
+            step = (wide(x) - m) * share
+            np.add(m, step, out=m, where=step != 0)  # adding nothing would turn -0.0 into 0.0
+
+
+def _finite(member: Snapshot, w: Weight) -> Array:
+    value = member[w.path]
+    if bad := count_nonfinite(value):
+        raise NonFinite(
+            f"weight {w.path!r}: expected finite values, received {bad} non-finite of {value.size} from "
+            f"{member.origin}",
+            hint="leave this member out",
+        )
+    return value
+
+
+def _narrowed(mean: Array, w: Weight) -> Array:
+    """The same memory in the weight's dtype: block by block, forward, so that nothing is overwritten unread."""
+    dtype = numpy_dtype(w.dtype)
+    if dtype.itemsize > 8:
+        return mean.astype(dtype).reshape(w.shape)
+    narrow = mean.view(np.uint8)[: w.nbytes].view(dtype)
+    for out, x in blocks(narrow, mean):
+        out[...] = x.astype(dtype)
+    return narrow.reshape(w.shape)
+
+
+def _state(members: Sequence[Snapshot], weights: Sequence[float] | None) -> State | None:
+    """The rule "mean" (``averaging.rules.Mean``) where it is true: equal shares of raw weights."""
+    return State({"rule": "mean"}, len(members)) if weights is None and members[0].roles == (RAW,) else None
+
+
+def _provenance(members: Sequence[Snapshot], shares: Sequence[float]) -> tuple[str, ...]:
+    return tuple(
+        f"member {m.origin}: {m.roles[0]} weights, share {share:.6g}" for m, share in zip(members, shares, strict=True)
+    )
+
+
+def distances(
+    members: Sequence[Snapshot], average: Snapshot, weights: Sequence[float] | None = None
+) -> tuple[Member, ...]:
+    """How far each member lies from the average: one more pass over everything, one array of each at a time.
+
+    Args:
+        average: what ``mean`` gave, or the file that it was written to.
+        weights: as they were given to ``mean``.
+
+    Example:
+        >>> a, b = (Snapshot.from_arrays({"w": np.float32([v])}) for v in (1, 3))
+        >>> [m.distance for m in distances([a, b], mean([a, b]))]
+        [0.5, 0.5]
+    """
+    squares, norm = [0.0] * len(members), 0.0
+    for w in filter(averaged, average.weights):
+        centre = average[w.path]
+        norm += _square(centre, None)
+        squares = [s + _square(centre, m[w.path]) for s, m in zip(squares, members, strict=True)]
+    shares = normalised(weights, len(members))
+    return tuple(
+        Member(m.origin, share, math.sqrt(s / norm) if norm else 0.0)
+        for m, share, s in zip(members, shares, squares, strict=True)
+    )
+
+
+def _square(centre: Array, value: Array | None) -> float:
+    """Squared Euclidean distance from the centre, or the centre's own squared norm."""
+    if value is None:
+        return math.fsum(float(np.sum(np.square(wide(c)))) for (c,) in blocks(centre))
+    return math.fsum(float(np.sum(np.square(wide(v) - wide(c)))) for c, v in blocks(centre, value))

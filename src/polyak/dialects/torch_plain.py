@@ -1,0 +1,83 @@
+"""Files of PyTorch from no tool that is known: one set of weights, or several under the writer's own keys.
+
+Nothing in a bare ``state_dict`` says whether it is an average, so it is taken as raw, with confidence "unknown".
+Two names say more: that of a set ("model_ema" beside a "model" of the same shapes), and that of the file
+("ema_0.9999_050000.pt", as guided diffusion writes it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from polyak.contents import Contents, Tensor
+from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, same, sets, snapshot, usual
+from polyak.manifest import AVERAGE, RAW
+from polyak.snapshot import Snapshot
+
+_GUIDED = re.compile(r"ema_(?P<decay>0?\.\d+)_(?P<step>\d+)\.\w+")
+_AVERAGED = re.compile(r"(^|[^a-z])(ema|swa|avg|averaged?|teacher)([^a-z]|$)")
+_TWIN_FILE = re.compile(r".*-EMA\.ckpt")
+
+
+def interpret(contents: Contents) -> Snapshot | None:
+    """None unless the file is PyTorch's."""
+    if contents.format != TORCH:
+        return None
+    found = {key: s for key, s in sets(contents).items() if any(t.shape for t in s.tensors.values())}
+    return snapshot(contents, _twins(found) or _alone(found, contents))
+
+
+def _twins(found: Mapping[str, Named]) -> Reading | None:
+    """One set, and others with the same names and shapes that are called averages."""
+    pairs = [
+        (raw, average)
+        for average in found.values()
+        for raw in found.values()
+        if _called_average(average.key) and not _called_average(raw.key)
+        if same(bare(raw.tensors), bare(average.tensors))
+    ]
+    if len({raw.key for raw, _ in pairs}) != 1:
+        return None
+    raw, averages = pairs[0][0], [average for _, average in pairs]
+    called = {AVERAGE if len(averages) == 1 else f"{AVERAGE}:{a.key or 'file'}": a for a in averages}
+    whys = [
+        f"{a.place} has the names and shapes of {raw.place} and is called an average by its writer" for a in averages
+    ]
+    evidence = (*whys, "no tool that is known writes this; some tools save the two swapped")
+    roles = {RAW: bare(raw.tensors)} | {role: bare(a.tensors) for role, a in called.items()}
+    return Reading("PyTorch", roles, raw.stored.union(*(a.stored for a in averages)), evidence)
+
+
+def _called_average(key: str) -> bool:
+    return bool(_AVERAGED.search(key.lower()))
+
+
+def _alone(found: Mapping[str, Named], contents: Contents) -> Reading:
+    held = usual(found)
+    if held is not None and not _has_twin(held, found):
+        tensors, used = bare(held.tensors), held.stored
+    else:
+        tensors = {n: t for s in found.values() for n, t in _with_key(s).items()}
+        used = frozenset(n for s in found.values() for n in s.stored)
+    role, evidence, confidence = _by_file_name(file_name(contents))
+    return Reading("PyTorch", {role: tensors} if tensors else {}, used, evidence, confidence)
+
+
+def _has_twin(held: Named, found: Mapping[str, Named]) -> bool:
+    """Whether another set has the same names and shapes, so that neither is the model more than the other."""
+    return any(s is not held and same(bare(s.tensors), bare(held.tensors)) for s in found.values())
+
+
+def _with_key(held: Named) -> dict[str, Tensor]:
+    return {f"{held.key}/{n}" if held.key else n: t for n, t in bare(held.tensors).items()}
+
+
+def _by_file_name(name: str) -> tuple[str, tuple[str, ...], str]:
+    """Role, evidence and confidence of the only set, as far as the file's name tells."""
+    if match := _GUIDED.fullmatch(name):
+        said = f"the file is called {name!r}, as guided diffusion calls an average with decay {match['decay']}"
+        return AVERAGE, (said, f"its name says step {int(match['step'])}"), "inferred"
+    if _TWIN_FILE.fullmatch(name):
+        return AVERAGE, (f"the file is called {name!r}, as NeMo calls the average beside a checkpoint",), "inferred"
+    return RAW, ("a set of weights without a word on whether it is an average",), "unknown"

@@ -1,0 +1,111 @@
+"""Keras 3 ``.keras`` archives: a zip of config.json, metadata.json and model.weights.h5.
+
+The weights are copied out once, which verifies their checksum: reading HDF5 inside a zip seeks backwards, and each such
+step unpacks the member from its start again.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from polyak.contents import Contents
+from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.files.keras_h5 import contents, first_bytes
+from polyak.files.keras_hdf5 import Hdf5
+
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+_TEXTS = (CONFIG, "metadata.json")
+_MOST_EXPANSION = 1100  # deflate reaches 1032
+_FLOOR = 1 << 20
+_IN_MEMORY = 1 << 26
+_LARGEST_TEXT = 1 << 28
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a zip that lists a Keras model. Raises FileError: the file cannot be read."""
+    if not path.is_file() or first_bytes(path, 4) != b"PK\x03\x04":
+        return False
+    return b"config.json" in first_bytes(path, 4096) or path.suffix == ".keras" or CONFIG in _names(path)
+
+
+def read(path: Path) -> Contents:
+    """Open an archive; all checksums are verified. Raises DamagedFile, UnknownFormat, FileError."""
+    origin = f"file {str(path)!r}"
+    with _damage(origin), zipfile.ZipFile(path) as archive:
+        size = path.stat().st_size
+        if WEIGHTS not in archive.namelist():
+            raise UnknownFormat(f"{origin}: expected {WEIGHTS} in the archive, received {archive.namelist()!s:.200}")
+        texts = {name: _text(archive, name, size, origin) for name in _TEXTS if name in archive.namelist()}
+        weights = _copied(archive, WEIGHTS, size, origin)
+    held = contents(Hdf5(weights, origin), "keras")
+    return replace(held, integrity="crc32", texts={name: partial(_same, text) for name, text in texts.items()})
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return []
+
+
+def _same(text: bytes) -> bytes:
+    return text
+
+
+def _text(archive: zipfile.ZipFile, name: str, size: int, origin: str) -> bytes:
+    if _checked(archive, name, size, origin).file_size > _LARGEST_TEXT:
+        raise DamagedFile(f"{origin}: {name}: expected a text, received one of more than {_LARGEST_TEXT:,} bytes")
+    return archive.read(name)
+
+
+def _copied(archive: zipfile.ZipFile, name: str, size: int, origin: str) -> BinaryIO:
+    """A member in memory, or in a file without a name where it is large."""
+    member = _checked(archive, name, size, origin)
+    large = member.file_size > _IN_MEMORY
+    copy: BinaryIO = tempfile.TemporaryFile() if large else io.BytesIO()  # noqa: SIM115 - it lives with the snapshot
+    with archive.open(name) as packed:
+        shutil.copyfileobj(packed, copy, 1 << 20)
+    copy.seek(0)
+    return copy
+
+
+def _checked(archive: zipfile.ZipFile, name: str, size: int, origin: str) -> zipfile.ZipInfo:
+    """A member that is there once and does not unpack to more than packing can save."""
+    found = [m for m in archive.infolist() if m.filename == name]
+    if len(found) != 1:
+        raise DamagedFile(f"{origin}: expected one {name}, received {len(found)}")
+    member = found[0]
+    if member.compress_size > size or member.file_size > _MOST_EXPANSION * member.compress_size + _FLOOR:
+        raise DamagedFile(
+            f"{origin}: {name}: expected {member.file_size:,} bytes, received {member.compress_size:,} packed ones "
+            f"in a file of {size:,}",
+            hint="the file is damaged or hostile",
+        )
+    return member
+
+
+@contextmanager
+def _damage(origin: str) -> Iterator[None]:
+    try:
+        yield
+    except FileError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise DamagedFile(
+            f"{origin}: expected a zip archive, received one that cannot be unpacked: {error!s:.200}",
+            hint="it is truncated or damaged; restore it from a copy",
+        ) from error
+    except OSError as error:
+        raise FileError(f"{origin}: cannot be read: {error.strerror or error}") from error

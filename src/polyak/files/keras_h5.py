@@ -1,0 +1,75 @@
+"""HDF5 weights: Keras 3 ``.weights.h5``, and the legacy ``.h5`` of Keras 1 and 2."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import xxhash
+
+from polyak.contents import Contents
+from polyak.errors import DamagedFile, FileError
+from polyak.files.keras_hdf5 import MAGIC, NOTE, NOTE_DIGEST, Hdf5
+from polyak.manifest import Manifest
+
+
+def recognises(path: Path) -> bool:
+    """Whether the first bytes are HDF5's. Raises FileError: the file cannot be read."""
+    return path.is_file() and first_bytes(path, len(MAGIC)) == MAGIC
+
+
+def read(path: Path) -> Contents:
+    """Open a file; only its structure is read. Raises DamagedFile, UnknownFormat, FileError."""
+    origin = f"file {str(path)!r}"
+    held = Hdf5(path.open("rb"), origin)
+    manifest = _manifest(held)
+    found = contents(held, "hdf5")
+    return found if manifest is None else replace(found, manifest=manifest, integrity="xxh3-128")
+
+
+def contents(held: Hdf5, format: str) -> Contents:
+    """What an open HDF5 file holds, with the texts that lie on its groups as facts."""
+    return Contents(
+        origin=held.origin,
+        format=format,
+        tensors=held.tensors,
+        integrity="fletcher32" if held.checked else "none",
+        facts=facts(held),
+    )
+
+
+def _manifest(held: Hdf5) -> Manifest | None:
+    """What polyak says of a file that it wrote itself, once it agrees with the arrays."""
+    texts = held.texts("")
+    if not {NOTE, NOTE_DIGEST} & texts.keys():
+        return None
+    raw = str(texts.get(NOTE, "")).encode(errors="surrogateescape")
+    if xxhash.xxh3_128_hexdigest(raw) != texts.get(NOTE_DIGEST):
+        raise DamagedFile(f"{held.origin}: the manifest does not have its digest", hint="restore the file from a copy")
+    manifest = Manifest.from_json(raw, held.origin)
+    described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
+    found = {name: (t.shape, t.dtype) for name, t in held.tensors.items()}
+    if described != found:
+        name = min(name for name, _ in set(described.items()) ^ set(found.items()))
+        raise DamagedFile(
+            f"{held.origin}: weight {name!r}: expected {described.get(name)} by the manifest, "
+            f"received {found.get(name)} in the file",
+            hint="restore the file from a copy",
+        )
+    return manifest
+
+
+def facts(held: Hdf5) -> dict[str, object]:
+    """Texts on groups by ``group/attribute``: names of layers, and in a legacy file the names of weights."""
+    return {
+        f"{group}/{name}" if group else name: text for group in held.groups for name, text in held.texts(group).items()
+    }
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The start of a file. Raises FileError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise FileError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,177 @@
+"""HDF5 files from strangers: the arrays and texts in them, read lazily, and everything refused that HDF5 could do.
+
+An HDF5 file can point at other files, run filters of its own, declare more than it stores and link groups in circles.
+What Keras writes needs none of that.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+
+from polyak.contents import Tensor
+from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.snapshot import Array
+from polyak.weights import numpy_dtype
+
+NOTE, NOTE_DIGEST = "polyak", "polyak.digest"
+MAGIC = b"\x89HDF\r\n\x1a\n"
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
+_MOST_EXPANSION = 1100  # deflate reaches 1032
+_FLOOR = 1 << 20
+_LARGEST_TEXT = 1 << 26
+_DEEPEST = 64
+
+
+class Hdf5:
+    """An open HDF5 file.
+
+    It is read through a Python file object: HDF5 itself would lock the path, and Keras could not write to it again in
+    this process for as long as a snapshot of it is alive.
+
+    Attributes:
+        groups: every group, the file itself as "".
+        tensors: every dataset by its path.
+        checked: every dataset carries a Fletcher-32 checksum, which HDF5 verifies.
+    """
+
+    def __init__(self, file: BinaryIO, origin: str) -> None:
+        self.origin = origin
+        self.groups: list[str] = []
+        self._raw = file
+        self._stamp = _stamp(file)
+        self._size = file.seek(0, os.SEEK_END)
+        weakref.finalize(self, file.close)
+        with self._damage():
+            self._file = h5py.File(file, "r")
+            weakref.finalize(self, self._file.close)  # called before the other
+            found = dict(self._walk(self._file, "", set()))
+            self.tensors = {name: self._tensor(name, d) for name, d in found.items()}
+            self.checked = bool(found) and all(d.fletcher32 or not d.nbytes for d in found.values())
+
+    def texts(self, group: str) -> dict[str, str | tuple[str, ...]]:
+        """The text attributes of a group, lists as tuples; others are left out."""
+        with self._damage():
+            attributes = (self._file[group] if group else self._file).attrs
+            held = {name: _text(attributes, name) for name in attributes}
+        return {name: text for name, text in held.items() if text is not None}
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except FileError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise DamagedFile(
+                f"{self.origin}: expected an HDF5 file, received one that HDF5 cannot read: {error!s:.200}",
+                hint="it is truncated or damaged; restore it from a copy",
+            ) from error
+
+    def _walk(self, group: h5py.Group, prefix: str, above: set[int]) -> Iterator[tuple[str, h5py.Dataset]]:
+        address = h5py.h5o.get_info(group.id).addr
+        if address in above or prefix.count("/") > _DEEPEST:
+            raise DamagedFile(
+                f"{self.origin}: group {prefix!r}: expected a tree of groups, received a second link to one"
+            )
+        above.add(address)
+        self.groups.append(prefix.rstrip("/"))
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise DamagedFile(
+                    f"{self.origin}: {prefix + name!r}: expected an array or a group, received a {type(link).__name__}",
+                    hint="Keras writes no links; do not open this file elsewhere",
+                )
+            held = group[name]
+            if isinstance(held, h5py.Group):
+                yield from self._walk(held, f"{prefix}{name}/", above)
+            elif isinstance(held, h5py.Dataset):
+                yield prefix + name, held
+
+    def _tensor(self, name: str, dataset: h5py.Dataset) -> Tensor:
+        where = f"{self.origin}: weight {name!r}"
+        dtype = _dtype_name(dataset, where)
+        _refuse_foreign(dataset, where)
+        shape = tuple(int(n) for n in dataset.shape or ())
+        _refuse_bomb(dataset, math.prod(shape) * dataset.dtype.itemsize, self._size, where)
+        return Tensor(shape, dtype, partial(self._read, name, dtype))
+
+    def _read(self, name: str, dtype: str) -> Array:
+        if _stamp(self._raw) != self._stamp:
+            raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
+        with self._damage():
+            array = self._file[name][()]
+        array = np.asarray(array)
+        return (
+            array.view(numpy_dtype(dtype)) if array.dtype.kind == "V" else array.astype(numpy_dtype(dtype), copy=False)
+        )
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(file.fileno())
+    except OSError:  # held in memory
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _text(attributes: Any, name: str) -> str | tuple[str, ...] | None:
+    held = attributes.get_id(name)
+    size = math.prod(held.shape) * held.dtype.itemsize
+    if held.dtype.kind not in "SO" or size > _LARGEST_TEXT or len(held.shape) > 1:
+        return None
+    if held.dtype.kind == "O" and h5py.check_string_dtype(held.dtype) is None:
+        return None
+    value = attributes[name]
+    return _decoded(value) if held.shape == () else tuple(_decoded(v) for v in value)
+
+
+def _decoded(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _dtype_name(dataset: h5py.Dataset, where: str) -> str:
+    dtype = dataset.dtype
+    if dtype.kind in "biufc" and dtype.itemsize <= 16:
+        return str(dtype.newbyteorder("=").name)
+    stated = _text(dataset.attrs, "dtype") if "dtype" in dataset.attrs else None
+    if dtype == np.dtype("V2") and stated == "bfloat16":
+        return "bfloat16"
+    raise UnknownFormat(
+        f"{where}: expected numbers, received HDF5 data of type {dtype!s:.60}", hint="polyak reads arrays of numbers"
+    )
+
+
+def _refuse_foreign(dataset: h5py.Dataset, where: str) -> None:
+    plan = dataset.id.get_create_plist()
+    kinds = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
+    if kinds - _FILTERS:
+        raise UnknownFormat(
+            f"{where}: expected bytes that are plain or packed with gzip or lzf, received HDF5 filter "
+            f"{min(kinds - _FILTERS)}",
+            hint="write it again without this filter",
+        )
+    if dataset.is_virtual or dataset.external:
+        kind = "a virtual dataset" if dataset.is_virtual else "external storage"
+        raise DamagedFile(f"{where}: expected bytes in this file, received {kind}, which is in another")
+
+
+def _refuse_bomb(dataset: h5py.Dataset, declared: int, size: int, where: str) -> None:
+    """A dataset may declare gigabytes and store nothing; reading it would take the memory."""
+    stored = dataset.id.get_storage_size()
+    chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    most = stored if dataset.chunks is None else _MOST_EXPANSION * stored
+    if stored > size or declared > most or chunk > max(declared, _FLOOR):
+        raise DamagedFile(
+            f"{where}: expected {declared:,} bytes by its shape, received {stored:,} bytes in a file of {size:,}",
+            hint="it was never filled, or the file is damaged or hostile",
+        )

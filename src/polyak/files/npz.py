@@ -1,0 +1,300 @@
+"""NumPy's .npz: a zip of .npy arrays. Each array is checked by the zip's CRC-32 when it is read; nothing is unpickled.
+
+polyak's manifest is the array ``polyak.json`` of bytes, so that ``np.load`` opens the file as any other. Dtypes that
+.npy has no name for (bfloat16, float8) are stored as unsigned integers of their size; the manifest knows what they are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from polyak.contents import Contents, Tensor
+from polyak.errors import DamagedFile, FileError, UnexpectedWeight, UnknownFormat
+from polyak.files.atomic import replacing
+from polyak.manifest import Manifest, Stored, digest
+from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.weights import numpy_dtype
+
+_KEY = "polyak.json"
+_END = ".npy"
+_LOCAL = b"PK\x03\x04"
+_MANIFEST_LIMIT = 1 << 30
+_MOST_AXES = 64
+_MOST_INFLATED = 1032  # deflate makes at most so many bytes of one; a member that claims more is a bomb or damaged
+_PLAIN_KINDS = "biufc"
+_TEXT_KINDS = "SUMm"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+# RuntimeError holds NotImplementedError and RecursionError: an unknown compression, a header of brackets.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, TokenError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One array of the zip: where its bytes begin after its .npy header, and what they are."""
+
+    info: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    start: int
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is a zip whose first member is an .npy array."""
+    if not path.is_file():
+        return False
+    with _failures_named(path), path.open("rb") as file:
+        start = file.read(30)
+        name = file.read(int.from_bytes(start[26:28], "little"))
+    return start[:4] == _LOCAL and name.endswith(_END.encode())
+
+
+def read(path: Path) -> Contents:
+    """Open a file; the zip's directory and the headers are read. Raises DamagedFile, UnknownFormat, FileError."""
+    origin = f"file {str(path)!r}"
+    with _failures_named(path), _damage_named(origin):
+        archive = zipfile.ZipFile(path)
+        members = {i.filename.removesuffix(_END): i for i in _infos(archive, path.stat().st_size, origin)}
+        manifest = _manifest(archive, members.pop(_KEY, None), origin)
+        found = {name: _member(archive, info, origin) for name, info in members.items()}
+    wanted = _described(manifest, found, origin)
+    facts = {f"left out/{n}": f"{m.dtype} is no number" for n, m in found.items() if m.dtype.kind in _TEXT_KINDS}
+    tensors = {
+        name: Tensor(m.shape, wanted.get(name, m.dtype.name), _reader(archive, name, m, wanted.get(name), origin))
+        for name, m in found.items()
+        if m.dtype.kind in _PLAIN_KINDS
+    }
+    return Contents(origin, "npz", tensors, "crc32" if manifest is None else "xxh3-128", manifest, facts=facts)
+
+
+def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+    """Write a snapshot with its manifest, array by array, not compressed: weights hardly are compressible.
+
+    Memory: the largest array.
+
+    Raises:
+        FileError: the path cannot be written.
+        UnexpectedWeight: a zip cannot hold a weight's name.
+    """
+    known = snapshot.manifest
+    for stored in known.weights:
+        _refuse_name(stored.name)
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        weights = tuple(_append(archive, snapshot[s.name], s) for s in known.weights)
+        manifest = msgspec.structs.replace(
+            known,
+            tool=tool(),
+            source=snapshot.origin,
+            versions=versions(),
+            integrity="xxh3-128",
+            weights=weights,
+        )
+        _append_array(archive, _KEY, np.frombuffer(manifest.to_json().encode(), np.uint8))
+    return manifest
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _damage_named(origin: str, name: str = "") -> Iterator[None]:
+    """The errors of zipfile, zlib and numpy.lib.format as DamagedFile."""
+    try:
+        yield
+    except FileError:
+        raise
+    except _DAMAGE as error:
+        subject = f"{origin}: weight {name!r}" if name else origin
+        raise DamagedFile(
+            f"{subject}: not readable: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}",
+            hint="the file is truncated or damaged; restore it from a copy",
+        ) from error
+
+
+def _infos(archive: zipfile.ZipFile, size: int, origin: str) -> list[zipfile.ZipInfo]:
+    """The members, each of them an array of a plausible size, and none in the place of another."""
+    infos = archive.infolist()
+    if len({i.filename for i in infos}) < len(infos):
+        raise DamagedFile(f"{origin}: a name occurs twice in the zip")
+    end = 0
+    for info in sorted(infos, key=lambda i: i.header_offset):
+        _refuse_bomb(info, origin)
+        if info.header_offset < end or info.header_offset + info.compress_size > size:
+            raise DamagedFile(f"{origin}: member {info.filename!r} at byte {info.header_offset}: it overlaps another")
+        end = info.header_offset + info.compress_size
+    return infos
+
+
+def _refuse_bomb(info: zipfile.ZipInfo, origin: str) -> None:
+    subject = f"{origin}: member {info.filename!r} at byte {info.header_offset}"
+    if not info.filename.endswith(_END):
+        raise UnknownFormat(f"{subject}: expected an .npy array", hint="the file is a zip, but no .npz of NumPy")
+    if info.flag_bits & 1:
+        raise UnknownFormat(f"{subject}: it is encrypted", hint="decrypt the file first")
+    if info.file_size > _MOST_INFLATED * (info.compress_size + 1):
+        raise DamagedFile(
+            f"{subject}: expected up to {_MOST_INFLATED} bytes from each compressed one, "
+            f"received a claim of {info.file_size:,} from {info.compress_size:,}"
+        )
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, origin: str) -> _Member:
+    with _damage_named(origin, info.filename.removesuffix(_END)), archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"expected .npy version 1.0 or 2.0, received {version}")
+        shape, fortran, dtype = readers[version](file)
+        member = _Member(info, shape, fortran, dtype, file.tell())
+    _refuse_other(member, origin)
+    return member
+
+
+def _refuse_other(m: _Member, origin: str) -> None:
+    """An array of numbers or text, as large as its header says; else nothing is allocated for it."""
+    subject = f"{origin}: weight {m.info.filename.removesuffix(_END)!r}"
+    if m.dtype.kind not in _PLAIN_KINDS + _TEXT_KINDS:
+        why = "pickled objects, which polyak never unpickles" if m.dtype.hasobject else f"dtype {m.dtype}"
+        raise UnknownFormat(f"{subject}: expected an array of numbers, received {why}", hint=_hint(m.dtype))
+    if len(m.shape) > _MOST_AXES or any(n < 0 for n in m.shape) or math.prod(n or 1 for n in m.shape) >= 2**59:
+        raise DamagedFile(f"{subject}: expected a shape that NumPy can hold, received {m.shape}")
+    expected = m.start + math.prod(m.shape) * m.dtype.itemsize
+    if m.info.file_size != expected:
+        raise DamagedFile(
+            f"{subject} at byte {m.info.header_offset}: expected {expected:,} bytes for {m.dtype} of shape {m.shape}, "
+            f"received {m.info.file_size:,}",
+            hint="the file is truncated or damaged; restore it from a copy",
+        )
+
+
+def _hint(dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "V" and not dtype.names:
+        return "NumPy stores bfloat16 and float8 without their names: write them with polyak, or as float32"
+    return "save arrays of numbers alone"
+
+
+def _reader(archive: zipfile.ZipFile, name: str, m: _Member, dtype: str | None, origin: str) -> Callable[[], Array]:
+    def read_array() -> Array:
+        buffer = bytearray(m.info.file_size - m.start)
+        with _damage_named(origin, name), archive.open(m.info) as file:
+            file.read(m.start)
+            _fill(file, buffer)
+        array = np.frombuffer(buffer, m.dtype).reshape(m.shape, order="F" if m.fortran else "C")
+        return np.asarray(array, m.dtype.newbyteorder("=")).view(numpy_dtype(dtype or m.dtype.name))
+
+    return read_array
+
+
+def _fill(file: Any, buffer: bytearray) -> None:
+    """Read all, and one byte more: the zip compares the checksum only at the end."""
+    view, done = memoryview(buffer), 0
+    while done < len(view) and (got := file.readinto(view[done : done + (1 << 20)])):
+        done += got
+    if done < len(view) or file.read(1):
+        raise EOFError(f"expected {len(view):,} bytes, received {'more' if done == len(view) else f'{done:,}'}")
+
+
+def _manifest(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, origin: str) -> Manifest | None:
+    if info is None:
+        return None
+    member = _member(archive, info, origin)
+    if member.dtype != np.uint8 or len(member.shape) != 1 or member.info.file_size > _MANIFEST_LIMIT:
+        raise DamagedFile(f"{origin}: the manifest is not readable: expected bytes, received {member.dtype}")
+    return Manifest.from_json(_reader(archive, _KEY, member, None, origin)().tobytes(), origin)
+
+
+def _described(manifest: Manifest | None, found: dict[str, _Member], origin: str) -> dict[str, str]:
+    """The dtype of each array by the manifest, which must describe just these arrays."""
+    if manifest is None:
+        return {}
+    described = {s.name: (s.weight.shape, _known(s.weight.dtype)) for s in manifest.weights}
+    stored = {name: (m.shape, m.dtype.newbyteorder("=")) for name, m in found.items()}
+    for name in sorted({*described, *stored}):
+        expected, received = described.get(name), stored.get(name)
+        if expected is None or received is None or not _fits(expected, received):
+            raise DamagedFile(
+                f"{origin}: weight {name!r}: expected {_shown(expected)} by the manifest, received {_shown(received)}",
+                hint="restore the file from a copy",
+            )
+    return {s.name: s.weight.dtype for s in manifest.weights}
+
+
+_Described = tuple[tuple[int, ...], np.dtype[Any] | None]
+
+
+def _fits(expected: _Described, received: _Described) -> bool:
+    return expected[0] == received[0] and expected[1] is not None and carrier(expected[1]) == received[1]
+
+
+def _shown(described: _Described | None) -> str:
+    return "nothing" if described is None else f"{described[0]} {described[1] or 'of an unknown dtype'}"
+
+
+def _known(name: str) -> np.dtype[Any] | None:
+    try:
+        return numpy_dtype(name)
+    except TypeError:
+        return None
+
+
+def carrier(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that .npy stores a dtype as: itself, or an unsigned integer of its size.
+
+    Example:
+        >>> carrier(numpy_dtype("bfloat16")).name, carrier(numpy_dtype("float16")).name
+        ('uint16', 'float16')
+    """
+    return dtype if np.dtype(dtype.str) == dtype else np.dtype(f"u{dtype.itemsize}")
+
+
+def _refuse_name(name: str) -> None:
+    if name == _KEY:
+        raise UnexpectedWeight(f"weight {name!r}: polyak keeps this name for itself", hint="rename it")
+    if "\0" in name or not name.isprintable() or len(name.encode(errors="replace")) > 60_000:
+        raise UnexpectedWeight(f"weight {name!r:.80}: expected a name that a zip can hold", hint="rename it")
+
+
+def _append(archive: zipfile.ZipFile, array: Array, stored: Stored) -> Stored:
+    found = (array.shape, array.dtype.name)
+    if found != (stored.weight.shape, stored.weight.dtype):
+        raise UnexpectedWeight(
+            f"weight {stored.name!r}: expected {stored.weight.shape} {stored.weight.dtype}, received {found}",
+            hint="it changed while it was written",
+        )
+    array = np.ascontiguousarray(array)
+    _append_array(archive, stored.name, array.view(carrier(array.dtype)).reshape(stored.weight.shape))
+    return msgspec.structs.replace(stored, digest=digest(array))
+
+
+def _append_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    """One member with a fixed time, so that equal weights make equal files."""
+    info = zipfile.ZipInfo(name + _END, _EPOCH)
+    with archive.open(info, "w", force_zip64=True) as file:
+        _write_header(file, array)
+        file.write(array.reshape(-1).view(np.uint8).data if array.size else b"")
+
+
+def _write_header(file: Any, array: Array) -> None:
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,147 @@
+"""The older V1 format of TensorFlow's Saver: one table that holds the values themselves, or several such files.
+
+Every pair of the table is a ``SavedTensorSlices`` message: the first lists the tensors, each other one holds a
+part of one. The table's blocks have checksums; the whole table is decoded when the file is opened.
+Source: ``tensorflow/core/util/saved_tensor_slice.proto`` and ``tensorflow/core/framework/tensor.proto``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyak.contents import Contents, Tensor
+from polyak.errors import DamagedFile, FileError
+from polyak.files.bundle_entries import DTYPES, Region, decode_region, region_slices
+from polyak.files.protobuf import Message, WireError, decode
+from polyak.files.sstable import has_magic, read_table
+from polyak.weights import numpy_dtype
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+# Field of TensorProto in which a dtype's values are, and how they lie there; all others are varints in field 7.
+_FIXED = {"float32": (5, "<f4"), "float64": (6, "<f8"), "complex64": (9, "<c8"), "complex128": (12, "<c16")}
+_VARINTS = {"int64": 10, "bool": 11, "float16": 13, "bfloat16": 13, "uint32": 16, "uint64": 17}
+_INT_FIELD = 7
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A tensor as the file's list has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def recognises(path: Path) -> bool:
+    """Whether the path is a table that is no V2 index, or the prefix of a set of such files."""
+    files = _files(path)
+    return bool(files) and all(f.suffix != ".index" and has_magic(f) for f in files)
+
+
+def read(path: Path) -> Contents:
+    """Open the file or files. Raises FileError, DamagedFile."""
+    files = _files(path)
+    _refuse_missing_shards(path, files)
+    described: dict[str, _Described] = {}
+    parts: dict[str, list[tuple[Region, Message]]] = {}
+    for file in files:
+        try:
+            _collect(read_table(file), described, parts)
+        except WireError as error:
+            raise DamagedFile(f"file {str(file)!r}: {error}", hint="copy the checkpoint again") from None
+    numeric = {name: d for name, d in described.items() if d.dtype != "string"}
+    tensors = {
+        name: Tensor(d.shape, d.dtype, partial(_assembled, d, parts.get(name, []), path)) for name, d in numeric.items()
+    }
+    return Contents(f"checkpoint {str(path)!r}", "tensorbundle v1", tensors, "crc32c of blocks")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.parent.glob(f"{path.name}-*") if _SHARD.search(p.name)) if path.name else []
+
+
+def _refuse_missing_shards(path: Path, files: Sequence[Path]) -> None:
+    found = _SHARD.search(files[0].name)
+    if found and not path.is_file() and len(files) != int(found[2]):
+        raise FileError(f"checkpoint {str(path)!r}: expected {int(found[2])} files, received {len(files)}")
+
+
+def _collect(
+    table: Mapping[bytes, bytes], described: dict[str, _Described], parts: dict[str, list[tuple[Region, Message]]]
+) -> None:
+    for value in table.values():
+        message = decode(value)
+        for meta in message.messages(1):
+            described |= {d.name: d for d in _descriptions(meta)}
+        for part in message.messages(2):
+            region = decode_region(part.messages(2)[0]) if 2 in part else ()
+            parts.setdefault(part.text(1), []).append((region, part.messages(3)[0]))
+
+
+def _descriptions(meta: Message) -> Iterator[_Described]:
+    for tensor in meta.messages(1):
+        shape = tuple(dim.integer(1) for shape in tensor.messages(2) for dim in shape.messages(2))
+        code = tensor.integer(3)
+        if code not in DTYPES or any(length < 0 for length in shape):
+            raise WireError(f"tensor {tensor.text(1)!r}: expected a dtype and a shape, received {code} and {shape}")
+        yield _Described(tensor.text(1), shape, DTYPES[code])
+
+
+def _assembled(d: _Described, parts: Sequence[tuple[Region, Message]], path: Path) -> np.ndarray[Any, Any]:
+    """The whole tensor from its parts, which must cover it once."""
+    try:
+        pieces = [(region_slices(region, d.shape), _values(d.dtype, proto)) for region, proto in parts]
+        if sum(values.size for _, values in pieces) != math.prod(d.shape):
+            raise WireError(f"expected {math.prod(d.shape)} values, received {sum(v.size for _, v in pieces)}")
+        whole = np.empty(d.shape, numpy_dtype(d.dtype))
+        for where, values in pieces:
+            whole[where] = values.reshape(whole[where].shape)
+    except (WireError, ValueError) as error:
+        raise DamagedFile(f"checkpoint {str(path)!r}: tensor {d.name!r}: {error}") from None
+    return whole
+
+
+def _values(dtype: str, proto: Message) -> np.ndarray[Any, Any]:
+    """The values of a ``TensorProto``, flat."""
+    if dtype in _FIXED:
+        field, layout = _FIXED[dtype]
+        return np.frombuffer(_packed(proto, field), layout)
+    numbers = _varints(_packed(proto, _VARINTS.get(dtype, _INT_FIELD)))
+    if dtype in ("float16", "bfloat16"):
+        return numbers.astype(np.uint16).view(numpy_dtype(dtype))
+    return numbers.astype(numpy_dtype(dtype))
+
+
+def _packed(proto: Message, field: int) -> bytes:
+    chunks = proto.fields.get(field, [])
+    return b"".join(c if isinstance(c, bytes) else c.to_bytes(4, "little") for c in chunks)
+
+
+def _varints(data: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Packed base-128 numbers, all at once.
+
+    Example:
+        >>> _varints(bytes([0xAC, 0x02, 0x05])).tolist()
+        [300, 5]
+    """
+    raw = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(raw < 0x80)
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
+    lengths = ends - starts + 1
+    if raw.size and (not len(ends) or ends[-1] != raw.size - 1 or lengths.max() > 10):
+        raise WireError("expected packed numbers, received bytes without an end")
+    numbers = np.zeros(len(ends), np.uint64)
+    for k in range(int(lengths.max(initial=0))):
+        longer = lengths > k
+        numbers[longer] |= (raw[starts[longer] + k] & 0x7F).astype(np.uint64) << np.uint64(7 * k)
+    return numbers

@@ -1,0 +1,129 @@
+"""Where the bytes of PyTorch's storages lie in a file, and the arrays in them, read through a memory map."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from polyak.errors import DamagedFile
+from polyak.files.torch_globals import View
+from polyak.snapshot import Array
+from polyak.weights import numpy_dtype
+
+_SPREAD = 2**26  # bytes by which a view may be larger than its storage: torch stores expanded tensors as views
+_MOST_DEFLATED = 2**31
+
+
+@dataclass
+class Block:
+    """A run of bytes in a file.
+
+    Attributes:
+        place: what errors call it.
+        start, stored: where it lies in the file, and how many bytes it takes there.
+        size: bytes of content; it differs from ``stored`` where the block is compressed.
+        crc: CRC-32 of the content, or None where the file has none.
+    """
+
+    view: mmap.mmap
+    place: str
+    start: int
+    stored: int
+    size: int
+    crc: int | None = None
+    deflated: bool = False
+    verified: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        most = min(_MOST_DEFLATED, 1040 * self.stored + 64) if self.deflated else self.stored
+        if self.start + self.stored > len(self.view) or not 0 <= self.size <= most:
+            raise DamagedFile(
+                f"{self.place} at byte {self.start}: expected {self.size} bytes in {self.stored}, "
+                f"received {max(len(self.view) - self.start, 0)} to the end of the file",
+                hint="the file is truncated or damaged; restore it from a copy",
+            )
+
+    def read(self) -> memoryview:
+        """The content, verified when it is first read. Raises DamagedFile."""
+        data = memoryview(self.view)[self.start : self.start + self.stored]
+        if self.deflated:
+            data = memoryview(self._inflated(data))
+        if self.crc is not None and not self.verified and zlib.crc32(data) != self.crc:
+            raise DamagedFile(
+                f"{self.place} at byte {self.start}: expected bytes with CRC-32 {self.crc:08x}, "
+                f"received {zlib.crc32(data):08x}",
+                hint="the file is damaged; restore it from a copy",
+            )
+        self.verified = True
+        return data
+
+    def _inflated(self, data: memoryview) -> bytes:
+        try:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
+        except zlib.error as error:
+            raise DamagedFile(f"{self.place} at byte {self.start}: not readable: {error}") from error
+        if len(content) != self.size:
+            raise DamagedFile(f"{self.place} at byte {self.start}: expected {self.size} bytes, received another number")
+        return content
+
+
+@dataclass(frozen=True)
+class Storages:
+    """The blocks of a file by the key of their storage. ``swapped``: numbers have the other byte order."""
+
+    blocks: Mapping[str, Block]
+    origin: str
+    swapped: bool = False
+
+    def check(self, name: str, view: View) -> int:
+        """The bytes that reading a view costs. Raises DamagedFile if it is not within its storage. Reads nothing."""
+        block = self.blocks.get(view.storage.key)
+        if block is None:
+            raise DamagedFile(f"{self.origin}: weight {name!r}: no storage {view.storage.key!r:.60} in the file")
+        wide = numpy_dtype(view.dtype).itemsize
+        needed = _start(view) + view.reach * wide
+        whole = _start(view) + view.storage.size * numpy_dtype(view.storage.dtype).itemsize
+        if max(needed, whole) > block.size:
+            raise DamagedFile(
+                f"{self.origin}: weight {name!r}: expected a storage of {max(needed, whole)} bytes, "
+                f"received {block.size}",
+                hint="the file is truncated or damaged; restore it from a copy",
+            )
+        cost = math.prod(view.shape) * wide
+        if cost > block.size + _SPREAD:
+            raise DamagedFile(f"{self.origin}: weight {name!r}: {view.shape} is far more than its storage holds")
+        return max(cost, block.size) if block.deflated else cost
+
+    def read(self, view: View) -> Array:
+        """A copy of the view's elements, in C order and in the machine's byte order. Raises DamagedFile."""
+        dtype = numpy_dtype(view.dtype)
+        if 0 in view.shape:
+            return np.empty(view.shape, dtype)
+        data = self.blocks[view.storage.key].read()
+        steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(view.shape, view.strides, strict=True))
+        start = _start(view) + view.offset * dtype.itemsize
+        array: Array = np.ndarray(view.shape, dtype, data, start, steps).copy(order="C")
+        return _signed(_swapped(array) if self.swapped else array, view)
+
+
+def _start(view: View) -> int:
+    return view.storage.start * numpy_dtype(view.storage.dtype).itemsize
+
+
+def _swapped(array: Array) -> Array:
+    """The other byte order; NumPy cannot swap the extended dtypes itself."""
+    width = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
+    flat: np.ndarray[Any, Any] = array.reshape(-1).view(f"u{width}").byteswap()
+    return flat.view(array.dtype).reshape(array.shape)
+
+
+def _signed(array: Array, view: View) -> Array:
+    """PyTorch keeps conjugation and negation as marks, and applies them when the values are used."""
+    array = np.conjugate(array) if view.conjugate else array
+    return np.negative(array) if view.negative else array

@@ -1,0 +1,105 @@
+"""PyTorch's zip format: the pickle in ``data.pkl``, each storage in a member of its own."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zipfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from polyak.errors import DamagedFile
+from polyak.files import torch_globals
+from polyak.files.torch_pickle import Machine, load
+from polyak.files.torch_storage import Block, Storages
+
+MAGIC = b"PK\x03\x04"
+MOST_PICKLE = 2**26
+_PICKLE = "data.pkl"
+_LOCAL = struct.Struct("<4s5H3I2H")
+_ENCRYPTED = 1
+_FAILURES = (
+    zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error, OverflowError, KeyError,
+    IndexError, OSError, MemoryError,
+)  # fmt: skip
+
+
+def recognises(path: Path, start: bytes) -> bool:
+    """Whether a zip archive is one of PyTorch's: by its list of members, or by the first one if the end is cut off."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _pickle_name(archive.namelist()) is not None
+    except _FAILURES:
+        first = start[_LOCAL.size : _LOCAL.size + int.from_bytes(start[26:28], "little")]
+        return first.endswith(b"/" + _PICKLE.encode())
+
+
+def read(path: Path, view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
+    """The tree of an archive, and where its storages lie. Raises DamagedFile."""
+    members = _members(path, origin)
+    name = _pickle_name(list(members))
+    if name is None:
+        raise DamagedFile(f"{origin}: the archive has no {_PICKLE}", hint="restore it from a copy")
+    top = name.removesuffix(_PICKLE)
+    pickle = _block(members[name], view, origin)
+    if pickle.size > MOST_PICKLE:
+        raise DamagedFile(f"{origin}: expected a pickle of at most {MOST_PICKLE} bytes, received {pickle.size}")
+    machine = Machine(torch_globals.find, torch_globals.call, torch_globals.storage)
+    tree = load(BytesIO(pickle.read()), machine, origin)
+    data = f"{top}data/"
+    blocks = {n.removeprefix(data): _block(m, view, origin) for n, m in members.items() if n.startswith(data)}
+    return tree, Storages(blocks, origin, swapped=_big(members.get(f"{top}byteorder"), view, origin))
+
+
+def _pickle_name(names: list[str]) -> str | None:
+    """PyTorch puts all members under one directory, whose name it takes from the file's."""
+    found = [n for n in names if n == _PICKLE or n.endswith("/" + _PICKLE)]
+    return min(found, key=len, default=None)
+
+
+def _members(path: Path, origin: str) -> Mapping[str, zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except _FAILURES as error:
+        raise DamagedFile(
+            f"{origin}: the list of its members is not readable: {error!s:.80}",
+            hint="it is truncated or damaged; restore it from a copy",
+        ) from error
+    by_name = {m.filename: m for m in members}
+    if len(by_name) < len(members):
+        raise DamagedFile(f"{origin}: two members of one name")
+    for name in by_name:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DamagedFile(f"{origin}: a member is named {name!r:.80}, outside of the archive: refused")
+    return by_name
+
+
+def _block(member: zipfile.ZipInfo, view: mmap.mmap, origin: str) -> Block:
+    """Where a member's content lies. Its own header says how long that header is."""
+    place = f"{origin}: member {member.filename!r:.80}"
+    start = member.header_offset
+    head = view[start : start + _LOCAL.size] if start >= 0 else b""
+    if len(head) < _LOCAL.size or head[:4] != MAGIC or member.flag_bits & _ENCRYPTED:
+        raise DamagedFile(f"{place} at byte {start}: no readable header", hint="restore the file from a copy")
+    name, extra = _LOCAL.unpack(head)[9:]
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DamagedFile(f"{place}: an unknown compression {member.compress_type}")
+    deflated = member.compress_type == zipfile.ZIP_DEFLATED
+    begin = start + _LOCAL.size + name + extra
+    stored, size = member.compress_size, member.file_size
+    if not deflated and stored != size:
+        raise DamagedFile(f"{place}: expected {size} bytes, received {stored}", hint="restore the file from a copy")
+    return Block(view, place, begin, stored, size, member.CRC, deflated)
+
+
+def _big(member: zipfile.ZipInfo | None, view: mmap.mmap, origin: str) -> bool:
+    """Whether numbers have the big end first; files without the record were written on little-endian machines."""
+    if member is None:
+        return False
+    order = bytes(_block(member, view, origin).read()[:8])
+    if order not in (b"little", b"big"):
+        raise DamagedFile(f"{origin}: expected a byte order of 'little' or 'big', received {order!r}")
+    return order == b"big"

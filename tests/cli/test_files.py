@@ -1,0 +1,362 @@
+"""The verbs over files, word for word: diff, average, convert, extract, doctor; and the reference of all."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import polyak
+from polyak.averaging import rules
+from polyak.cli import COMMANDS, convert, main, output
+from polyak.cli.reference import reference
+from polyak.combine.convert import FORMATS
+from polyak.manifest import State
+from polyak.snapshot import Snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+OLD = State(rules.EMA(0.9).to_json(), 5000)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def lines(*expected: str) -> str:
+    return "\n".join(expected) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three members, an average, a file of two sets."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate("abc"):
+        polyak.save(Snapshot.from_arrays(weights(i)), f"{name}.safetensors")
+    average = Snapshot.from_arrays(weights(1), "average", OLD)
+    polyak.save(average, "ema.safetensors")
+    items = [*Snapshot.from_arrays(weights(0)).items_by_path.values(), *average.items_by_path.values()]
+    polyak.save(Snapshot(items, {"average": OLD}), "both.safetensors")
+
+
+def weights(i: int) -> dict[str, Any]:
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3) + i
+    return {"head/kernel": kernel, "head/bias": np.ones(3, ml_dtypes.bfloat16), "steps": np.array(10 + i, np.int64)}
+
+
+# --- diff ------------------------------------------------------------------------------------------------------------
+
+
+def test_diff_of_the_same() -> None:
+    answer = call("diff", "a.safetensors", "a.safetensors")
+    assert (answer.exit_code, answer.stderr) == (0, "")
+    assert answer.stdout == lines(
+        "A: file 'a.safetensors' (raw)", "B: file 'a.safetensors' (raw)", "", "same: 3 leaves"
+    )
+
+
+def test_diff_shows_leaf_by_leaf_what_differs() -> None:
+    polyak.convert("b.safetensors", "d.npz", exclude="head/bias", rename={"steps": "step"})
+    answer = call("diff", "a.safetensors", "d.npz")
+    assert (answer.exit_code, answer.stderr) == (1, "")
+    assert answer.stdout == lines(
+        "A: file 'a.safetensors' (raw)",
+        "B: file 'd.npz' (raw)",
+        "",
+        "leaf         differs in  shape  dtype    elements  max abs  max rel        max ulp",
+        "head/kernel  values      2 x 3  float32         6        1        1  1,065,353,216",
+        "head/bias    only in A   -      -               -        -        -              -",
+        "steps        only in A   -      -               -        -        -              -",
+        "step         only in B   -      -               -        -        -              -",
+        "",
+        "different: 1 leaf, 2 only in A, 1 only in B; 0 the same",
+    )
+
+
+def test_diff_of_shape_dtype_and_nan() -> None:
+    one = {"d": np.float32([1, 2]), "n": np.float32([1]), "s": np.zeros((2, 3), np.float32)}
+    other = {"d": np.float64([1, 2.5]), "n": np.float32([np.nan]), "s": np.zeros(6, np.float32)}
+    for name, arrays in (("x.npz", one), ("y.npz", other)):
+        np.savez(name, **arrays)
+    assert call("diff", "x.npz", "y.npz").stdout.splitlines()[3:7] == [
+        "leaf  differs in  shape      dtype              elements     max abs     max rel  max ulp",
+        "d     dtype       2          float32 | float64         1         0.5         0.2        -",
+        "n     values      1          float32                   1  not finite  not finite        -",
+        "s     shape       2 x 3 | 6  float32                   -           -           -        -",
+    ]
+
+
+def test_diff_of_states() -> None:
+    polyak.save(Snapshot.from_arrays(weights(1), "average", State(OLD.rule, 1)), "young.safetensors")
+    answer = call("diff", "ema.safetensors", "young.safetensors")
+    assert answer.exit_code == 1
+    assert answer.stdout.splitlines()[3:] == [
+        "average: ema:0.9 after 5,000 updates in A, ema:0.9 after 1 update in B",
+        "",
+        "different: 0 leaves, 0 only in A, 0 only in B; 3 the same",
+    ]
+
+
+def test_diff_with_a_tolerance_and_a_chosen_set() -> None:
+    assert call("diff", "a.safetensors", "b.safetensors", "--atol", "1").exit_code == 0
+    assert call("diff", "both.safetensors", "both.safetensors", "--weights", "average").exit_code == 0
+    answer = call("diff", "both.safetensors", "ema.safetensors")
+    assert answer.exit_code == 2
+    assert answer.stderr == lines(
+        "error: file 'both.safetensors': expected weights of one role, received 'raw' and 'average'",
+        "hint: say which: --weights raw or --weights average",
+    )
+
+
+def test_diff_in_json() -> None:
+    answer = call("diff", "a.safetensors", "b.safetensors", "--json")
+    assert answer.exit_code == 1
+    found = json.loads(answer.stdout)
+    assert (found["equal"], found["same"], [c["name"] for c in found["changed"]]) == (
+        False,
+        1,
+        ["head/kernel", "steps"],
+    )
+
+
+# --- average ---------------------------------------------------------------------------------------------------------
+
+
+def test_average_answers_with_a_receipt_and_the_members() -> None:
+    answer = call("average", "a.safetensors", "b.safetensors", "c.safetensors", "-o", "mean.safetensors")
+    assert (answer.exit_code, answer.stderr) == (0, "")
+    digest = answer.stdout.splitlines()[2]
+    assert answer.stdout == lines(
+        "average weights after 3 updates: mean of file 'a.safetensors', file 'b.safetensors', file 'c.safetensors' -> "
+        "file 'mean.safetensors'",
+        "  3 weights (38 bytes) moved and verified, 0 cast, 0 renamed, 0 skipped as asked",
+        digest,
+        "",
+        "member                 share  distance",
+        "file 'a.safetensors'  0.3333    0.2526",
+        "file 'b.safetensors'  0.3333         0",
+        "file 'c.safetensors'  0.3333    0.2526",
+    )
+    mean = polyak.open("mean.safetensors")
+    assert np.array_equal(mean["head/kernel"], weights(1)["head/kernel"])
+    assert int(mean["steps"]) == 12
+
+
+def test_average_with_shares_in_json() -> None:
+    members = ("a.safetensors", "b.safetensors", "c.safetensors")
+    answer = call("average", *members, "-o", "mean.npz", "--member-weights", "1,2,1", "--json")
+    assert answer.exit_code == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert [m["share"] for m in found["members"]] == [0.25, 0.5, 0.25]
+    assert (found["role"], found["count"], len(found["moved"])) == ("average", None, 3)
+
+
+def test_average_of_a_chosen_set() -> None:
+    assert call("average", "both.safetensors", "-o", "m.safetensors", "--weights", "average").exit_code == 0
+    answer = call("average", "both.safetensors", "-o", "n.safetensors")
+    assert (answer.exit_code, answer.stderr.splitlines()[1]) == (
+        2,
+        "hint: say which: --weights raw or --weights average",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.safetensors", "ema.safetensors"], "error: expected members of one role, received average from"),
+        (["a.safetensors", "--member-weights", "1,-1"], "error: expected 1 weights, one for each member, received 2"),
+        (["a.safetensors", "--member-weights", "1;2"], "Invalid value for --member-weights: expected numbers such as"),
+        (["a.safetensors", "no.safetensors"], "error: file 'no.safetensors': there is nothing at this path"),
+        ([], "Missing argument 'FILE...'"),
+    ],
+)
+def test_average_of_bad_input_writes_nothing(arguments: list[str], said: str) -> None:
+    answer = call("average", *arguments, "-o", "mean.safetensors")
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert said in answer.stderr
+    assert not Path("mean.safetensors").exists()
+
+
+def test_average_keeps_what_exists_and_never_replaces_a_member() -> None:
+    before = Path("a.safetensors").read_bytes()
+    answer = call("average", "b.safetensors", "-o", "a.safetensors")
+    assert answer.stderr == lines("error: file 'a.safetensors': it exists already", "hint: write over it with --force")
+    answer = call("average", "a.safetensors", "b.safetensors", "-o", "./a.safetensors", "--force")
+    assert answer.stderr.startswith("error: file './a.safetensors': it is one of the members\n")
+    assert Path("a.safetensors").read_bytes() == before
+
+
+def test_average_tells_a_bar_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
+
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(output, "progress", lambda: nullcontext(lambda *what: told.append(what)))
+    assert call("average", "a.safetensors", "-o", "mean.safetensors").exit_code == 0
+    assert [(done, total) for _, done, total in told] == [(0, 3), (1, 3), (2, 3), (0, 1)]
+    assert {name for name, _, _ in told} == {"head/kernel", "head/bias", "steps", "distances"}
+
+
+# --- convert ---------------------------------------------------------------------------------------------------------
+
+
+def test_convert_answers_with_a_receipt() -> None:
+    answer = call(
+        "convert", "both.safetensors", "x.npz", "--weights", "average", "--exclude", "steps", "--rename", "^head/="
+    )
+    assert (answer.exit_code, answer.stderr) == (0, "")
+    assert answer.stdout.splitlines()[:2] == [
+        "average weights after 5,000 updates: file 'both.safetensors' -> file 'x.npz'",
+        "  2 weights (30 bytes) moved and verified, 0 cast, 2 renamed, 1 skipped as asked",
+    ]
+    assert list(polyak.open("x.npz")) == ["kernel", "bias"]
+
+
+def test_convert_says_what_it_would_do() -> None:
+    dry = (
+        "convert",
+        "a.safetensors",
+        "x.npz",
+        "--dry-run",
+        "--cast",
+        "float16",
+        "--exclude",
+        "steps",
+        "--rename",
+        "head=h",
+    )
+    answer = call(*dry)
+    assert answer.stdout == lines(
+        "file 'a.safetensors' -> file 'x.npz' (npz); nothing is written",
+        "",
+        "weight       becomes   dtype               bytes",
+        "head/kernel  h/kernel  float32 | float16      12",
+        "head/bias    h/bias    bfloat16 | float16      6",
+        "",
+        "skipped as asked: steps",
+    )
+    assert json.loads(call(*dry, "--json").stdout)["moves"][0] == {
+        "source": "head/kernel",
+        "target": "h/kernel",
+        "source_dtype": "float32",
+        "dtype": "float16",
+        "nbytes": 12,
+    }
+    assert not Path("x.npz").exists()
+
+
+def test_convert_keeps_what_exists_and_knows_its_formats() -> None:
+    assert call("convert", "a.safetensors", "b.safetensors").exit_code == 2
+    assert call("convert", "a.safetensors", "b.safetensors", "--force", "--json").exit_code == 0
+    answer = call("convert", "a.safetensors", "x.h5")
+    assert answer.stderr == lines(
+        "error: file 'x.h5': expected the name or format of something that polyak writes, received 'x.h5'",
+        "hint: end the name in .safetensors.index.json, .safetensors, .npz, or choose a format: safetensors-sharded, "
+        "safetensors, npz",
+    )
+    assert "expected OLD=NEW, received 'x'" in call("convert", "a.safetensors", "x.npz", "--rename", "x").stderr
+    assert set(convert.FORMATS) == set(FORMATS)
+
+
+# --- extract ---------------------------------------------------------------------------------------------------------
+
+
+def test_extract_writes_npy_to_standard_output_or_a_file() -> None:
+    answer = call("extract", "a.safetensors", "head/kernel")
+    assert np.array_equal(np.load(io.BytesIO(answer.stdout_bytes)), weights(0)["head/kernel"])
+    answer = call("extract", "both.safetensors", "steps", "--weights", "average", "-o", "s.npy")
+    assert (answer.exit_code, answer.stdout, int(np.load("s.npy"))) == (0, "", 11)
+    assert call("extract", "a.safetensors", "steps", "-o", "s.npy").stderr.startswith("error: file 's.npy': it exists")
+
+
+def test_extract_widens_what_npy_has_no_name_for() -> None:
+    answer = call("extract", "a.safetensors", "head/bias")
+    assert answer.stderr == "bfloat16 is written as float32\n"
+    assert np.load(io.BytesIO(answer.stdout_bytes)).dtype == np.float32
+
+
+def test_extract_describes_in_json_and_names_what_is_near() -> None:
+    found = json.loads(call("extract", "a.safetensors", "steps", "--json").stdout)
+    assert (found["name"], found["shape"], found["dtype"], len(found["digest"])) == ("steps", [], "int64", 32)
+    answer = call("extract", "a.safetensors", "head/kernle")
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert "nearest: 'head/kernel'" in answer.stderr
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_of_a_file_that_is_well() -> None:
+    polyak.convert("ema.safetensors", "well.npz", cast="float32")
+    answer = call("doctor", "well.npz")
+    assert (answer.exit_code, answer.stdout, answer.stderr) == (0, "well.npz: 0 findings\n", "")
+
+
+def test_doctor_says_what_why_and_what_mends_it() -> None:
+    np.savez("plain.npz", w=np.float32([1, np.nan]))
+    answer = call("doctor", "plain.npz")
+    assert answer.exit_code == 1
+    assert answer.stdout == lines(
+        "plain.npz: 2 findings",
+        "",
+        "no average",
+        "  evidence: it holds raw",
+        "  mend:     average it with other checkpoints: polyak average plain.npz OTHER -o OUT.safetensors",
+        "",
+        "NaN or infinity in 1 weight",
+        "  evidence: w (1 of 2)",
+        "  mend:     go back to an earlier file, or leave them out: "
+        "polyak convert plain.npz OUT.safetensors --exclude 'w'",
+    )
+
+
+def test_doctor_in_json_and_of_no_file() -> None:
+    found = json.loads(call("doctor", "both.safetensors", "--json").stdout)
+    assert [f["what"] for f in found["findings"]] == ["several sets of weights", "average is stored in low precision"]
+    assert call("doctor", "no.npz").exit_code == 2
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_that_of_the_help() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == reference(), "make it anew: python -m polyak.cli.reference > docs/cli.md"
+    assert all(f"## polyak {verb}\n" in page for verb in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in COMMANDS)])
+def test_help_loads_no_numpy(arguments: list[str]) -> None:
+    script = f"""
+import sys
+from polyak.cli import main
+try:
+    main({arguments})
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", [m for m in ("numpy", "h5py", "rich", "msgspec", "ml_dtypes") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "loaded: []", done.stderr
+
+
+def test_the_public_face_is_whole_though_it_is_lazy() -> None:
+    script = """
+import polyak.transfer.plan, polyak.snapshot
+import sys, types, polyak
+assert all(getattr(polyak, name) is not None for name in polyak.__all__)
+assert isinstance(polyak.transfer, types.FunctionType) and isinstance(polyak.snapshot, types.FunctionType)
+assert set(polyak.__all__) <= set(dir(polyak))
+try:
+    polyak.nothing
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "module 'polyak' has no attribute 'nothing'\n", done.stderr

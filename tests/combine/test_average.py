@@ -1,0 +1,206 @@
+"""The mean of checkpoints against plain NumPy; what is refused; provenance, distances, memory; greedy soup."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import polyak
+from polyak.averaging.rules import Mean
+from polyak.combine import average, blocks
+from polyak.errors import AmbiguousRole, DtypeMismatch, MissingWeight, NonFinite, ShapeMismatch, WeightError
+from polyak.manifest import State
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
+
+
+def held(role: str = "raw", state: State | None = None, **arrays: Any) -> Snapshot:
+    return Snapshot.from_arrays(arrays, role, state)
+
+
+def of_kind(kind: Kind, value: Any) -> Snapshot:
+    array = np.asarray(value)
+    return Snapshot([Item("raw", Weight("w", array.shape, array.dtype.name, kind), array.copy)])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("weights", [None, [1, 2, 1], [0, 1, 3]])
+def test_the_mean_is_the_float64_mean_rounded_once(dtype: Any, weights: list[float] | None) -> None:
+    arrays = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(dtype)
+    mean = average.mean([held(w=a) for a in arrays], weights)["w"]
+    expected = np.average(arrays.astype(np.float64), axis=0, weights=weights)
+    assert mean.dtype == dtype
+    half_a_unit = float(ml_dtypes.finfo(dtype).eps) / 2 if np.dtype(dtype).itemsize < 8 else 1e-15
+    np.testing.assert_allclose(mean.astype(np.float64), expected, rtol=half_a_unit * (1 + 1e-6), atol=3e-8)
+
+
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=6), st.integers(1, 5))
+def test_equal_members_keep_their_bits(values: list[float], count: int) -> None:
+    member = held(w=np.float32(values), d=np.float64(values) / 3)
+    mean = average.mean([member] * count, list(range(1, count + 1)))
+    assert all(mean[n].tobytes() == member[n].tobytes() for n in mean)
+
+
+def test_one_member_or_a_share_of_nothing_keeps_the_sign_of_zero() -> None:
+    a, b = held(w=np.float32([-0.0, 1])), held(w=np.float32([5, 5]))
+    assert average.mean([a])["w"].tobytes() == a["w"].tobytes()
+    assert average.mean([b, a], [0, 3])["w"].tobytes() == a["w"].tobytes()
+
+
+def test_blocks_do_not_change_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [held(w=a) for a in np.random.default_rng(0).normal(size=(3, 100)).astype(np.float16)]
+    whole = average.mean(members)["w"]
+    monkeypatch.setattr(blocks, "BLOCK", 7)
+    assert average.mean(members)["w"].tobytes() == whole.tobytes()
+
+
+def test_scalars_and_empty_arrays_have_means() -> None:
+    mean = average.mean(
+        [held(s=np.float32(1), e=np.zeros((0, 3), np.float32)), held(s=np.float32(2), e=np.zeros((0, 3), np.float32))]
+    )
+    assert (mean["s"].shape, float(mean["s"]), mean["e"].shape) == ((), 1.5, (0, 3))
+
+
+def test_statistics_are_averaged_and_counters_and_seeds_are_the_last_members() -> None:
+    cases = [(Kind.STATISTIC, 1.0, 3.0, 2.0), (Kind.COUNTER, 1, 3, 3), (Kind.SEED, 1.0, 3.0, 3.0)]
+    for kind, first, last, expected in cases:
+        assert average.mean([of_kind(kind, first), of_kind(kind, last)])["w"] == expected
+
+
+def test_a_mean_is_computed_when_it_is_read() -> None:
+    with pytest.raises(NonFinite, match="weight 'w': expected finite values, received 1 non-finite of 2 from arrays"):
+        _ = average.mean([held(w=np.float32([1, 2])), held(w=np.float32([1, np.nan]))])["w"]
+
+
+@pytest.mark.parametrize("weights", [[1, -1], [0, 0], [1], [1, np.nan], [np.inf, 1], [2, -1]])
+def test_weights_that_make_no_mean_are_refused(weights: list[float]) -> None:
+    with pytest.raises(WeightError, match=r"expected (2 weights, one for each member|weights of at least 0)"):
+        average.mean([held(w=np.float32(1))] * 2, weights)
+
+
+def test_a_set_in_the_place_of_shares_is_refused() -> None:
+    with pytest.raises(WeightError, match="weights='average': expected a number for each member, received text"):
+        average.mean([held(w=np.float32(1))], "average")  # type: ignore[arg-type]
+
+
+def test_one_source_is_a_list_of_one() -> None:
+    mean = polyak.average(held(w=np.float32(1)))  # type: ignore[arg-type]
+    assert isinstance(mean, Snapshot)
+    assert list(mean) == ["w"]
+
+
+def test_no_members_are_refused() -> None:
+    with pytest.raises(WeightError, match="an average needs members"):
+        polyak.average([])
+
+
+def test_the_first_difference_of_structure_is_named() -> None:
+    a, b, c = (np.zeros(n, np.float32) for n in (2, 3, 4))
+    cases: list[tuple[type[Exception], str, Snapshot]] = [
+        (MissingWeight, "weight 'b': in arrays, not in arrays", held(a=a)),
+        (MissingWeight, "weight 'c': in arrays, not in arrays", held(a=a, b=b, c=c)),
+        (ShapeMismatch, r"weight 'b': expected \(3,\) as in arrays, received \(4,\)", held(a=a, b=c)),
+        (DtypeMismatch, "weight 'b': expected float32 as in arrays, received float16", held(a=a, b=np.zeros(3, "f2"))),
+    ]
+    for error, message, other in cases:
+        with pytest.raises(error, match=message):
+            average.mean([held(a=a, b=b), other])
+
+
+def test_mixed_roles_are_refused() -> None:
+    with pytest.raises(AmbiguousRole, match="expected members of one role, received average from arrays beside raw"):
+        polyak.average([held(w=np.float32(1)), held("average", w=np.float32(1))])
+
+
+def test_python_names_its_own_argument() -> None:
+    items = [*held(w=np.float32(1)).items_by_path.values(), *held("average", w=np.float32(1)).items_by_path.values()]
+    with pytest.raises(AmbiguousRole, match='say which: role="raw" or role="average"'):
+        polyak.average([Snapshot(items)])
+    mean = polyak.average([Snapshot(items)] * 2, role="average")
+    assert isinstance(mean, Snapshot)
+    assert mean.state is None
+
+
+def test_provenance_and_the_rule_that_is_true() -> None:
+    members = [held(w=np.float32(1)), held(w=np.float32(3))]
+    uniform, weighted = average.mean(members), average.mean(members, [3, 1])
+    assert uniform.state == State(Mean().to_json(), 2)
+    assert weighted.state is None
+    assert average.mean([held("average", State(Mean().to_json(), 5), w=np.float32(1))] * 2).state is None
+    assert weighted.manifest.evidence == (
+        "member arrays: raw weights, share 0.75",
+        "member arrays: raw weights, share 0.25",
+    )
+
+
+def test_distances_are_relative_to_the_norm_of_the_mean() -> None:
+    members = [held(a=np.float32([3, 0]), b=np.float64([4.0])), held(a=np.float32([3, 2]), b=np.float64([4.0]))]
+    mean = polyak.average(members)
+    found = polyak.distances(members, mean)
+    assert [m.distance for m in found] == pytest.approx([1 / np.sqrt(26)] * 2)
+    assert [m.share for m in found] == [0.5, 0.5]
+    zero = [held(a=np.float32([0.0]))]
+    assert polyak.distances(zero, polyak.average(zero))[0].distance == 0.0
+
+
+def test_files_into_a_file_with_a_receipt(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, path in enumerate(paths):
+        polyak.save(held(w=np.float32([i, 1]), steps=np.int64(i)), path)
+    told: list[tuple[str, int, int]] = []
+    receipt = polyak.average(paths, out=tmp_path / "mean.npz", watch=lambda *what: told.append(what))
+    assert isinstance(receipt, polyak.Receipt)
+    assert (receipt.role, receipt.count, len(receipt.moved)) == ("average", 3, 2)
+    assert told == [("w", 0, 2), ("steps", 1, 2)]
+    opened = polyak.open(tmp_path / "mean.npz")
+    assert (opened["w"].tolist(), int(opened["steps"]), opened.roles) == ([1.0, 1.0], 2, ("average",))
+    assert len(opened.manifest.evidence) == 3
+    assert all(str(path) in opened.manifest.source for path in paths)
+
+
+def test_nothing_is_written_when_a_member_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NonFinite):
+        polyak.average([held(a=np.float32(1), w=np.float32(np.nan))], out=tmp_path / "mean.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_that_of_three_of_the_largest_arrays(tmp_path: Path) -> None:
+    size = 4_000_000  # float32: 16 MB
+    for i in range(4):
+        polyak.save(held(a=np.full(size, i, np.float32), b=np.full(size, i, np.float32)), tmp_path / f"{i}.safetensors")
+    paths = sorted(tmp_path.iterdir())
+    polyak.average(paths[:1], out=tmp_path / "warm.safetensors")
+    tracemalloc.start()
+    polyak.average(paths, out=tmp_path / "mean.safetensors")
+    polyak.distances(paths, tmp_path / "mean.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * size * 4 + 16e6
+    assert set(polyak.open(tmp_path / "mean.safetensors")["b"]) == {1.5}
+
+
+def test_a_greedy_soup_takes_what_helps() -> None:
+    members = [held(w=np.float64([v])) for v in (0.0, 3.0, 9.0, 1.0)]
+    calls: list[float] = []
+
+    def score(soup: Snapshot) -> float:
+        calls.append(float(soup["w"][0]))
+        return -abs(calls[-1] - 2.0)
+
+    soup, chosen = polyak.greedy_soup(members, score)
+    assert calls == pytest.approx([0.0, 3.0, 9.0, 1.0, 2.0, 4 / 3, 13 / 3])
+    assert (soup["w"].tolist(), chosen, soup.state) == ([2.0], (1, 3), State(Mean().to_json(), 2))
+
+
+def test_a_greedy_soup_needs_members_and_numbers() -> None:
+    with pytest.raises(WeightError, match="a soup needs members"):
+        polyak.greedy_soup([], lambda soup: 0.0)
+    with pytest.raises(WeightError, match="expected a finite number, received nan"):
+        polyak.greedy_soup([held(w=np.float32(1))], lambda soup: float("nan"))

@@ -1,0 +1,196 @@
+"""Who wrote a file of PyTorch, and which of its weights are the average: the real tools' files, and look-alikes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak import dialects
+from polyak.contents import Contents, Tensor
+from polyak.errors import AmbiguousRole
+from polyak.snapshot import Snapshot
+from polyak.weights import Kind
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "torch"
+
+# File, tool, roles of weights, confidence, words of its evidence.
+TOOLS = [
+    ("averaged_model.pt", "PyTorch AveragedModel", {"average"}, "inferred", "n_averaged = 3"),
+    ("averaged_model_both.pt", "PyTorch AveragedModel", {"raw", "average"}, "inferred", "'model' has the same names"),
+    ("timm.pt", "timm", {"raw", "average"}, "inferred", "a decay of 0.9"),
+    ("ema_pytorch.pt", "ema-pytorch", {"raw", "average"}, "inferred", "step = 3"),
+    ("ema_pytorch_alone.pt", "ema-pytorch", {"average"}, "inferred", "does not include the model"),
+    ("torch_ema.pt", "torch-ema", {"average"}, "inferred", "decay = 0.9, num_updates = 3"),
+    ("torch_ema_both.pt", "torch-ema", {"raw", "average"}, "inferred", "all shapes of the parameters in 'model'"),
+    ("diffusers.pt", "diffusers", {"average"}, "inferred", "optimization_step = 3"),
+    ("lightning.ckpt", "Lightning", {"raw", "average"}, "inferred", "the average was saved as the model"),
+    ("mmengine.pt", "mmengine", {"raw", "average"}, "inferred", "it swaps the two before it saves"),
+    ("lit_ema.ckpt", "LitEma", {"raw", "average"}, "inferred", "model_ema.decay = 0.9999"),
+    ("own_ema.pt", "PyTorch", {"raw", "average"}, "inferred", "some tools save the two swapped"),
+    ("ema_0.9999_000003.pt", "PyTorch", {"average"}, "inferred", "an average with decay 0.9999"),
+    ("plain.pt", "PyTorch", {"raw"}, "unknown", "without a word on whether it is an average"),
+]
+
+
+@pytest.mark.parametrize(("file", "tool", "roles", "confidence", "words"), TOOLS, ids=[t[0] for t in TOOLS])
+def test_each_tools_file_is_told_apart(file: str, tool: str, roles: set[str], confidence: str, words: str) -> None:
+    held = polyak.open(GOLDEN / file)
+    assert held.manifest.tool == tool
+    assert set(held.roles) - {"optimizer", "training"} == roles
+    assert held.manifest.confidence == confidence
+    assert words in "; ".join(held.manifest.evidence)
+
+
+@pytest.mark.parametrize("file", [t[0] for t in TOOLS])
+def test_each_set_has_the_names_and_the_bits_that_the_tool_held(file: str) -> None:
+    held, wanted = polyak.open(GOLDEN / file), expected(file)
+    assert set(wanted) == set(held.roles) - {"optimizer", "training"}
+    for role, arrays in wanted.items():
+        part = held.select(role=role)
+        assert set(part) == set(arrays)
+        for name, array in arrays.items():
+            assert (part[name].dtype, part[name].shape) == (array.dtype, array.shape)
+            assert part[name].tobytes() == array.tobytes()
+
+
+def expected(file: str) -> dict[str, dict[str, np.ndarray]]:
+    """What the tool held in memory, by role and name."""
+    sets: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(GOLDEN / f"{file.rpartition('.')[0]}.npz") as stored:
+        for key in stored.files:
+            role, _, name = key.partition("/")
+            sets.setdefault(role, {})[name] = stored[key]
+    return sets
+
+
+def test_raw_and_average_differ_in_the_golden_files() -> None:
+    """Else a dialect that swaps them would not be noticed."""
+    for file, *_ in TOOLS:
+        wanted = expected(file)
+        if set(wanted) == {"raw", "average"}:
+            assert any(wanted["raw"][n].tobytes() != wanted["average"][n].tobytes() for n in wanted["raw"])
+
+
+def test_a_file_with_both_sets_asks_which() -> None:
+    with pytest.raises(AmbiguousRole, match="received 'raw', 'average' and 'optimizer'"):
+        polyak.open(GOLDEN / "timm.pt").select(include="conv.*")
+
+
+def test_optimizer_state_is_no_weight() -> None:
+    held = polyak.open(GOLDEN / "lightning.ckpt")
+    assert all("optimizer_states/0/state" in name for name in held.select(role="optimizer"))
+    assert len(held.select(role="optimizer")) == 18
+
+
+def test_kinds_tell_statistics_and_counters() -> None:
+    kinds = {w.path: w.kind for w in polyak.open(GOLDEN / "plain.pt").weights}
+    assert kinds["norm.running_mean"] == kinds["norm.running_var"] == Kind.STATISTIC
+    assert (kinds["norm.num_batches_tracked"], kinds["norm.weight"]) == (Kind.COUNTER, Kind.TRAINABLE)
+
+
+def test_no_rule_is_made_up_where_the_file_has_none() -> None:
+    for file, *_ in TOOLS:
+        assert not any(polyak.open(GOLDEN / file).manifest.roles.values())
+
+
+def test_the_manifest_survives_polyaks_own_file(tmp_path: Path) -> None:
+    polyak.save(polyak.open(GOLDEN / "mmengine.pt"), tmp_path / "a.safetensors")
+    again = polyak.open(tmp_path / "a.safetensors")
+    assert set(again.roles) == {"raw", "average"}
+    assert again.manifest.evidence == polyak.open(GOLDEN / "mmengine.pt").manifest.evidence
+
+
+# --- look-alikes: a name alone proves nothing ------------------------------------------------------------------------
+
+
+def opened(arrays: dict[str, np.ndarray], origin: str = "file 'a.pt'", **facts: object) -> Snapshot:
+    tensors = {name: Tensor(a.shape, a.dtype.name, a.copy) for name, a in arrays.items()}
+    return dialects.interpret(
+        Contents(origin, "torch", tensors, facts={k.replace("__", "/"): v for k, v in facts.items()})
+    )
+
+
+W, V, N = np.ones((2, 3), np.float32), np.ones(4, np.float32), np.array(5)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"module.w": W, "n_averaged": N, "other": V},  # not all in module.
+        {"module.w": W, "n_averaged": np.array(5.0)},  # no whole number
+        {"state_dict/w": W, "state_dict_ema/w": V},  # shapes differ
+        {"state_dict/w": W, "current_model_state/w": W},  # no count
+        {"state_dict/w": W, "ema_state_dict/module.v": W, "ema_state_dict/steps": N},  # names differ
+        {"ema_model.w": W, "online_model.v": V, "initted": N, "step": N},  # names differ
+        {
+            "model.a.b": W,
+            "model.ab": W,
+            "model_ema.ab": W,
+            "model_ema.decay": N,
+            "model_ema.num_updates": N,
+        },  # ambiguous
+        {"model.ab": W, "model_ema.cd": W, "model_ema.decay": N, "model_ema.num_updates": N},  # no weight of that name
+    ],
+)
+def test_names_without_the_structure_claim_nothing(arrays: dict[str, np.ndarray]) -> None:
+    held = opened(arrays)
+    assert "average" not in held.roles
+    assert held.manifest.confidence == "unknown"
+
+
+def test_two_sets_alike_without_a_word_stay_under_their_own_keys() -> None:
+    held = opened({"model/w": W, "backup/w": W})
+    assert set(held) == {"model/w", "backup/w"}
+    assert held.roles == ("raw",)
+
+
+def test_several_averages_are_told_apart_by_their_keys() -> None:
+    held = opened({"model/w": W, "ema_0.99/w": 2 * W, "ema_0.999/w": 3 * W})
+    assert held.roles == ("raw", "average:ema_0.99", "average:ema_0.999")
+    assert held["average:ema_0.999/w"].tolist() == (3 * W).tolist()
+
+
+def test_an_average_beside_two_models_alike_claims_nothing() -> None:
+    assert opened({"model/w": W, "teacher/w": W, "backup/w": W}).roles == ("raw",)
+
+
+def test_several_sets_keep_their_keys() -> None:
+    held = opened({"generator/w": W, "discriminator/v": V})
+    assert set(held) == {"generator/w", "discriminator/v"}
+
+
+def test_a_list_without_a_decay_is_no_average() -> None:
+    assert "average" not in opened({"shadow_params/0": W}).roles
+    assert set(opened({"shadow_params/0": W, "shadow_params/1": V}, decay=0.9)) == {"#0", "#1"}
+    assert "average" not in opened({"shadow_params/0": W, "shadow_params/2": V}, decay=0.9).roles  # a gap
+
+
+def test_a_list_that_does_not_fit_the_model_is_numbered() -> None:
+    held = opened({"model/a": W, "model/b": V, "ema/shadow_params/0": V, "ema/shadow_params/1": W}, ema__decay=0.9)
+    assert set(held.select(role="average")) == {"#0", "#1"}
+    assert set(held.select(role="raw")) == {"a", "b"}
+
+
+def test_nemos_average_in_the_optimizer_gets_the_models_names() -> None:
+    arrays = {
+        "state_dict/a": W,
+        "state_dict/b": V,
+        "optimizer_states/0/ema/0": 2 * W,
+        "optimizer_states/0/ema/1": 2 * V,
+    }
+    held = opened(arrays, optimizer_states__0__decay=0.99)
+    assert held.manifest.tool == "NeMo"
+    assert held["average/a"].tolist() == (2 * W).tolist()
+    assert held["raw/a"].tolist() == W.tolist()
+
+
+def test_nemos_twin_file_is_an_average_by_its_name() -> None:
+    assert opened({"state_dict/a": W}, "file 'runs/step=5-EMA.ckpt'").roles == ("average",)
+    assert opened({"state_dict/a": W}, "file 'runs/step=5.ckpt'").roles == ("raw",)
+
+
+def test_an_optimizers_own_file_holds_no_weights() -> None:
+    assert opened({"state/0/exp_avg": W, "state/0/step": N}).roles == ("optimizer",)

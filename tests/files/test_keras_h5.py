@@ -1,0 +1,262 @@
+"""HDF5, .keras and sharded files: what is refused, and what plain HDF5 cannot notice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import DamagedFile, FileError, UnknownFormat
+
+VALUE = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def written(path: Path, **more: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        file["layers/dense/vars/0"] = VALUE
+        file["layers/dense/vars"].attrs["name"] = "head"
+        for name, value in more.items():
+            file[f"layers/dense/vars/{name}"] = value
+    return path
+
+
+def test_arrays_are_read_by_their_place(tmp_path: Path) -> None:
+    snap = polyak.open(written(tmp_path / "a.h5", b=VALUE.astype(np.float16)))
+    assert list(snap) == ["layers/dense/vars/0", "layers/dense/vars/b"]
+    assert snap["layers/dense/vars/0"].tobytes() == VALUE.tobytes()
+    assert snap["layers/dense/vars/b"].dtype == np.float16
+
+
+def test_a_file_of_plain_hdf5_says_that_nothing_protects_it(tmp_path: Path) -> None:
+    assert polyak.open(written(tmp_path / "a.h5")).integrity == "none"
+
+
+def test_bfloat16_is_read_as_such(tmp_path: Path) -> None:
+    value = VALUE.astype(ml_dtypes.bfloat16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("vars/0", data=value).attrs["dtype"] = "bfloat16"
+    found = polyak.open(tmp_path / "a.h5")["vars/0"]
+    assert found.dtype == ml_dtypes.bfloat16
+    assert found.tobytes() == value.tobytes()
+
+
+def test_big_endian_values_arrive_in_the_order_of_this_machine(tmp_path: Path) -> None:
+    found = polyak.open(written(tmp_path / "a.h5", big=VALUE.astype(">f4")))["layers/dense/vars/big"]
+    assert found.tobytes() == VALUE.tobytes()
+
+
+def test_a_file_in_use_can_be_written_again_and_the_old_snapshot_says_so(tmp_path: Path) -> None:
+    snap = polyak.open(written(tmp_path / "a.h5"))
+    written(tmp_path / "a.h5", other=VALUE)
+    with pytest.raises(FileError, match="it was written again after it was opened"):
+        snap["layers/dense/vars/0"]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
+    path = written(tmp_path / "a.h5")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(DamagedFile, match="truncated or damaged"):
+        polyak.open(path)
+
+
+def external_link(file: h5py.File) -> None:
+    file["vars/0"] = h5py.ExternalLink("other.h5", "/secret")
+
+
+def soft_link(file: h5py.File) -> None:
+    file["vars/0"] = h5py.SoftLink("/elsewhere")
+
+
+def circle(file: h5py.File) -> None:
+    file["layers/again"] = file["/"]
+
+
+def external_storage(file: h5py.File) -> None:
+    file.create_dataset("vars/0", (4,), "f4", external=[("raw.bin", 0, 16)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((3, 4), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (3, 4))
+    file.create_virtual_dataset("vars/0", layout)
+
+
+def never_filled(file: h5py.File) -> None:
+    file.create_dataset("vars/0", (2**32,), "f4")
+
+
+def hollow_chunks(file: h5py.File) -> None:
+    file.create_dataset("vars/0", (2**32,), "f4", chunks=(2**16,), compression="gzip")
+
+
+def huge_chunk(file: h5py.File) -> None:
+    file.create_dataset("vars/0", (4,), "f4", maxshape=(None,), chunks=(2**29,), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (external_link, "received a ExternalLink"),
+        (soft_link, "received a SoftLink"),
+        (circle, "expected a tree of groups"),
+        (external_storage, "received external storage"),
+        (virtual, "received a virtual dataset"),
+        (never_filled, "expected 17,179,869,184 bytes by its shape, received 0 bytes"),
+        (hollow_chunks, "expected 17,179,869,184 bytes by its shape, received 0 bytes"),
+        (huge_chunk, "by its shape"),
+    ],
+)
+def test_what_keras_does_not_write_is_refused_before_it_is_read(
+    tmp_path: Path, make: Callable[[h5py.File], None], said: str
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+    with pytest.raises(DamagedFile, match=said):
+        polyak.open(tmp_path / "a.h5")
+
+
+def text(file: h5py.File) -> None:
+    file["vars/0"] = "text"
+
+
+def reference(file: h5py.File) -> None:
+    file["vars/0"] = file.ref
+
+
+def fields(file: h5py.File) -> None:
+    file["vars/0"] = np.zeros(2, [("a", "f4"), ("b", "i4")])
+
+
+def scale_offset(file: h5py.File) -> None:
+    file.create_dataset("vars/0", data=np.arange(64), scaleoffset=0, chunks=(64,))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (text, "expected numbers, received HDF5 data of type object"),
+        (reference, "expected numbers, received HDF5 data of type object"),
+        (fields, "expected numbers"),
+        (scale_offset, "received HDF5 filter 6"),
+    ],
+)
+def test_other_kinds_of_data_are_refused(tmp_path: Path, make: Callable[[h5py.File], None], said: str) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+    with pytest.raises(UnknownFormat, match=said):
+        polyak.open(tmp_path / "a.h5")
+
+
+def archive(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
+    weights = written(path.with_suffix(".h5")).read_bytes()
+    held = {"config.json": b"{}", "metadata.json": b'{"keras_version": "3.15.1"}', "model.weights.h5": weights}
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in {**held, **{k.replace("_json", ".json"): v for k, v in members.items()}}.items():
+            file.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_is_read_packed_or_not(tmp_path: Path, compression: int) -> None:
+    snap = polyak.open(archive(tmp_path / "a.keras", compression))
+    assert snap["layers/dense/vars/0"].tobytes() == VALUE.tobytes()
+    assert snap.integrity == "crc32"
+    assert snap.manifest.tool == "Keras 3.15.1"
+
+
+def test_every_flipped_byte_of_the_weights_in_an_archive_is_noticed(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.keras")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\x89HDF")
+    for at in range(start, start + len(written(tmp_path / "b.h5").read_bytes()), 97):
+        data[at] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(DamagedFile, match="cannot be unpacked: Bad CRC-32"):
+            polyak.open(path)
+        data[at] ^= 4
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_truncated_archive_is_refused(tmp_path: Path, share: float) -> None:
+    path = archive(tmp_path / "a.keras")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(DamagedFile, match="cannot be unpacked"):
+        polyak.open(path)
+
+
+def test_a_zip_bomb_is_refused_by_what_it_declares(tmp_path: Path) -> None:
+    """A megabyte of zeros packs to a kilobyte; the directory of the zip claims four gigabytes of the same bytes."""
+    path = archive(tmp_path / "a.keras", zipfile.ZIP_DEFLATED, config_json=b"0" * 2**20)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"config\.json: expected 4,294,967,294 bytes, received 1,\d\d\d packed"):
+        polyak.open(path)
+
+
+def test_an_archive_without_weights_is_no_model(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as file:
+        file.writestr("config.json", "{}")
+    with pytest.raises(UnknownFormat, match=r"expected model\.weights\.h5 in the archive"):
+        polyak.open(tmp_path / "a.keras")
+
+
+def shards(path: Path, weight_map: object) -> Path:
+    written(path.with_name("a_00000.weights.h5"))
+    path.write_text(json.dumps({"metadata": {"total_size": 48}, "weight_map": weight_map}))
+    return path
+
+
+def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
+    path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
+    assert polyak.open(path)["layers/dense/vars/0"].tobytes() == VALUE.tobytes()
+
+
+@pytest.mark.parametrize("name", ["../a_00000.weights.h5", "/etc/a.h5", "..\\a.h5", "C:a.h5", 5])
+def test_a_shard_lies_beside_its_index(tmp_path: Path, name: object) -> None:
+    path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": [name, "a_00000.weights.h5"]})
+    with pytest.raises(DamagedFile, match="expected the name of a shard beside the index"):
+        polyak.open(path)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "error", "said"),
+    [
+        ({"/layers/dense/vars": "a_00001.weights.h5"}, FileError, "expected the shard 'a_00001.weights.h5' beside it"),
+        ({"/layers/other/vars": "a_00000.weights.h5"}, DamagedFile, "where the index does not have it"),
+        (
+            {"/layers/dense/vars": "a_00000.weights.h5", "/b/vars": "a_00000.weights.h5"},
+            DamagedFile,
+            "group 'b/vars': expected weights",
+        ),
+        (["a_00000.weights.h5"], DamagedFile, "the index of shards is not readable"),
+    ],
+)
+def test_an_index_that_does_not_agree_with_its_shards_is_refused(
+    tmp_path: Path, weight_map: object, error: type[FileError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        polyak.open(shards(tmp_path / "a.weights.json", weight_map))
+
+
+def test_reading_loads_no_framework(tmp_path: Path) -> None:
+    code = (
+        f"import sys, polyak; dict(polyak.open({str(archive(tmp_path / 'a.keras'))!r}));"
+        "print([m for m in ('keras', 'tensorflow', 'tf_keras') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,114 @@
+"""Files that polyak writes for Keras: plain Keras loads them, and notices their damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from tests.frameworks.zoo import ZOO
+
+import polyak
+from polyak.errors import AmbiguousRole, DamagedFile, FileError, UnexpectedWeight
+from polyak.files import keras_write
+
+# A Keras 2 model that was compiled with metrics asks for their state, too.
+NAMES = [n for n, make in ZOO.items() if not n.startswith("Module") and n != "LegacySubclassed"]
+
+
+def averaged(model: Any) -> polyak.Average:
+    ema = polyak.EMA(model, decay=0.5)
+    for path, variable in ema.source.variables.items():
+        if "seed" not in path:
+            variable.assign(np.arange(variable.shape.num_elements()).reshape(variable.shape).astype("float32") % 7)
+    ema.update()
+    return ema
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keras_loads_the_average_without_polyak(tmp_path: Path, name: str) -> None:
+    ema, other = averaged(ZOO[name].built()), ZOO[name].built()
+    keras_write.write(ema.snapshot(), tmp_path / "a.weights.h5")
+    other.load_weights(str(tmp_path / "a.weights.h5"))
+    found = {k: v for k, v in polyak.snapshot(other).items() if "seed" not in k}
+    expected = ema.values()
+    assert len(found) > 1
+    for path, value in found.items():
+        assert value.tobytes() == expected[path].astype(value.dtype).tobytes(), path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    keras_write.write(averaged(ZOO["Blocks"].built()).snapshot(), tmp_path / "a.weights.h5")
+    return tmp_path / "a.weights.h5"
+
+
+def test_polyak_reads_role_rule_and_digests(file: Path) -> None:
+    snap = polyak.open(file)
+    assert snap.roles == ("average",)
+    assert snap.state is not None
+    assert (snap.state.rule["decay"], snap.state.count) == (0.5, 1)
+    assert snap.integrity == "xxh3-128"
+    assert all(s.digest for s in snap.manifest.weights)
+
+
+def test_the_average_goes_on_in_another_average(file: Path) -> None:
+    other = polyak.EMA(ZOO["Blocks"].built(), decay=0.5)
+    polyak.transfer(file, other)
+    assert other.count == 1
+    assert other.values()["blocks/0/kernel"].tobytes() == polyak.open(file)["blocks/0/kernel"].tobytes()
+
+
+def test_keras_and_polyak_notice_every_flipped_byte_of_an_array(file: Path) -> None:
+    model = ZOO["Blocks"].built()
+    with h5py.File(file) as h5:
+        chunk = h5["blocks/dense/vars/0"].id.get_chunk_info(0)
+    data = bytearray(file.read_bytes())
+    for at in range(chunk.byte_offset, chunk.byte_offset + chunk.size, 5):
+        data[at] ^= 1
+        file.write_bytes(data)
+        with pytest.raises((OSError, ValueError)):
+            model.load_weights(str(file))
+        with pytest.raises(DamagedFile):
+            polyak.open(file).copy()
+        data[at] ^= 1
+    file.write_bytes(data)
+    model.load_weights(str(file))
+
+
+def test_a_changed_note_is_refused(file: Path) -> None:
+    with h5py.File(file, "r+") as h5:
+        h5.attrs["polyak"] = h5.attrs["polyak"].replace('"average"', '"raw"')
+    with pytest.raises(DamagedFile, match="the manifest does not have its digest"):
+        polyak.open(file)
+
+
+def test_an_array_that_the_note_does_not_know_is_refused(file: Path) -> None:
+    with h5py.File(file, "r+") as h5:
+        h5["extra/vars/0"] = np.zeros(2)
+    with pytest.raises(DamagedFile, match=r"'extra/vars/0': expected None by the manifest"):
+        polyak.open(file)
+
+
+def test_a_weight_without_a_place_in_keras_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnexpectedWeight, match=r"weight 'w': expected a place in Keras' files, received none"):
+        keras_write.write(polyak.Snapshot.from_arrays({"w": np.zeros(2)}), tmp_path / "a.weights.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_role_is_written(tmp_path: Path) -> None:
+    ema = averaged(ZOO["sequential"].built())
+    raw, average = polyak.snapshot(ema, "raw"), polyak.snapshot(ema)
+    both = polyak.Snapshot([*raw.items_by_path.values(), *average.items_by_path.values()])
+    with pytest.raises(AmbiguousRole, match="expected weights of one role, received raw, average"):
+        keras_write.write(both, tmp_path / "a.weights.h5")
+
+
+def test_the_name_must_be_one_that_keras_takes(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"expected a name that ends in \.weights\.h5"):
+        keras_write.write(
+            polyak.snapshot(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])), tmp_path / "a.h5"
+        )

@@ -1,0 +1,177 @@
+"""Sharded safetensors: the Hub's layout opens, ours opens in the plain reader, and broken sets are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import polyak
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnknownFormat
+from polyak.files import safetensors_sharded as sharded
+from polyak.manifest import State
+from polyak.snapshot import Snapshot
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def arrays() -> dict[str, Any]:
+    return {f"layer/{i}": np.arange(10, dtype=np.float32) + i for i in range(5)} | {"steps": np.array(3, np.int64)}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, arrays: dict[str, Any]) -> Path:
+    """As the Hub's tools write it: names without a directory, and a total size."""
+    names = list(arrays)
+    parts = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+    for shard, held in parts.items():
+        save_file({n: arrays[n] for n in held}, tmp_path / shard)
+    weight_map = {n: shard for shard, held in parts.items() for n in held}
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {"total_size": 208}, "weight_map": weight_map}))
+    return tmp_path
+
+
+def edited(index: Path, **changes: Any) -> None:
+    body = json.loads(index.read_text())
+    index.write_text(json.dumps(body | changes))
+
+
+def two(arrays: dict[str, Any]) -> Snapshot:
+    raw, average = (Snapshot.from_arrays(arrays, role) for role in ("raw", "average"))
+    state = State({"rule": "mean"}, 2)
+    return Snapshot([*raw.items_by_path.values(), *average.items_by_path.values()], {"average": state})
+
+
+@pytest.mark.parametrize("name", ["", INDEX])
+def test_a_set_of_the_hub_opens_by_its_directory_or_index(name: str, hub: Path, arrays: dict[str, Any]) -> None:
+    found = polyak.open(hub / name)
+    assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in arrays.items()}
+    assert (found.roles, found.integrity) == (("raw",), "none")
+
+
+def test_an_index_of_another_name_is_known_by_its_content(hub: Path) -> None:
+    (hub / INDEX).rename(hub / "weights.json")
+    assert len(polyak.open(hub / "weights.json")) == 6
+    for text in ("{}", '{"weight_map": {"w": "pytorch_model-1.bin"}}', "[1]", "{"):
+        (hub / "other.json").write_text(text)
+        assert not sharded.recognises(hub / "other.json")
+
+
+@pytest.mark.parametrize("limit", [1, 50, 100, 10**9])
+def test_written_shards_hold_everything(limit: int, arrays: dict[str, Any], tmp_path: Path) -> None:
+    held = two(arrays)
+    sharded.write(held, tmp_path / INDEX, limit)
+    found = polyak.open(tmp_path)
+    assert polyak.diff(held, found).equal
+    assert found.manifest.roles == held.manifest.roles
+    assert all(item.digest for item in found.items_by_path.values())
+    body = json.loads((tmp_path / INDEX).read_text())
+    assert body["metadata"]["total_size"] == 416
+    plain = {n: load_file(tmp_path / body["weight_map"][n])[n] for n in body["weight_map"]}
+    assert {n: a.tobytes() for n, a in plain.items()} == {n: a.tobytes() for n, a in held.items()}
+
+
+def test_shards_are_as_large_as_asked(arrays: dict[str, Any], tmp_path: Path) -> None:
+    sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX, 100)
+    shards = json.loads((tmp_path / INDEX).read_text())["weight_map"].values()
+    names = sorted(set(shards))
+    assert [list(shards).count(name) for name in names] == [2, 2, 2]
+    assert [name.rpartition("/")[2] for name in names] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+
+
+def test_no_weights_make_one_empty_shard(tmp_path: Path) -> None:
+    sharded.write(Snapshot([]), tmp_path / INDEX)
+    assert len(polyak.open(tmp_path / INDEX)) == 0
+
+
+def test_a_failure_leaves_the_old_set_and_nothing_else(arrays: dict[str, Any], tmp_path: Path) -> None:
+    sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
+    before = sorted(tmp_path.rglob("*"))
+    bad = Snapshot.from_arrays({"a": np.float32([1]), "z": np.complex128([1])})
+    with pytest.raises(DtypeMismatch, match="weight 'z'"):
+        sharded.write(bad, tmp_path / INDEX, 1)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(polyak.open(tmp_path)) == 6
+
+
+def test_a_new_set_takes_the_name_while_the_old_one_is_open(arrays: dict[str, Any], tmp_path: Path) -> None:
+    sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
+    old = polyak.open(tmp_path / INDEX)
+    sharded.write(Snapshot.from_arrays({"w": np.float32([1])}), tmp_path / INDEX)
+    assert list(polyak.open(tmp_path / INDEX)) == ["w"]
+    assert old["layer/4"].tobytes() == arrays["layer/4"].tobytes()
+
+
+def test_another_end_of_the_name_and_a_missing_directory_are_refused(tmp_path: Path) -> None:
+    held = Snapshot.from_arrays({"w": np.float32([1])})
+    with pytest.raises(UnknownFormat, match=r"expected a name that ends in .safetensors.index.json"):
+        sharded.write(held, tmp_path / "model.json")
+    with pytest.raises(FileError, match="its directory does not exist"):
+        sharded.write(held, tmp_path / "no" / INDEX)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_shard_is_named(hub: Path) -> None:
+    (hub / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileError, match=r"shard 'model-00002-of-00002\.safetensors' is missing"):
+        polyak.open(hub)
+
+
+OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "..\\x", "", "a\0b", 7]
+
+
+@pytest.mark.parametrize("shard", OUTSIDE)
+def test_a_shard_outside_the_directory_is_refused(shard: Any, hub: Path) -> None:
+    save_file({"w": np.float32([1])}, hub.parent / "x.safetensors")
+    edited(hub / INDEX, weight_map={"w": shard})
+    with pytest.raises(DamagedFile, match="expected a file in the index's directory"):
+        polyak.open(hub)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"w": "model-00001-of-00002.safetensors"}, "weight 'w': expected in shard 'model-00001"),
+        ({"layer/0": "model-00001-of-00002.safetensors"}, "weight 'layer/1': shard 'model-00001.* holds it, the index"),
+        ([1], "expected a weight_map of names to files"),
+        ({"w": ["x"]}, "expected a weight_map of names to files"),
+        (None, "expected a weight_map of names to files"),
+    ],
+)
+def test_an_index_that_contradicts_its_shards_is_refused(weight_map: Any, message: str, hub: Path) -> None:
+    edited(hub / INDEX, weight_map=weight_map)
+    with pytest.raises(DamagedFile, match=message):
+        polyak.open(hub)
+
+
+def test_doubles_and_broken_shards_are_refused(hub: Path) -> None:
+    (hub / "model-00001-of-00002.safetensors").write_bytes(b"not one")
+    with pytest.raises(DamagedFile, match=r"shard 'model-00001-of-00002\.safetensors': expected a safetensors file"):
+        polyak.open(hub)
+    (hub / INDEX).write_text('{"weight_map": {"w": "a", "w": "b"}}')
+    with pytest.raises(DamagedFile, match="a name occurs twice"):
+        polyak.open(hub)
+
+
+def test_a_manifest_that_was_changed_is_refused(arrays: dict[str, Any], tmp_path: Path) -> None:
+    sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
+    text = (tmp_path / INDEX).read_text()
+    (tmp_path / INDEX).write_text(text.replace('\\"raw\\"', '\\"ema\\"'))
+    with pytest.raises(DamagedFile, match="the manifest does not have its digest"):
+        polyak.open(tmp_path)
+
+
+def test_a_flipped_bit_in_a_shard_is_found(arrays: dict[str, Any], tmp_path: Path) -> None:
+    sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    found = polyak.open(tmp_path)
+    with pytest.raises(DamagedFile, match="expected bytes with digest"):
+        _ = [found[name] for name in found]

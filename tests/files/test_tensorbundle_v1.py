@@ -1,0 +1,97 @@
+"""The V1 format, written by real TF1 Savers; TensorFlow's own reader is the oracle."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import DamagedFile, FileError, PolyakError
+
+tf = pytest.importorskip("tensorflow")
+tf1 = tf.compat.v1
+
+VALUES = {
+    "net/kernel": np.arange(12, dtype=np.float32).reshape(3, 4) - 5.5,
+    "net/kernel/ExponentialMovingAverage": np.full((3, 4), 0.25, np.float32),
+    "net/moving_mean": np.array([1.5, -2.0]),
+    "scalar": np.float32(3.0),
+    "empty": np.zeros((0, 2), np.float32),
+    "bytes": np.array([0, 127, 255], np.uint8),
+    "small": np.array([-128, 127], np.int8),
+    "ints": np.array([-(2**31), -1, 0, 2**31 - 1], np.int32),
+    "longs": np.array([-(2**63), 2**62, -1], np.int64),
+    "flags": np.array([True, False, True]),
+    "half": np.array([1.0, -0.0, 65504.0, np.nan], np.float16),
+    "global_step": np.int64(1234567),
+}
+
+
+def _save(prefix, values, **kwargs):
+    with tf.Graph().as_default(), tf1.Session() as session:
+        variables = {n: tf1.get_variable(n.replace("/", "_"), initializer=tf.constant(v)) for n, v in values.items()}
+        session.run(tf1.global_variables_initializer())
+        saver = tf1.train.Saver(variables, write_version=tf1.train.SaverDef.V1, **kwargs)
+        return saver.save(session, str(prefix), write_meta_graph=False, write_state=False)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return _save(tmp_path_factory.mktemp("v1") / "model.ckpt", VALUES)
+
+
+def test_every_dtype_is_read_bit_for_bit(saved):
+    snap = polyak.open(saved)
+    found = {w.path: snap.select("training")[w.path] for w in snap.select("training").weights}
+    found |= {w.path: snap.select("raw")[w.path] for w in snap.select("raw").weights}
+    reader = tf.train.load_checkpoint(saved)
+    for name, value in found.items():
+        expected = np.asarray(VALUES[name])
+        assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
+        assert value.tobytes() == expected.tobytes()
+        if value.dtype.name in ("float32", "float64", "int32", "int64"):  # TensorFlow's own reader takes no others
+            assert value.tobytes() == np.asarray(reader.get_tensor(name)).tobytes()
+    assert set(found) == set(VALUES) - {"net/kernel/ExponentialMovingAverage"}
+
+
+def test_the_average_of_a_v1_file_is_found(saved):
+    average = polyak.open(saved).select("average", include="net/*")
+    assert average["net/kernel"].tobytes() == VALUES["net/kernel/ExponentialMovingAverage"].tobytes()
+    assert average["net/moving_mean"].tolist() == [1.5, -2.0]
+
+
+def test_several_files(tmp_path):
+    _save(tmp_path / "model.ckpt", {"w": VALUES["net/kernel"]}, sharded=True)
+    assert polyak.open(tmp_path / "model.ckpt")["w"].tobytes() == VALUES["net/kernel"].tobytes()
+
+
+def test_a_missing_file_of_several_is_named(tmp_path):
+    _save(tmp_path / "model.ckpt", {"w": VALUES["net/kernel"]}, sharded=True)
+    shard = next(tmp_path.glob("model.ckpt-*"))
+    shard.rename(tmp_path / "model.ckpt-00000-of-00002")
+    with pytest.raises(FileError, match="expected 2 files, received 1"):
+        polyak.open(tmp_path / "model.ckpt")
+
+
+def test_partitioned_variables_are_put_together(tmp_path):
+    with tf.Graph().as_default(), tf1.Session() as session:
+        whole = tf1.get_variable("w", (7, 2), partitioner=tf1.fixed_size_partitioner(3))
+        session.run(tf1.global_variables_initializer())
+        expected = session.run(tf.concat(list(whole), 0))
+        path = tf1.train.Saver(write_version=tf1.train.SaverDef.V1).save(
+            session, str(tmp_path / "m"), write_meta_graph=False, write_state=False
+        )
+    assert polyak.open(path)["w"].tobytes() == expected.tobytes()
+
+
+def test_damage_is_noticed(saved, tmp_path):
+    data = Path(saved).read_bytes()
+    for at in range(0, len(data) - 48, 97):
+        damaged = tmp_path / "damaged"
+        damaged.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        with pytest.raises(PolyakError):
+            polyak.open(damaged).copy()
+    truncated = tmp_path / "truncated"
+    truncated.write_bytes(data[:100] + data[-48:])
+    with pytest.raises(DamagedFile):
+        polyak.open(truncated)

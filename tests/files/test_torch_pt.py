@@ -1,0 +1,464 @@
+"""PyTorch's files: every bit comes back, nothing that a file brings is run, damage and malice are refused.
+
+The golden files are the real tools'; see tests/golden/make_torch.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import DamagedFile, PolyakError, UnknownFormat
+from polyak.files import torch_pt
+from polyak.weights import numpy_dtype
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "torch"
+FILES = sorted(p for p in GOLDEN.iterdir() if p.suffix in (".pt", ".ckpt"))
+
+
+def expected(name: str) -> dict[str, np.ndarray]:
+    """What the tool held; extended dtypes are stored as integers under ``NAME|dtype``."""
+    with np.load(GOLDEN / f"{name}.npz") as stored:
+        pairs = [(key.partition("|"), stored[key]) for key in stored.files]
+    return {key: array.view(numpy_dtype(dtype)) if dtype else array for (key, _, dtype), array in pairs}
+
+
+def assert_same(received: np.ndarray, wanted: np.ndarray) -> None:
+    assert (received.dtype, received.shape) == (wanted.dtype, wanted.shape)
+    assert received.tobytes() == wanted.tobytes()
+
+
+# --- what torch wrote ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["kinds", "kinds_legacy", "protocol5", "not_read"])
+def test_every_sort_of_tensor_has_torchs_bits(name: str) -> None:
+    held, wanted = torch_pt.read(GOLDEN / f"{name}.pt").tensors, expected(name)
+    assert set(held) == set(wanted)
+    for key, array in wanted.items():
+        assert (held[key].shape, held[key].dtype) == (array.shape, array.dtype.name)
+        assert_same(held[key].read(), array)
+
+
+@pytest.mark.parametrize("name", ["plain", "plain_legacy", "wrapped", "module", "deflated"])
+def test_a_set_of_weights_has_torchs_names_and_bits(name: str) -> None:
+    held = polyak.open(GOLDEN / f"{name}.pt")
+    assert held.roles == ("raw",)
+    wanted = {key.removeprefix("raw/"): array for key, array in expected(name).items()}
+    assert set(held) == set(wanted)
+    for key, array in wanted.items():
+        assert_same(held[key], array)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_every_golden_file_is_recognised_and_read(path: Path) -> None:
+    held = polyak.open(path)
+    assert all(np.asarray(held[name]).shape == w.shape for name, w in zip(held, held.weights, strict=True))
+    assert held.integrity == ("none" if "legacy" in path.name else "crc32")
+
+
+def test_arrays_are_copies_that_may_be_written() -> None:
+    held = polyak.open(GOLDEN / "plain.pt")
+    held["conv.bias"][:] = 0
+    assert held["conv.bias"].any()
+
+
+def test_tensors_that_are_not_read_are_named_in_the_note() -> None:
+    note = polyak.open(GOLDEN / "not_read.pt").manifest.note
+    assert note == "not read: q (a quantised tensor), sparse (a sparse tensor)"
+
+
+def test_plain_values_are_facts() -> None:
+    facts = torch_pt.read(GOLDEN / "averaged_model_both.pt").facts
+    assert (facts["epoch"], facts["optimizer/param_groups/0/lr"]) == (3, 0.1)
+    assert torch_pt.read(GOLDEN / "timm.pt").facts["args/model_ema_decay"] == 0.9  # in an argparse.Namespace
+    assert torch_pt.read(GOLDEN / "timm.pt").facts["metric"] == 0.5  # a NumPy number
+
+
+def test_big_endian_files_are_turned_round(tmp_path: Path) -> None:
+    swapped = b"".join(struct.pack(">f", x) for x in (1.0, 2.5, -3.0))
+    path = archive(tmp_path, tensor("FloatStorage", "0", 3), {"0": swapped}, byteorder=b"big")
+    assert torch_pt.read(path).tensors["w"].read().tolist() == [1.0, 2.5, -3.0]
+
+
+# --- files made here -------------------------------------------------------------------------------------------------
+
+
+class Global:
+    """Pickles as a global of that name, whatever is there."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+
+class Pickler(pickle._Pickler):  # the one in Python lets a script write globals that do not exist
+    """Writes the parts of torch's pickles without torch."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        return obj.identity if isinstance(obj, Identity) else None
+
+    def save_named(self, obj: Global) -> None:
+        self.write(b"c" + f"{obj.module}\n{obj.name}\n".encode())
+
+    def save_call(self, obj: Call) -> None:
+        self.save(obj.function)
+        self.save(obj.args)
+        self.write(b"R")
+
+    dispatch: ClassVar[dict[type, Any]] = {**pickle._Pickler.dispatch, Global: save_named}
+
+
+class Identity:
+    """A persistent id: how torch refers to a storage."""
+
+    def __init__(self, *identity: Any) -> None:
+        self.identity = identity
+
+
+class Call:
+    """Pickles as the call of a global."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+
+Pickler.dispatch[Call] = Pickler.save_call
+
+
+def pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    Pickler(buffer, 2).dump(value)
+    return buffer.getvalue()
+
+
+def storage(kind: str, key: str, size: int) -> Identity:
+    return Identity("storage", Global("torch", kind), key, "cpu", size)
+
+
+def tensor(
+    kind: str, key: str, size: int, shape: tuple[int, ...] | None = None, strides: Any = None, offset: int = 0
+) -> dict[str, Any]:
+    shape = (size,) if shape is None else shape
+    strides = (1,) * len(shape) if strides is None else strides
+    args = (storage(kind, key, size), offset, shape, strides, False, {})
+    return {"w": Call(Global("torch._utils", "_rebuild_tensor_v2"), *args)}
+
+
+def archive(tmp_path: Path, value: Any, data: dict[str, bytes] | None = None, byteorder: bytes = b"little") -> Path:
+    path = tmp_path / "made.pt"
+    with zipfile.ZipFile(path, "w") as held:
+        held.writestr("made/data.pkl", value if isinstance(value, bytes) else pickled(value))
+        held.writestr("made/byteorder", byteorder)
+        for key, content in (data or {}).items():
+            held.writestr(f"made/data/{key}", content)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DamagedFile) as caught:
+        read_all(path)
+    return str(caught.value)
+
+
+def read_all(path: Path) -> None:
+    for held in torch_pt.read(path).tensors.values():
+        held.read()
+
+
+def test_the_files_made_here_are_read(tmp_path: Path) -> None:
+    path = archive(
+        tmp_path, tensor("FloatStorage", "0", 4, (2, 2), (1, 2)), {"0": np.arange(4.0, dtype="f4").tobytes()}
+    )
+    assert torch_pt.read(path).tensors["w"].read().tolist() == [[0.0, 2.0], [1.0, 3.0]]
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "os.system": {"a": Call(Global("os", "system"), "echo owned")},
+    "posix.system": {"a": Call(Global("posix", "system"), "echo owned")},
+    "eval": {"a": Call(Global("builtins", "eval"), "1+1")},
+    "exec": {"a": Call(Global("__builtin__", "exec"), "x=1")},
+    "__import__": {"a": Call(Global("builtins", "__import__"), "os")},
+    "open": {"a": Call(Global("builtins", "open"), "/etc/hostname")},
+    "subprocess": {"a": Call(Global("subprocess", "Popen"), ["echo"])},
+    "runpy": {"a": Call(Global("runpy", "run_path"), "x.py")},
+    "importlib": {"a": Call(Global("importlib", "import_module"), "os")},
+    "dotted": {"a": Call(Global("torch", "serialization.os.system"), "echo owned")},
+    "sys.modules": {"a": Global("sys", "modules")},
+    "pickle.loads": {"a": Call(Global("pickle", "loads"), b"")},
+    "getattr of a dunder": {"a": Call(Global("builtins", "getattr"), Global("torch", "Size"), "__class__")},
+    "getattr chain": {
+        "a": Call(Global("builtins", "getattr"), Call(Global("builtins", "getattr"), Global("a", "B"), "c"), "system")
+    },
+    "call of an attribute": {"a": Call(Call(Global("builtins", "getattr"), Global("a", "B"), "run"), "echo")},
+    "call of a call": {"a": Call(Call(Global("functools", "partial"), Global("a", "B")), "echo")},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_could_run_is_refused(name: str, tmp_path: Path) -> None:
+    message = refusal(archive(tmp_path, RUNS[name]))
+    assert "refused" in message
+    assert "hint: polyak runs nothing that a file brings" in message
+
+
+def test_the_refusal_names_the_global(tmp_path: Path) -> None:
+    assert "asks for os.system, which can run code: refused" in refusal(archive(tmp_path, RUNS["os.system"]))
+
+
+def test_unknown_classes_are_inert_and_do_not_hide_the_weights(tmp_path: Path) -> None:
+    odd = {"odd": Call(Global("antigravity", "Anything"), "x"), "more": Call(Global("this.is.nothing", "f"))}
+    path = archive(tmp_path, tensor("FloatStorage", "0", 2) | odd, {"0": bytes(8)})
+    assert list(torch_pt.read(path).tensors) == ["w"]
+    assert "antigravity" not in sys.modules
+
+
+def test_nothing_is_executed_or_imported_by_any_hostile_file(tmp_path: Path) -> None:
+    paths = []
+    for i, value in enumerate(RUNS.values()):
+        paths.append(archive(tmp_path, value).rename(tmp_path / f"{i}.pt"))
+    odd = {"a": Call(Global("antigravity", "x")), "b": Call(Global("torch.hub", "load"), "a/b")}
+    paths.append(archive(tmp_path, odd).rename(tmp_path / "odd.pt"))
+    script = """
+import sys
+import polyak, polyak.files.torch_pt, polyak.dialects.torch_plain
+for name in polyak.dialects._DIALECTS: __import__("polyak.dialects." + name)
+from polyak.errors import PolyakError
+seen, armed = [], False
+MODULES = ("os", "subprocess", "socket", "shutil", "ctypes", "tempfile", "urllib")
+paths = sys.argv[1:]
+def hook(event, args):
+    if not armed: return
+    if event in ("exec", "compile", "import", "os.exec", "pickle.find_class") or event.split(".")[0] in MODULES:
+        seen.append((event, str(args)[:80]))
+    if event == "open" and str(args[0]) not in paths: seen.append((event, str(args)[:80]))
+try: polyak.open(paths[0])
+except PolyakError: pass
+sys.addaudithook(hook)
+armed = True
+for path in paths:
+    try: polyak.open(path)
+    except PolyakError: pass
+armed = False
+print(seen)
+"""
+    run = subprocess.run([sys.executable, "-c", script, *map(str, paths)], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr
+
+
+def nested(depth: int) -> bytes:
+    return b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."
+
+
+def laughs() -> bytes:
+    """Thirty levels of lists that hold the one before ten times: small in memory, endless to walk."""
+    levels = b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(30))
+    return b"\x80\x02]q\x00" + levels + b"."
+
+
+BROKEN = {
+    "nested": (nested(5000), "expected at most 48 levels"),
+    "laughs": (laughs(), "values, received more"),
+    "steps": (b"\x80\x02" + b"N0" * 2_100_000 + b"N.", "more than 4,000,000 steps"),
+    "no end": (b"\x80\x02}", "the pickle is not readable at byte 3, behind EMPTY_DICT"),
+    "empty stack": (b"\x80\x020.", "a value where the stack is empty"),
+    "no mark": (b"\x80\x02t.", "a mark where there is none"),
+    "memo": (b"\x80\x02h\x07.", "the remembered value 7"),
+    "extension": (b"\x80\x02\x82\x01.", "an operation that no file of weights needs"),
+    "two values": (b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.", "two values of the key 'a'"),
+    "huge key": (b"\x80\x02}\x8a\x0a" + b"\x01" * 10 + b"Ns.", "a key wider than 64 bits"),
+    "long text": (b"\x80\x02X\xff\xff\xff\x7fabc.", "not readable"),
+}
+
+
+def tower(step: bytes, depth: int = 300_000) -> bytes:
+    """A value within a value within a value ..."""
+    return b"\x80\x02)" + step * depth
+
+
+LAUGHS = laughs()[:-1] + b"0" * 31
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+TOWERS = {
+    "tuples": tower(b"\x85") + b".",
+    "a key of tuples": b"\x80\x02}" + tower(b"\x85")[2:] + b"Ns.",
+    "a storage key of tuples": b"\x80\x02" + STORAGE + tower(b"\x85")[2:] + b"NK\x01tQ.",
+    "a dtype of tuples": b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+    + tower(b"\x85")[2:]
+    + b"RU\x01a\x86R.",
+    "notes": b"\x80\x02" + b"ca\nb\n" * 150_000 + b")" + b"\x85R" * 150_000 + b".",
+    "a size of laughs": LAUGHS + b"ctorch\nSize\nh\x1e\x85R.",
+    "a note of laughs": LAUGHS + b"ccopyreg\n_reconstructor\nh\x1e\x85R.",
+    "an attribute of laughs": LAUGHS + b"cbuiltins\ngetattr\nca\nB\nh\x1e\x86R.",
+    "a storage key of laughs": LAUGHS + STORAGE + b"h\x1eNK\x01tQ.",
+    "a storage size of laughs": LAUGHS + STORAGE + b"X\x01\x00\x00\x000Nh\x1etQ.",
+    "an encoding of laughs": LAUGHS + b"c_codecs\nencode\nX\x01\x00\x00\x000h\x1e\x86R.",
+    "a key of laughs": LAUGHS + b"}h\x1eNs.",
+    "long names": b"\x80\x02}X\x00\x10\x00\x00" + b"n" * 4096 + b"](" + b"N" * 10 + b"K\x01" * 1_000_000 + b"es.",
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_deep_and_endless_values_end_soon(name: str, tmp_path: Path) -> None:
+    path, start = archive(tmp_path, TOWERS[name]), time.perf_counter()
+    with contextlib.suppress(PolyakError):
+        read_all(path)
+    assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_pickles_that_ask_for_too_much_or_are_broken_are_refused(name: str, tmp_path: Path) -> None:
+    content, words = BROKEN[name]
+    assert words in refusal(archive(tmp_path, content))
+
+
+BOUNDS = {
+    "reach": (tensor("FloatStorage", "0", 4, (5,)), "a tensor of 5 elements in a storage of 4"),
+    "offset": (tensor("FloatStorage", "0", 4, (2,), offset=3), "a tensor of 5 elements in a storage of 4"),
+    "strides": (tensor("FloatStorage", "0", 4, (2, 2), (3, 1)), "a tensor of 5 elements in a storage of 4"),
+    "negative": (tensor("FloatStorage", "0", 4, (2,), (-1,)), "-1 as a size or place"),
+    "storage": (tensor("FloatStorage", "0", 400), "expected a storage of 1600 bytes, received 16"),
+    "missing": (tensor("FloatStorage", "../../../etc/passwd", 4), "no storage '../../../etc/passwd' in the file"),
+    "spread": (tensor("FloatStorage", "0", 4, (2**40,), (0,)), "far more than its storage holds"),
+    "axes": (tensor("FloatStorage", "0", 4, (1,) * 65), "a tensor of no shape"),
+    "type": ({"w": Identity("storage", Global("numpy", "FloatStorage"), "0", "cpu", 4)}, "no type of torch"),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_tensors_beyond_their_storage_are_refused(name: str, tmp_path: Path) -> None:
+    value, words = BOUNDS[name]
+    assert words in refusal(archive(tmp_path, value, {"0": bytes(16)}))
+
+
+def test_strides_of_single_rows_and_empty_tensors_may_be_anything(tmp_path: Path) -> None:
+    path = archive(tmp_path, tensor("FloatStorage", "0", 4, (1, 4), (2**59, 1)), {"0": bytes(16)})
+    assert torch_pt.read(path).tensors["w"].read().shape == (1, 4)
+    path = archive(tmp_path, tensor("ComplexDoubleStorage", "0", 1, (2**57, 0), (2**59, 1)), {"0": bytes(16)})
+    assert torch_pt.read(path).tensors["w"].read().shape == (2**57, 0)
+
+
+def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as held:
+        held.writestr("a/data.pkl", b"\x80\x02" + b"N0" * 40_000_000 + b"N.")
+    assert "expected a pickle of at most 67108864 bytes" in refusal(path)
+
+
+def test_a_storage_that_claims_an_impossible_ratio_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as held:
+        held.writestr("a/data.pkl", pickled(tensor("ByteStorage", "0", 10**9)))
+        held.writestr("a/data/0", bytes(1000))
+    raw = path.read_bytes().replace(struct.pack("<I", 1000), struct.pack("<I", 10**9))
+    path.write_bytes(raw)
+    assert "expected 1000000000 bytes in" in refusal(path)
+
+
+def test_members_outside_of_the_archive_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path, {}, {"../../../../evil": b"x"})
+    assert "outside of the archive: refused" in refusal(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pt"]
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path, {}, {"0": b"x"})
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as held:
+        held.writestr("made/data/0", b"y")
+    assert "two members of one name" in refusal(path)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_a_storage_is_noticed_although_torch_does_not_look(tmp_path: Path) -> None:
+    raw = bytearray((GOLDEN / "plain.pt").read_bytes())
+    weights = expected("plain")["raw/conv.weight"].tobytes()
+    raw[raw.index(weights) + 5] ^= 1
+    path = tmp_path / "flipped.pt"
+    path.write_bytes(raw)
+    held = polyak.open(path)
+    assert held["head.bias"].shape == (2,)  # the others can be read
+    with pytest.raises(DamagedFile, match=f"data/0' at byte .*expected bytes with CRC-32 {zlib.crc32(weights):08x}"):
+        held["conv.weight"]
+
+
+@pytest.mark.parametrize("name", ["plain", "plain_legacy", "deflated"])
+def test_a_truncated_file_is_refused_wherever_it_ends(name: str, tmp_path: Path) -> None:
+    raw = (GOLDEN / f"{name}.pt").read_bytes()
+    path = tmp_path / "short.pt"
+    for size in range(200, len(raw) - 1, 97):
+        path.write_bytes(raw[:size])
+        with pytest.raises(PolyakError):
+            polyak.open(path).copy()
+
+
+def test_a_truncated_archive_is_still_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "short.pt"
+    path.write_bytes((GOLDEN / "plain.pt").read_bytes()[:2000])
+    with pytest.raises(DamagedFile, match="the list of its members is not readable"):
+        polyak.open(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02}.", b"PK\x05\x06" + bytes(18)])
+def test_other_files_are_not_taken_for_torchs(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    with pytest.raises(UnknownFormat):
+        polyak.open(path)
+
+
+def mutated(raw: bytes, rng: np.random.Generator) -> bytes:
+    """A few bytes changed, and now and then a piece lost, doubled or moved."""
+    held = bytearray(raw)
+    for _ in range(int(rng.integers(1, 6))):
+        held[int(rng.integers(len(held)))] = int(rng.integers(256))
+    if rng.random() < 0.3:
+        start, size = int(rng.integers(len(held))), int(rng.integers(1, 200))
+        piece = held[start : start + size]
+        held = held[:start] + held[start + size :] if rng.random() < 0.5 else held[:start] + piece + held[start:]
+    return bytes(held)
+
+
+@pytest.mark.parametrize("name", ["plain.pt", "plain_legacy.pt", "kinds_legacy.pt", "deflated.pt", "mmengine.pt"])
+def test_any_damage_gives_an_error_of_polyak_or_a_good_read(name: str, tmp_path: Path) -> None:
+    raw, rng = (GOLDEN / name).read_bytes(), np.random.default_rng(7)
+    path = tmp_path / name
+    for _ in range(300):
+        path.write_bytes(mutated(raw, rng))
+        survives(lambda: polyak.open(path).copy())
+
+
+@pytest.mark.parametrize("name", ["plain.pt", "timm.pt", "kinds.pt", "protocol5.pt", "module.pt"])
+def test_any_damage_within_the_pickle_gives_an_error_of_polyak_or_a_good_read(name: str, tmp_path: Path) -> None:
+    """With a right checksum, so that the interpreter and not the archive has to stand it."""
+    with zipfile.ZipFile(GOLDEN / name) as held:
+        members = {n.partition("/")[2]: held.read(n) for n in held.namelist()}
+    data, rng = (
+        {n.removeprefix("data/"): raw for n, raw in members.items() if n.startswith("data/")},
+        np.random.default_rng(8),
+    )
+    for _ in range(300):
+        path = archive(tmp_path, mutated(members["data.pkl"], rng), data)
+        survives(lambda path=path: polyak.open(path).copy())
+
+
+def survives(job: Callable[[], object]) -> None:
+    start = time.perf_counter()
+    with contextlib.suppress(PolyakError):
+        job()
+    assert time.perf_counter() - start < 1
