@@ -16,7 +16,7 @@ def test_the_schema_in_the_documentation_is_current():
     current = json.loads(json.dumps(msgspec.json.schema(Manifest)))
     assert json.loads(SCHEMA.read_text()) == current, (
         "write it again: python -c 'import json, msgspec, polyak.manifest as m; "
-        'print(json.dumps(msgspec.json.schema(m.Manifest), indent=1))\' > docs/manifest-1.schema.json'
+        "print(json.dumps(msgspec.json.schema(m.Manifest), indent=1))' > docs/manifest-1.schema.json"
     )
 
 

@@ -115,7 +115,8 @@ def digest(array: np.ndarray[Any, Any]) -> str:
 def choose_role(roles: Iterable[str], asked: str | None, origin: str) -> str:
     """The one role that the caller means.
 
-    ``asked`` may be a role, or ``"average"`` where just one named average exists.
+    ``asked`` may be a role, or ``"average"`` where just one named average exists. Unasked, only sets of weights count,
+    not what an optimizer or a training loop keeps.
 
     Raises:
         AmbiguousRole: several roles, and ``asked`` does not pick one.
@@ -126,7 +127,7 @@ def choose_role(roles: Iterable[str], asked: str | None, origin: str) -> str:
     """
     known = list(roles)
     if asked is None:
-        fitting = known
+        fitting = [r for r in known if r == RAW or r.startswith(AVERAGE)] or known
     else:
         fitting = [r for r in known if r == asked] or [r for r in known if r.startswith(f"{asked}:")]
     if len(fitting) == 1:

@@ -22,7 +22,6 @@ from polyak.combine.difference import Difference, comparable, difference
 from polyak.combine.doctor import Finding, examine
 from polyak.combine.soup import greedy
 from polyak.errors import AmbiguousRole, FileError, RuleError
-from polyak.files import safetensors
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.hand_over import model_target, plan_into_model
 from polyak.manifest import AVERAGE, RAW, Manifest, State, choose_role
@@ -137,7 +136,9 @@ def open(path: PathLike) -> Snapshot:
 
 
 def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
-    """Write a model, an average or a snapshot into one self-describing safetensors file, read it back and compare.
+    """Write a model, an average or a snapshot into one self-describing file, read it back and compare.
+
+    The file is a safetensors file; a name that ends in ``.weights.h5`` makes one that plain Keras loads, too.
 
     Args:
         weights: "raw", "average", or "both" of an average and its model; all that the source has by default,
@@ -150,7 +151,9 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
         held = _both(source)
     else:
         held = (source if isinstance(source, Snapshot) and weights is None else _source(source, weights)).copy()
-    return _written(held, path, safetensors.write)
+    name = "keras_write" if os.fspath(path).endswith(".weights.h5") else "safetensors"
+    write: Write = import_module(f"polyak.files.{name}").write
+    return _written(held, path, write)
 
 
 def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
@@ -291,8 +294,9 @@ def _written(held: Snapshot, path: PathLike, write: Write, view: Converted | Non
     """Write, and prove by what is read back. ``view`` knows what was renamed, cast and left out."""
     written, read_back = write(held, path), open(path)
     sources = {s.name: (s.name, s.weight.dtype) for s in written.weights} if view is None else view.sources
+    found = {s.name: read_back[s.name if s.name in read_back else s.weight.path] for s in written.weights}
     moved = tuple(
-        Moved(sources[s.name][0], s.name, sources[s.name][1], read_back[s.name].dtype.name, s.weight.nbytes, s.digest)
+        Moved(sources[s.name][0], s.name, sources[s.name][1], found[s.name].dtype.name, s.weight.nbytes, s.digest)
         for s in written.weights
     )
     count = held.state.count if held.state else None

@@ -43,3 +43,29 @@ def test_an_average_goes_on_from_a_file(trained, fresh, tmp_path):
     polyak.transfer(tmp_path / "slow.safetensors", other)
     assert (other.rule, other.count) == (slow.rule, slow.count)
     nets.assert_same(other.values(), slow.values())
+
+
+def test_plain_keras_loads_the_averaged_weights_of_a_weights_h5_file(trained, fresh, tmp_path):
+    _, fast, _ = trained
+    receipt = polyak.save(fast, tmp_path / "ema.weights.h5")
+    fresh.load_weights(tmp_path / "ema.weights.h5")
+    nets.assert_same(nets.weights(fresh), nets.averaged(fast))
+    snap = polyak.open(tmp_path / "ema.weights.h5")
+    assert (snap.roles, snap.state) == (("average",), fast.state)
+    assert len(receipt.moved) == len(nets.averaged(fast))
+
+
+def test_a_file_of_keras_goes_into_another_instance_without_help(trained, fresh, tmp_path):
+    model, _, _ = trained
+    model.save_weights(tmp_path / "raw.weights.h5")
+    polyak.transfer(tmp_path / "raw.weights.h5", fresh)
+    nets.assert_same(nets.weights(fresh), nets.weights(model))
+
+
+def test_a_compiled_keras_model_on_disk_needs_no_word_about_its_optimizer(fresh, tmp_path):
+    source = nets.built()
+    source.compile("adam", "mse")
+    source.fit(nets.INPUTS, nets.TARGETS, verbose=0)
+    source.save(tmp_path / "model.keras")
+    polyak.transfer(tmp_path / "model.keras", fresh)
+    nets.assert_same(nets.weights(fresh), nets.weights(source))

@@ -87,7 +87,7 @@ def test_a_tf1_average_goes_into_a_keras_3_model(tf1_run):
     prefix, raw, average = tf1_run
     model = _Dense()
     model(nets.INPUTS)
-    with pytest.raises(polyak.errors.AmbiguousRole, match="'raw', 'average'"):
+    with pytest.raises(polyak.errors.AmbiguousRole, match="'raw' and 'average'"):
         polyak.transfer(prefix, model, include="dense/*")
     polyak.transfer(prefix, model, weights="average", rename={"net/*": "*"}, exclude="norm/*")
     nets.assert_same(dict(enumerate(model.get_weights())), dict(enumerate(average)))
