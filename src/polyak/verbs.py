@@ -34,6 +34,7 @@ from polyak.weights import Kind
 RuleLike = Rule | str | Parts | Mapping[str, Rule | str | None]
 PathLike = str | os.PathLike[str]
 Write = Callable[[Snapshot, PathLike], Manifest]
+_NOT_WRITTEN = (".h5", ".keras", ".pt", ".pth", ".ckpt", ".bin", ".index", ".json", ".npy")
 
 
 class Following(TypedDict, total=False):
@@ -138,22 +139,21 @@ def open(path: PathLike) -> Snapshot:
 def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
     """Write a model, an average or a snapshot into one self-describing file, read it back and compare.
 
-    The file is a safetensors file; a name that ends in ``.weights.h5`` makes one that plain Keras loads, too.
+    The file is a safetensors file; a name that ends in ``.weights.h5`` makes one that plain Keras loads, too, and
+    ``.npz`` one that NumPy loads.
 
     Args:
         weights: "raw", "average", or "both" of an average and its model; all that the source has by default,
             which for a live average is the average.
 
     Raises:
-        FileError: the path cannot be written.
+        FileError: the path cannot be written, or its name promises a format that polyak does not write.
     """
     if weights == "both":
         held = _both(source)
     else:
         held = (source if isinstance(source, Snapshot) and weights is None else _source(source, weights)).copy()
-    name = "keras_write" if os.fspath(path).endswith(".weights.h5") else "safetensors"
-    write: Write = import_module(f"polyak.files.{name}").write
-    return _written(held, path, write)
+    return _written(held, path, _saver(os.fspath(path)))
 
 
 def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
@@ -282,6 +282,16 @@ def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:
         return [_source(s, role) for s in ([sources] if one else sources)]
     except AmbiguousRole as error:
         raise AmbiguousRole(error.message, hint=error.hint and error.hint.replace("weights=", "role=")) from None
+
+
+def _saver(path: str) -> Write:
+    """What writes a file of this name. A name that promises the format of another tool is refused."""
+    for end in _NOT_WRITTEN:
+        if path.endswith(end) and not path.endswith(".weights.h5"):
+            raise FileError(f"file {path!r}: polyak does not write {end} files", hint="end the name in .safetensors")
+    name = "keras_write" if path.endswith(".weights.h5") else "npz" if path.endswith(".npz") else "safetensors"
+    write: Write = import_module(f"polyak.files.{name}").write
+    return write
 
 
 def _writer(path: PathLike, format: str | None = None) -> Write:

@@ -1,6 +1,8 @@
 """Recipe e: one self-describing safetensors file."""
 
 import nets
+import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 import polyak
@@ -69,3 +71,14 @@ def test_a_compiled_keras_model_on_disk_needs_no_word_about_its_optimizer(fresh,
     source.save(tmp_path / "model.keras")
     polyak.transfer(tmp_path / "model.keras", fresh)
     nets.assert_same(nets.weights(fresh), nets.weights(source))
+
+
+def test_the_name_of_a_file_never_promises_another_format(trained, tmp_path):
+    _, fast, _ = trained
+    for name in ("ema.keras", "ema.h5", "ema.pt", "ema.ckpt"):
+        with pytest.raises(polyak.errors.FileError, match="polyak does not write"):
+            polyak.save(fast, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    polyak.save(fast, tmp_path / "ema.npz")
+    with np.load(tmp_path / "ema.npz") as stored:
+        assert stored["stem/kernel"].tobytes() == fast.values()["stem/kernel"].tobytes()
