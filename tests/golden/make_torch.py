@@ -19,6 +19,7 @@ import sys
 import tempfile
 import types
 import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -282,6 +283,7 @@ def lightning_files() -> None:
 
         trainer.callbacks.insert(0, Keep())
         trainer.fit(task, data)
+    without_place("lightning.ckpt", folder)
     expected("lightning", **held)
 
 
@@ -314,7 +316,22 @@ def mmengine_files() -> None:
         runner.train()
         raw, average = task.state_dict(), hook.ema_model.module.state_dict()
         (HERE / "mmengine.pt").write_bytes((pathlib.Path(folder) / "epoch_1.pth").read_bytes())
+    without_place("mmengine.pt", folder)
     expected("mmengine", raw=raw, average=average)
+
+
+def without_place(name: str, folder: str) -> None:
+    """Take the folder that a tool wrote into its file out of it again: same length, and the zip's checksums mended."""
+    path = HERE / name
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        texts = {i: archive.read(i) for i in archive.infolist()}
+    for info, text in texts.items():
+        neutral = text.replace(folder.encode(), b"run".ljust(len(folder), b"_"))
+        if neutral != text:
+            data = data.replace(text, neutral)
+            data = data.replace(info.CRC.to_bytes(4, "little"), zlib.crc32(neutral).to_bytes(4, "little"))
+    path.write_bytes(data)
 
 
 def lit_ema_files() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from polyak.errors import FileError
+from polyak.files.failures import failures_named
 
 
 @contextmanager
@@ -26,17 +27,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     final = Path(os.path.realpath(path))
     # Short, because a name may have 255 bytes at most, and hidden: a killed process leaves it behind.
     temporary = final.parent / f".{final.name[:32]}.{secrets.token_hex(8)}.partial"
-    with _failures_named(final):
+    with failures_named(final, "written"):
         mode = _mode_of_place(final)
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        with _failures_named(final), os.fdopen(handle, "w+b") as file:
+        with failures_named(final, "written"), os.fdopen(handle, "w+b") as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with _failures_named(final):
+        with failures_named(final, "written"):
             temporary.replace(final)
             sync_directory(final.parent)
     except BaseException:
@@ -64,13 +65,3 @@ def _mode_of_place(path: Path) -> int | None:
     if not path.is_file():
         raise FileError(f"file {str(path)!r}: expected a regular file, received a device, a socket or a pipe")
     return stat.S_IMODE(path.stat().st_mode)
-
-
-@contextmanager
-def _failures_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"file {str(path)!r}: cannot be written: {error.strerror or error}") from error

@@ -23,6 +23,7 @@ import numpy as np
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnexpectedWeight, UnknownFormat
 from polyak.files.atomic import replacing
+from polyak.files.failures import failures_named
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
@@ -57,7 +58,7 @@ def recognises(path: Path) -> bool:
     """Whether the file is a zip whose first member is an .npy array."""
     if not path.is_file():
         return False
-    with _failures_named(path), path.open("rb") as file:
+    with failures_named(path, "read"), path.open("rb") as file:
         start = file.read(30)
         name = file.read(int.from_bytes(start[26:28], "little"))
     return start[:4] == _LOCAL and name.endswith(_END.encode())
@@ -66,7 +67,7 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Contents:
     """Open a file; the zip's directory and the headers are read. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
-    with _failures_named(path), _damage_named(origin):
+    with failures_named(path, "read"), _damage_named(origin):
         archive = zipfile.ZipFile(path)
         members = {i.filename.removesuffix(_END): i for i in _infos(archive, path.stat().st_size, origin)}
         manifest = _manifest(archive, members.pop(_KEY, None), origin)
@@ -105,16 +106,6 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
         )
         _append_array(archive, _KEY, np.frombuffer(manifest.to_json().encode(), np.uint8))
     return manifest
-
-
-@contextmanager
-def _failures_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -11,8 +11,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +20,9 @@ import numpy as np
 import xxhash
 
 from polyak.contents import Contents, Tensor
-from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight, UnknownFormat
+from polyak.errors import DamagedFile, DtypeMismatch, ShapeMismatch, UnexpectedWeight, UnknownFormat
 from polyak.files.atomic import replacing
+from polyak.files.failures import failures_named
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
@@ -49,7 +49,7 @@ def recognises(path: Path) -> bool:
     """
     if not path.is_file():
         return False
-    with _failures_named(path), path.open("rb") as file:
+    with failures_named(path, "read"), path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _HEADER_LIMIT
 
@@ -57,7 +57,7 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Contents:
     """Open a file; only the header is read. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
-    with _failures_named(path), path.open("rb") as file:
+    with failures_named(path, "read"), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
@@ -104,16 +104,6 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
         file.seek(0)
         file.write(header)
     return manifest
-
-
-@contextmanager
-def _failures_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
 
 
 def _layout(stored: Iterable[Stored]) -> list[Stored]:
