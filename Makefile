@@ -43,8 +43,10 @@ format: $(VENV)/.test ## ruff: repair what it can, and format
 typecheck: $(VENV)/.test ## mypy --strict on src
 	$(BIN)/mypy
 
-pytest: $(VENV)/.test ## tests and doctests alone, without slow, kill and peers
+pytest: $(VENV)/.test ## tests and doctests alone, without slow, kill and peers; Keras' own on its three backends
 	$(PYTEST) $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(PYTEST) tests/keras $(PYTEST_ARGS)
+	KERAS_BACKEND=torch $(PYTEST) tests/keras $(PYTEST_ARGS)
 
 # pytest leaves with 5 where no test carries the mark; that is said, and is no failure.
 slow kill peers: $(VENV)/.test

@@ -23,7 +23,8 @@ def pins(frozen: list[str]) -> list[str]:
         if not PIN.fullmatch(line):
             raise SystemExit(f"not an exact version: {line!r}")
         name, version = line.split("==")
-        versions[re.sub(r"[-_.]+", "-", name).lower()] = version
+        # A build's own mark ("2.13.0+cpu") is known to one index alone.
+        versions[re.sub(r"[-_.]+", "-", name).lower()] = version.partition("+")[0]
     tensorflow = versions.pop("tensorflow-cpu", None) or versions.pop("tensorflow")
     versions.pop("tensorflow", None)
     plain = [f"{name}=={version}" for name, version in versions.items()]

@@ -7,7 +7,7 @@ import os
 # Read by TensorFlow and Keras when they are first imported, so these lines come before every other import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import ipaddress
 import random

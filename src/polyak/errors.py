@@ -113,6 +113,10 @@ class RuleChanged(PolyakWarning):
     """Restored state was made under another rule than the average has now."""
 
 
+class WeightsChanged(PolyakWarning):
+    """A model has other weights than when its average was made; the average follows them now."""
+
+
 def notify(warning: PolyakWarning) -> None:
     """Issue a warning that points at the caller's line, however deep in polyak it is found."""
     frame, level = sys._getframe(1), 2

@@ -12,7 +12,12 @@ from polyak.frameworks.base import Average, Framework, snapshot_of
 __all__ = ["Average", "Framework", "framework_of", "snapshot_of"]
 
 # The first column must be loaded already for the second to be asked.
-_FRAMEWORKS = (("keras", "polyak.frameworks.keras"), ("tensorflow", "polyak.frameworks.tensorflow"))
+# Keras comes first: on the backend of PyTorch its models are modules, too.
+_FRAMEWORKS = (
+    ("keras", "polyak.frameworks.keras"),
+    ("tensorflow", "polyak.frameworks.tensorflow"),
+    ("torch", "polyak.frameworks.torch"),
+)
 
 
 def framework_of(model: object) -> Framework:
@@ -21,7 +26,6 @@ def framework_of(model: object) -> Framework:
     Raises:
         ModelError: no loaded framework knows the object.
     """
-    _refuse_other_backend(model)
     for loaded, ours in _FRAMEWORKS:
         if loaded in sys.modules:
             framework: Framework = import_module(ours).FRAMEWORK
@@ -29,17 +33,6 @@ def framework_of(model: object) -> Framework:
                 return framework
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise ModelError(
-        f"expected a Keras model, a keras layer or a tf.Module, received {kind}",
+        f"expected a Keras model, a keras layer, a tf.Module or a torch module, received {kind}",
         hint="open a file with polyak.open(path)" if isinstance(model, (str, Path)) else "give the model itself",
-    )
-
-
-def _refuse_other_backend(model: object) -> None:
-    """Keras runs on several frameworks, and its objects look the same on all of them."""
-    keras = sys.modules.get("keras")
-    if keras is None or not isinstance(model, keras.layers.Layer) or keras.backend.backend() == "tensorflow":
-        return
-    raise ModelError(
-        f"{type(model).__name__}: expected a Keras model on TensorFlow, received one on {keras.backend.backend()}",
-        hint="set KERAS_BACKEND=tensorflow before Keras is imported; other backends are not supported yet",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -13,8 +14,8 @@ from numpy.typing import ArrayLike
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import MissingWeight, UnexpectedWeight
-from polyak.manifest import AVERAGE, State
-from polyak.snapshot import Array, Item, Snapshot
+from polyak.manifest import AVERAGE, Manifest, State
+from polyak.snapshot import Array, Item, Snapshot, tool, versions
 from polyak.transfer.plan import Asked, make_plan
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import Target
@@ -76,6 +77,17 @@ class Average(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Start again from the model's present weights, with a count of zero."""
+
+    @abstractmethod
+    def refresh(self) -> str:
+        """Follow the weights that the model has now: new ones start here, those that are gone are forgotten.
+
+        Returns:
+            What has changed, in a sentence; "" if nothing has.
+
+        Raises:
+            Applied: the average is applied to its model.
+        """
 
     @property
     @abstractmethod
@@ -175,9 +187,12 @@ def _array(value: ArrayLike, dtype: str) -> Array:
 
 
 def snapshot_of(target: Target, role: str, state: State | None = None) -> Snapshot:
-    """A lazy view of a target's present weights."""
+    """A lazy view of a target's present weights; a weight that has several names is there under each."""
 
-    def item(weight: Weight) -> Item:
-        return Item(role, weight, lambda: target.read(weight.path))
+    def item(path: str, weight: Weight) -> Item:
+        return Item(role, replace(weight, path=path), lambda: target.read(weight.path))
 
-    return Snapshot((item(w) for w in target.weights), {role: state}, origin=target.label)
+    held = {w.path: w for w in target.weights}
+    items = [*((w.path, w) for w in target.weights), *((a, held[first]) for a, first in target.aliases.items())]
+    written = Manifest(tool(), {}, (), source=target.label, versions=versions(), layout=target.layout)
+    return Snapshot((item(p, w) for p, w in items), {role: state}, target.label, written=written)

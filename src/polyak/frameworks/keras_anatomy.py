@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from polyak.errors import ModelError
-from polyak.frameworks.walk import Anatomy, Own, Sibling, Step, numbered, steps
+from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, numbered, steps, walk
 from polyak.weights import Kind, is_floating
 
 _UNNAMED = re.compile(r"(variable|Variable)(_\d+)?(:0)?")
@@ -123,6 +123,20 @@ class Flavour:
         )
 
 
+def found_in(model: Any, flavour: Flavour) -> Iterator[Found]:
+    """Every variable of a Keras 3 model, random seeds included. Raises ModelError for one that no attribute holds."""
+    found = list(walk(model, flavour.anatomy()))
+    reached = {id(f.own.variable) for f in found}
+    for variable in model.variables:
+        if id(variable) not in reached:
+            raise ModelError(
+                f"{type(model).__name__} {model.name!r}: weight {variable.path!r} is in no attribute, list or "
+                "dictionary of the model",
+                hint="hold the layer that owns it in an attribute",
+            )
+    yield from found
+
+
 def contained(
     key: str, value: object, wanted: Callable[[object], bool], sibling: Callable[[str, Any], Sibling]
 ) -> Iterator[tuple[Step, Any]]:
@@ -190,7 +204,7 @@ def _own_names(keras: ModuleType) -> frozenset[str]:
     The two have names, so that they use up no automatic number of the user's layers.
     """
     bare = (keras.layers.Layer(name="polyak"), keras.Model(name="polyak"))
-    return frozenset({*vars(bare[0]), *vars(bare[1]), "_functional", "_operations", "optimizer"})
+    return frozenset({*vars(bare[0]), *vars(bare[1]), "_functional", "_operations", "optimizer", "_torch_params"})
 
 
 def _attribute_names(layer: Any, own_names: frozenset[str]) -> dict[int, str]:
@@ -203,8 +217,13 @@ def _attribute_names(layer: Any, own_names: frozenset[str]) -> dict[int, str]:
 
 
 def user_attributes(layer: Any, own_names: frozenset[str]) -> list[tuple[str, Any]]:
-    """The attributes that neither Keras nor TensorFlow's tracking (``_self_...``) made."""
-    return [(k, v) for k, v in vars(layer).items() if k not in own_names and not k.startswith("_self_")]
+    """The attributes that neither Keras nor TensorFlow's tracking (``_self_...``) made.
+
+    Where Keras runs on PyTorch, a layer is a module, which keeps the layers in it beside its attributes.
+    """
+    modules = vars(layer).get("_modules") or {}
+    held = {**vars(layer), **modules} if isinstance(modules, dict) else vars(layer)
+    return [(k, v) for k, v in held.items() if k not in own_names and not k.startswith("_self_")]
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:

@@ -10,18 +10,17 @@ import tensorflow as tf
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import ModelError, UnbuiltModel
+from polyak.errors import UnbuiltModel
 from polyak.frameworks.base import Framework
+from polyak.frameworks.described import describe, described
+from polyak.frameworks.exchange import holds_average, watchers
 from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
-from polyak.frameworks.tensorflow_exchange import holds_average, watchers
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
 from polyak.manifest import AVERAGE, RAW, State
-from polyak.weights import Evidence, Kind, Weight, glob_match, unmatched_globs
-
-_UNSAVED = Saved("")
+from polyak.weights import Kind
 
 
 class TensorFlowFramework(Framework):
@@ -36,25 +35,9 @@ class TensorFlowFramework(Framework):
     def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
         """The model's weights; ``kinds`` overrides kinds by glob."""
         self.refuse_unbuilt(model)
-        found = list(self.find(model))
-        if all(f.own.kind is Kind.SEED for f in found):
-            raise ModelError(
-                f"{describe(model)}: expected at least one weight, received none",
-                hint="give the object that owns the variables in its attributes",
-            )
-        seeds = {id(f.own.variable) for f in found if f.own.kind is Kind.SEED}
-        order = {id(v): i for i, v in enumerate(v for v in self.ordered(model) if id(v) not in seeds)}
-        _refuse_unmatched_kinds(kinds, found, model)
-        saved = self.saved(model)
-        weights = [
-            _weight(f, order.get(id(f.own.variable), len(order)), kinds, saved.get(id(f.own.variable), _UNSAVED))
-            for f in found
-        ]
-        _refuse_duplicates(weights, model)
-        native = {w.path: self.native(f.own.variable) for w, f in zip(weights, found, strict=True)}
-        ranked = sorted(weights, key=lambda w: w.evidence.position if w.evidence else 0)
-        trackables = {w.path: f.own.variable for w, f in zip(weights, found, strict=True)}
-        return Variables(describe(model), native, ranked, trackables)
+        made = described(model, list(self.find(model)), self.ordered(model), kinds, self.saved(model))
+        native = {path: self.native(variable) for path, variable in made.variables.items()}
+        return Variables(made.label, native, made.weights, made.variables)
 
     def role(self, model: Any) -> tuple[str, State | None]:
         """What the model holds now: raw weights, or the values of an average that is applied to it."""
@@ -152,13 +135,6 @@ def flavour_of(obj: object) -> Flavour | None:
     return None
 
 
-def describe(model: object) -> str:
-    """What errors and receipts call a model: its class, and its name where it has one."""
-    name = getattr(model, "name", None)
-    kind = type(model).__name__
-    return f"{kind} {name!r}" if isinstance(name, str) else kind
-
-
 def _legacy() -> Flavour | None:
     tf_keras = sys.modules.get("tf_keras")
     return Flavour.legacy(tf_keras) if tf_keras else None
@@ -194,43 +170,6 @@ def _variables(key: str, value: object) -> Iterator[tuple[str, Any, Kind]]:
     elif isinstance(value, (list, tuple)):
         for i, inner in enumerate(value):
             yield from _variables(f"{key}/{i}", inner)
-
-
-def _weight(found: Found, position: int, kinds: Mapping[str, Kind], saved: Saved) -> Weight:
-    step, variable = found.step, found.own.variable
-    dtype = tf.as_dtype(variable.dtype).name
-    evidence = Evidence(
-        step.structure,
-        step.name,
-        step.creation,
-        found.layer,
-        found.own.local,
-        position,
-        dtype,
-        saved.path,
-        saved.names,
-    )
-    kind = next((k for glob, k in kinds.items() if glob_match(step.path, glob)), found.own.kind)
-    return Weight(step.path, tuple(variable.shape), dtype, kind, evidence)
-
-
-def _refuse_unmatched_kinds(kinds: Mapping[str, Kind], found: Sequence[Found], model: object) -> None:
-    for glob in unmatched_globs([f.step.path for f in found], tuple(kinds)):
-        raise ModelError(
-            f"kinds={glob!r}: expected a glob of weights, received one that matches none of {describe(model)}",
-            hint=f"the paths look like {found[0].step.path!r}; a star also crosses slashes",
-        )
-
-
-def _refuse_duplicates(weights: Sequence[Weight], model: object) -> None:
-    seen: dict[str, Weight] = {}
-    for w in weights:
-        if w.path in seen:
-            raise ModelError(
-                f"{describe(model)}: weight {w.path!r} exists twice, {seen[w.path].shape} and {w.shape}",
-                hint="a checkpoint restored before the model was built does this: build it first, then restore",
-            )
-        seen[w.path] = w
 
 
 FRAMEWORK = TensorFlowFramework()

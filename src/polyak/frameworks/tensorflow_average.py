@@ -9,22 +9,22 @@ from typing import Any, Protocol, cast
 
 import tensorflow as tf
 
-from polyak.averaging.parts import Parts, rule_from_json
+from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
-from polyak.frameworks.base import Average
+from polyak.errors import Applied, ModelError, RuleError
+from polyak.frameworks.exchange import holds_average, watch, watchers
+from polyak.frameworks.growth import Growth, joined
+from polyak.frameworks.stateful import APPLIED, Ref, ShadowTarget, StatefulAverage, refuse_grown
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
-from polyak.frameworks.tensorflow_exchange import enter, holds_average, leave, watch, watchers
+from polyak.frameworks.tensorflow_exchange import enter, leave
 from polyak.frameworks.tensorflow_kernel import OPS, copy, glide, is_safe, move
-from polyak.frameworks.tensorflow_state import Counters, Memo, Ref, ShadowTarget
+from polyak.frameworks.tensorflow_state import Counters, Memo
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
-from polyak.manifest import State, decode_memo, encode_memo
-from polyak.transfer.target import PutBack, Target
-from polyak.weights import Kind
+from polyak.transfer.target import Target
+from polyak.weights import Kind, Weight
 
 # Below one half by more than the rounding in which NumPy and TensorFlow may differ.
 _SURELY_NEAR = 0.4999
-_APPLIED = "the average is applied to the model: an update now would average the averaged weights"
 
 
 class Host(Protocol):
@@ -46,7 +46,7 @@ class Host(Protocol):
         """A function that does so in a SavedModel, and the variables that it reads."""
 
 
-class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
+class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage):
     """An average whose state is TensorFlow variables.
 
     Checkpoint keys are ``shadows/<path>``, ``raw/<path>``, ``count``, ``skipped`` and ``memo``. The raw weights are
@@ -55,16 +55,13 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
     """
 
     def __init__(self, framework: Host, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
-        self.rule = rule
+        StatefulAverage.__init__(self, model, rule, kinds)
         self._framework = Ref(framework)
-        self._followed = Ref(model)
-        self._kinds = Ref(dict(kinds))
         self._held: Ref = Ref(None)
         self._compiled = Ref(None)
         self._twin = Ref(None)
         self._entered = Ref(0)
         self._traced = Ref(False)
-        self._reported = Ref(0)
         with tf.init_scope():
             self._own = Ref(Counters.at_zero())
         for name, state in (("count", self._counts.updates), ("skipped", self._counts.refused)):
@@ -73,12 +70,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         if framework.is_built(model):
             self._bind()
         else:
-            self._refuse_start_without_weights()
+            self.refuse_start_without_weights()
 
     # What it is
-
-    def followed(self) -> Any:
-        return self._followed.value
 
     @property
     def bound(self) -> Bound:
@@ -126,9 +120,19 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
             self._traced.value = True
             self._move(bound, move)
             return
-        self._refuse_applied()
+        self.refuse_applied()
         self._step(bound)
         self.report_skips()
+
+    @tf.autograph.experimental.do_not_convert
+    def update_if(self, real: tf.Tensor) -> None:
+        """Update inside a traced function, where a truth value says whether there is something to follow."""
+        if tf.executing_eagerly():
+            if bool(real):
+                self.update()
+            return
+        self._traced.value = True
+        self._move(self.bound, move, real)
 
     def _step(self, bound: Bound) -> None:
         """An eager update. The few that begin a run take the general way; the many after them one small program."""
@@ -140,13 +144,14 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
             self._compiled.value = tf.function(lambda: self._move(self.bound, glide), autograph=False)
         self._compiled.value()
 
-    def _move(self, bound: Bound, move: Callable[..., None]) -> None:
+    def _move(self, bound: Bound, move: Callable[..., None], real: bool | tf.Tensor = True) -> None:
         """One update as operations. Every condition is a scalar, so that no branch lies within another."""
         counts = self._counts
         n = tf.cast(counts.updates + 1, tf.float64)
         weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
         free = ~tf.identity(counts.in_use)
-        tf.debugging.Assert(free, [_APPLIED])
+        tf.debugging.Assert(free, [APPLIED])
+        free &= real
         moving = free & (tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True))
         safe = tf.cond(moving, lambda: is_safe([v for _, v in bound.guarded]), lambda: tf.constant(True))
         for (_, pairs), w in zip(bound.moved, weights, strict=True):
@@ -155,27 +160,24 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         counts.updates.assign_add(tf.cast(free & safe, tf.int64))
         counts.refused.assign_add(tf.cast(free & ~safe, tf.int64))
 
-    def report_skips(self) -> None:
-        """Warn of updates that were skipped since the last report; those of a restored state were reported then."""
-        skipped = self.skipped
-        if self._reported.value is None:
-            self._reported.value = skipped
-        if skipped <= self._reported.value:
-            return
-        bad = [path for path, v in self.bound.guarded if not is_finite(v)]
-        named = f"weight {bad[0]!r}" if bad else "a weight"
-        notify(
-            NonFiniteWarning(
-                f"{named} is not finite: {skipped - self._reported.value} update(s) skipped, "
-                f"{skipped} in all; the average keeps its last finite values"
-            )
-        )
-        self._reported.value = skipped
-
     def reset(self) -> None:
-        self._refuse_applied()
+        self.refuse_applied()
         restart(self.bound, self.rule)
-        self._set_counts(0, 0)
+        self.set_counts(0, 0)
+
+    def refresh(self) -> str:
+        if self._held.value is None:
+            return ""
+        bound = self.bound
+        now = self.framework.variables(self.followed(), self._kinds.value)
+        growth = Growth.between(bound.raw.variables, now.variables)
+        if not growth:
+            return ""
+        self.refuse_applied()
+        kept = {path: v for path, v in bound.shadows.variables.items() if path not in growth.gone}
+        self.rule = joined(self.rule, growth, self.count)
+        self._hold(now, kept)
+        return growth.describe(now.label, self.count)
 
     # Using
 
@@ -238,39 +240,17 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
 
     # State
 
-    def adopt(self, state: State | None) -> None:
-        """Take over a rule and counts. Without a state the values count as a start: zero updates."""
-        if state is None:
-            self._set_state(self.rule, 0, 0)
-        else:
-            self._set_state(rule_from_json(state.rule), state.count, state.skipped)
+    @property
+    def in_use(self) -> bool:
+        return bool(self._counts.in_use.numpy())
 
-    def hold_state(self) -> PutBack:
-        """Remember rule and counts; the result puts them back."""
-        rule, state = self.rule, self.state
-        return lambda: self._set_state(rule, state.count, state.skipped)
+    def shadow_weights(self) -> tuple[Weight, ...]:
+        return () if self._held.value is None else self.bound.shadows.weights
 
-    def refuse_swapped_file(self) -> None:
-        """Raise Applied when another tool is about to write averaged values as the model's raw weights."""
-        if bool(self._counts.in_use.numpy()):
-            raise Applied(
-                "the average is applied to the model: this file would hold averaged values as raw weights",
-                hint="leave the `with ema.applied()` block first, or use polyak.save, which knows",
-            )
+    def unsafe(self) -> list[str]:
+        return [path for path, v in self.bound.guarded if not is_finite(v)]
 
-    def memo(self) -> str:
-        """Rule and evidence as JSON text, for files that TensorFlow or Keras write."""
-        weights = self.bound.shadows.weights if self._held.value is not None else ()
-        return encode_memo(self.rule.to_json(), weights)
-
-    def compare_memo(self, text: bytes | str) -> None:
-        """Warn if restored values were made under another rule than the average has now."""
-        self._reported.value = None
-        restored = rule_from_json(decode_memo(text).rule)
-        if restored != self.rule:
-            notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
-
-    def _set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
+    def set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
         if rule != self.rule:
             if self._traced.value:
                 raise RuleError(
@@ -280,9 +260,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
             self.rule = rule
             self._compiled.value = None
             self._held.value = group(self.bound, rule)
-        self._set_counts(count, skipped)
+        self.set_counts(count, skipped)
 
-    def _set_counts(self, count: int, skipped: int) -> None:
+    def set_counts(self, count: int, skipped: int) -> None:
         self._counts.updates.assign(count)
         self._counts.refused.assign(skipped)
         self._reported.value = skipped
@@ -299,12 +279,6 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         self._bind_if_built()
         return super()._lookup_dependency(name, cached_dependencies)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowAverage:
-        raise ModelError(
-            f"{self.label} cannot be copied with its model",
-            hint="copy the model without it, track the copy, and use polyak.transfer(ema, other_ema)",
-        )
-
     # Binding
 
     def _bind_if_built(self) -> None:
@@ -312,11 +286,15 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
             self._bind()
 
     def _bind(self) -> None:
+        self._hold(self.framework.variables(self.followed(), self._kinds.value), {})
+
+    def _hold(self, raw: Variables, kept: Mapping[str, tf.Variable]) -> None:
+        """Follow these weights, with shadows that are there already where there are some."""
         with tf.init_scope():
-            raw = self.framework.variables(self.followed(), self._kinds.value)
-            bound = self._held.value = bind(raw, self.rule)
+            bound = self._held.value = bind(raw, self.rule, kept)
             self.shadows = dict(bound.shadows.variables)
             self.raw = dict(raw.trackables)
+            self._compiled.value = self._twin.value = None
             self.look()
         for variable in raw.variables.values():
             watch(variable, self)
@@ -325,23 +303,5 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, Average):
         """The pairs, after a check that the model still has the weights that are followed."""
         bound = self.bound
         now = self.framework.variables(self.followed(), self._kinds.value).variables
-        grown = [p for p, v in now.items() if bound.raw.variables.get(p) is not v]
-        if grown:
-            raise ModelError(
-                f"weight {grown[0]!r} was created after the average of {bound.raw.label} ({len(grown)} in all)",
-                hint="make a new average, then polyak.transfer(old, new, exclude=...) what they share",
-            )
+        refuse_grown(bound.raw.variables, now, bound.raw.label)
         return bound
-
-    def _refuse_applied(self) -> None:
-        if bool(self._counts.in_use.numpy()):
-            raise Applied(_APPLIED, hint="leave the `with ema.applied()` block first")
-
-    def _refuse_start_without_weights(self) -> None:
-        rules = self.rule.rules if isinstance(self.rule, Parts) else (self.rule,)
-        for rule in rules:
-            if float(rule.weight(1.0)) < 1 and rule.origin == "weights":
-                raise UnbuiltModel(
-                    f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} has none yet",
-                    hint='build the model first, or use a rule whose first update copies, such as start="copy"',
-                )

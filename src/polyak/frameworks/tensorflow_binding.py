@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,19 +43,19 @@ class Bound:
         return tuple((shadow, self.raw.variables[path]) for path, shadow in self.shadows.variables.items())
 
 
-def bind(raw: Variables, rule: Rule | Parts) -> Bound:
-    """Make a shadow for every weight that the rule does not leave out.
+def bind(raw: Variables, rule: Rule | Parts, kept: Mapping[str, tf.Variable] = MappingProxyType({})) -> Bound:
+    """Make a shadow for every weight that the rule does not leave out, but for those that are kept.
 
     Raises:
         RuleError: a glob matches nothing, or a weight has no rule.
         NonFinite: a weight is NaN or infinite.
     """
-    if isinstance(rule, Parts):
+    if isinstance(rule, Parts) and not kept:
         rule.check([w.path for w in raw.weights])
     followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
-    _refuse_nonfinite(followed, raw)
+    _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
     weights = [_shadowed(w) for w in followed]
-    shadows = {w.path: _shadow(w, raw.variables[w.path], rule) for w in weights}
+    shadows = {w.path: kept[w.path] if w.path in kept else _shadow(w, raw.variables[w.path], rule) for w in weights}
     return group(Bound(raw, Variables(raw.label, shadows, weights)), rule)
 
 

@@ -1,74 +1,25 @@
-"""While averaged values are in a model: where the raw ones wait, and which averages follow a variable.
-
-Both are noted on the variable itself, so that every average of the model and every transfer sees them,
-whichever object it reached the variable through.
-"""
+"""The exchange on TensorFlow variables. TensorFlow shares buffers until one is written: nothing is copied."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
-
 import tensorflow as tf
 
-_NOTE = "_polyak_exchange"
-_WATCHERS = "_polyak_averages"
+from polyak.frameworks import exchange
+from polyak.frameworks.exchange import Hands
 
-
-class Watcher(Protocol):
-    """An average that wants to know when a weight that it follows holds averaged values."""
-
-    def look(self) -> None:
-        """Notice what the followed weights hold now."""
-
-
-@dataclass(slots=True)
-class Exchange:
-    """The raw value of a variable, and the averaged values put over it, the newest last, each by who put it there."""
-
-    raw: tf.Tensor
-    over: list[tuple[object, tf.Tensor]]
+_HANDS = Hands(take=lambda variable: variable.read_value(), put=lambda variable, value: variable.assign(value))
 
 
 def enter(variable: tf.Variable, owner: object, value: tf.Tensor) -> None:
-    """Put a value over what the variable holds. TensorFlow shares buffers until one is written: nothing is copied."""
-    exchange = vars(variable).get(_NOTE) or Exchange(variable.read_value(), [])
-    setattr(variable, _NOTE, exchange)
-    exchange.over.append((owner, value))
-    variable.assign(value)
+    """Put a value over what the variable holds."""
+    exchange.enter(variable, owner, value, _HANDS)
 
 
 def leave(variable: tf.Variable, owner: object) -> None:
-    """Take the owner's value away again, in whichever order owners leave; the last one brings the raw value back."""
-    exchange = vars(variable).get(_NOTE)
-    if exchange is None or all(o is not owner for o, _ in exchange.over):
-        return
-    exchange.over = [(o, value) for o, value in exchange.over if o is not owner]
-    variable.assign(exchange.over[-1][1] if exchange.over else exchange.raw)
-    if not exchange.over:
-        delattr(variable, _NOTE)
+    """Take the owner's value away again."""
+    exchange.leave(variable, owner, _HANDS)
 
 
 def raw_value(variable: tf.Variable) -> tf.Tensor:
     """The raw value, also while an average is applied."""
-    exchange = vars(variable).get(_NOTE)
-    return variable.read_value() if exchange is None else exchange.raw
-
-
-def holds_average(variable: tf.Variable) -> bool:
-    """Whether an average is applied to the variable now."""
-    return _NOTE in vars(variable)
-
-
-def watch(variable: tf.Variable, watcher: Watcher) -> None:
-    """Note that an average follows the variable."""
-    if _WATCHERS not in vars(variable):
-        setattr(variable, _WATCHERS, weakref.WeakSet())
-    getattr(variable, _WATCHERS).add(watcher)
-
-
-def watchers(variables: Iterable[tf.Variable]) -> list[Watcher]:
-    """The averages that follow any of the variables."""
-    return list({id(w): w for v in variables for w in vars(v).get(_WATCHERS, ())}.values())
+    return exchange.raw_value(variable, _HANDS)

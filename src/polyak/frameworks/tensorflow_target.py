@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from polyak.errors import Applied
-from polyak.frameworks.tensorflow_exchange import holds_average, raw_value
+from polyak.frameworks.exchange import holds_average
+from polyak.frameworks.tensorflow_exchange import raw_value
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
@@ -22,6 +23,8 @@ class Variables(Target):
         variables: what is read and written.
         trackables: the objects that TensorFlow's checkpoints know them by; Keras 3 wraps its variables.
     """
+
+    layout = "keras"
 
     def __init__(
         self,

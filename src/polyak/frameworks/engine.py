@@ -1,0 +1,102 @@
+"""What polyak asks of the arrays behind Keras where these are not TensorFlow's: those of JAX or of PyTorch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polyak.averaging.kernel import shadow_dtype
+from polyak.averaging.parts import Parts
+from polyak.averaging.rules import Rule
+from polyak.frameworks.exchange import Hands
+from polyak.snapshot import Array
+from polyak.weights import Kind, Weight
+
+Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What one update does: by rule the paths that it moves, the paths that are copied, and those that are guarded."""
+
+    moved: tuple[tuple[Rule, tuple[str, ...]], ...]
+    copied: tuple[str, ...]
+    guarded: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The values of an average: shadows by path, updates that moved it, updates that were refused."""
+
+    shadows: dict[str, Any]
+    count: Any
+    skipped: Any
+
+
+class Engine(ABC):
+    """The few operations on arrays of one library. Attribute ``hands`` takes values out of Keras variables."""
+
+    hands: Hands
+
+    @abstractmethod
+    def value(self, variable: Any) -> Any:
+        """The array in a Keras variable; it may change with the variable."""
+
+    @abstractmethod
+    def start(self, array: Any, dtype: str, zeros: bool) -> Any:
+        """A new array in this dtype: the values of another, or zeros."""
+
+    @abstractmethod
+    def cast(self, array: Any, dtype: str) -> Any:
+        """A new array in this dtype."""
+
+    @abstractmethod
+    def to_numpy(self, array: Any) -> Array:
+        """A copy."""
+
+    @abstractmethod
+    def from_numpy(self, value: Array, like: Any) -> Any:
+        """A copy, where ``like`` is and as it is spread there."""
+
+    @abstractmethod
+    def is_finite(self, array: Any) -> bool:
+        """Whether every value is neither NaN nor infinite."""
+
+    @abstractmethod
+    def counter(self, value: int) -> Any:
+        """A count as this library keeps it."""
+
+    @abstractmethod
+    def step(self, program: Program, held: Held, values: Arrays) -> Held:
+        """The average after one update; what was held before must not be used any more."""
+
+
+def program_for(weights: tuple[Weight, ...], rule: Rule | Parts, guarded: tuple[str, ...]) -> Program:
+    """The weights sorted by what the rule does with them."""
+    moved: dict[Rule, list[str]] = {}
+    copied = []
+    for w in weights:
+        own = rule_of(rule, w)
+        if w.kind is Kind.TRAINABLE and own is not None:
+            moved.setdefault(own, []).append(w.path)
+        else:
+            copied.append(w.path)
+    return Program(tuple((r, tuple(paths)) for r, paths in moved.items()), tuple(copied), guarded)
+
+
+def rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
+    """The rule of one weight; None leaves it out."""
+    return rule.rule_of(weight.path) if isinstance(rule, Parts) else rule
+
+
+def shadow_dtype_of(weight: Weight) -> str:
+    """What is averaged is held in float32 or wider; copies keep their dtype."""
+    return shadow_dtype(weight.dtype) if weight.kind is Kind.TRAINABLE else weight.dtype
+
+
+def starts_at_zero(rule: Rule | Parts, weight: Weight) -> bool:
+    """Whether a shadow begins as zeros and not as its weight."""
+    own = rule_of(rule, weight)
+    return own is not None and weight.kind is Kind.TRAINABLE and own.origin == "zeros"

@@ -1,0 +1,175 @@
+"""The arrays of JAX: one compiled program an update, in which the old shadows give their memory to the new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polyak.errors import ModelError
+from polyak.frameworks.engine import Arrays, Engine, Held, Program
+from polyak.frameworks.exchange import Hands
+from polyak.snapshot import Array
+
+Tree = dict[str, Any]
+
+
+class JaxOps:
+    """The functions in which rules are written, on float64 arrays, also where JAX works with 32 bits otherwise."""
+
+    def asarray(self, x: Any) -> Any:
+        return jnp.asarray(x, jnp.float64)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        return jnp.minimum(x, y)
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        return jnp.maximum(x, y)
+
+    def power(self, x: Any, y: Any) -> Any:
+        return jnp.power(x, y)
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        return jnp.where(condition, x, y)
+
+    def floor(self, x: Any) -> Any:
+        return jnp.floor(x)
+
+    def expm1(self, x: Any) -> Any:
+        return jnp.expm1(x)
+
+    def log1p(self, x: Any) -> Any:
+        return jnp.log1p(x)
+
+    def prod(self, array: Any) -> Any:
+        return jnp.prod(array, axis=-1)
+
+    def arange(self, start: int, stop: int) -> Any:
+        return jnp.arange(start, stop, dtype=jnp.float64)
+
+
+OPS = JaxOps()
+
+
+class JaxEngine(Engine):
+    """Keras variables that hold arrays of JAX."""
+
+    def __init__(self) -> None:
+        self.hands = Hands(take=self.value, put=lambda variable, value: variable.assign(value))
+
+    def value(self, variable: Any) -> Any:
+        """The array itself: nothing writes into one of JAX. Raises ModelError while ``fit`` has taken it away."""
+        value = variable._value
+        if value is None:
+            raise ModelError(
+                f"weight {variable.path!r}: expected a value, received none: fit() keeps it in its compiled step",
+                hint="use polyak.keras.Averaging in fit, or read the weights at the end of an epoch",
+            )
+        return value
+
+    def start(self, array: Any, dtype: str, zeros: bool) -> Any:
+        return jnp.zeros_like(array, dtype=dtype) if zeros else self.cast(array, dtype)
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        """Always an array of its own: a compiled step deletes those that it is given."""
+        return jnp.array(array, dtype=dtype, copy=True)
+
+    def to_numpy(self, array: Any) -> Array:
+        return np.array(array, copy=True)
+
+    def from_numpy(self, value: Array, like: Any) -> Any:
+        # JAX may keep the buffer that it is given, and it belongs to the caller.
+        return jax.device_put(np.array(value, copy=True), like.sharding)
+
+    def is_finite(self, array: Any) -> bool:
+        return bool(jnp.isfinite(array).all())
+
+    def counter(self, value: int) -> Any:
+        return jnp.asarray(value, jnp.int32)
+
+    def step(self, program: Program, held: Held, values: Arrays) -> Held:
+        return held_from(compiled(program)(tree_of(held), dict(values)))
+
+
+def tree_of(held: Held) -> Tree:
+    """The values of an average as a tree of arrays."""
+    return {"shadows": held.shadows, "count": held.count, "skipped": held.skipped}
+
+
+def held_from(tree: Tree) -> Held:
+    """The values of an average from a tree."""
+    return Held(tree["shadows"], tree["count"], tree["skipped"])
+
+
+@lru_cache(maxsize=64)
+def compiled(program: Program) -> Callable[[Tree, Tree], Tree]:
+    """``stepped`` as one program that takes over the memory of its first argument."""
+    return jax.jit(lambda tree, values: stepped(program, tree, values), donate_argnums=0)  # type: ignore[no-any-return]
+
+
+def stepped(program: Program, tree: Tree, values: Mapping[str, Any], real: Any = True) -> Tree:
+    """One update as a pure function of arrays; ``real`` is a truth value, and false leaves everything as it is.
+
+    Every choice is a scalar that selects among values: XLA makes one loop over each array of it.
+    """
+    shares = _shares(program, tree["count"])
+    moving = jnp.any(jnp.stack([s.moves for s in shares])) if shares else jnp.asarray(True)
+    moving &= real
+    safe = ~moving | _are_safe([values[path] for path in program.guarded])
+    go = moving & safe
+    shadows = dict(tree["shadows"])
+    for (_, paths), share in zip(program.moved, shares, strict=True):
+        for path in paths:
+            shadows[path] = jnp.where(go, _lerp(shadows[path], values[path], share), shadows[path])
+    for path in program.copied:
+        shadows[path] = jnp.where(go, values[path], shadows[path])
+    count = tree["count"] + (real & safe).astype(jnp.int32)
+    return {"shadows": shadows, "count": count, "skipped": tree["skipped"] + (real & ~safe).astype(jnp.int32)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """The weight w of the newest value and 1 - w, both formed in float64, and what is to be known of them."""
+
+    w: Any
+    rest: Any
+    moves: Any
+    is_near: Any
+    copies: Any
+
+
+def _shares(program: Program, count: Any) -> list[_Share]:
+    with jax.enable_x64(True):
+        n = count.astype(jnp.float64) + 1.0
+        weights = [jnp.asarray(rule.weight(n, OPS), jnp.float64) for rule, _ in program.moved]
+        return [_Share(w, 1.0 - w, w > 0.0, w < 0.5, w >= 1.0) for w in weights]
+
+
+def _are_safe(values: list[Any]) -> Any:
+    """Whether all are finite and below half of the range, so that no difference of two overflows."""
+    if not values:
+        return jnp.asarray(True)
+    tops = [jnp.max(jnp.abs(_wide(v)), initial=0.0) <= float(jnp.finfo(_wide(v).dtype).max) / 2 for v in values]
+    return jnp.all(jnp.stack(tops))
+
+
+def _wide(value: Any) -> Any:
+    return value if value.dtype == jnp.float64 else value.astype(jnp.float32)
+
+
+def _lerp(a: Any, value: Any, share: _Share) -> Any:
+    """The two-sided kernel. ``minimum`` with the largest number changes nothing, for the guard keeps steps below it.
+
+    It stands between the product and the difference, so that XLA cannot fuse the two into one operation that rounds
+    once: the bits are those of NumPy.
+    """
+    x = value.astype(a.dtype)
+    top = jnp.finfo(a.dtype).max
+    near = a - jnp.minimum(share.w.astype(a.dtype) * (a - x), top)
+    far = x - jnp.minimum(share.rest.astype(a.dtype) * (x - a), top)
+    return jnp.where(share.moves, jnp.where(share.copies, x, jnp.where(share.is_near, near, far)), a)

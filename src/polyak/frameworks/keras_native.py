@@ -1,0 +1,352 @@
+"""Live Keras 3 models where Keras runs on JAX or PyTorch, and their averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import keras
+import numpy as np
+
+from polyak.averaging.parts import Parts
+from polyak.averaging.rules import Rule
+from polyak.errors import Applied, NonFinite, UnbuiltModel
+from polyak.frameworks.base import Framework
+from polyak.frameworks.described import Described, describe, described
+from polyak.frameworks.engine import Engine, Held, Program, program_for, rule_of, shadow_dtype_of, starts_at_zero
+from polyak.frameworks.exchange import enter, holds_average, leave, raw_value, watch, watchers
+from polyak.frameworks.growth import Growth, joined
+from polyak.frameworks.keras_anatomy import Flavour, found_in
+from polyak.frameworks.keras_saved import saved_places
+from polyak.frameworks.keras_stored import StoredByKeras
+from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown
+from polyak.manifest import AVERAGE, RAW, State
+from polyak.snapshot import Array
+from polyak.transfer.target import PutBack, Target
+from polyak.weights import Kind, Weight
+
+
+class KerasNative(Framework):
+    """Keras 3 layers and models on arrays of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._flavour = Flavour.keras3(keras)
+
+    def owns(self, obj: object) -> bool:
+        return self._flavour.is_layer(obj)
+
+    def target(self, model: Any) -> Target:
+        return KerasVariables(self.described(model, {}), self.engine)
+
+    def described(self, model: Any, kinds: Mapping[str, Kind]) -> Described:
+        """The model's weights; ``kinds`` overrides kinds by glob. Raises UnbuiltModel."""
+        self.refuse_unbuilt(model)
+        found = list(found_in(model, self._flavour))
+        return described(model, found, list(model.variables), kinds, saved_places(model, self._flavour))
+
+    def role(self, model: Any) -> tuple[str, State | None]:
+        variables = self.described(model, {}).variables.values()
+        if not any(holds_average(v) for v in variables):
+            return RAW, None
+        applied = [w for w in watchers(variables) if isinstance(w, NativeAverage) and w.is_applied]
+        return AVERAGE, applied[0].state if len(applied) == 1 else None
+
+    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> NativeAverage:
+        return NativeAverage(self, model, rule, kinds)
+
+    def build(self, model: Any, sample: Any) -> None:
+        """A shape is tried with zeros: Keras' own ``build`` marks a model as built that it could not build."""
+        if isinstance(sample, tuple) and all(n is None or isinstance(n, int) for n in sample):
+            sample = np.zeros([1 if n is None else n for n in sample], keras.config.floatx())
+        model(sample)
+
+    def refuse_unbuilt(self, model: Any) -> None:
+        if not model.built:
+            raise UnbuiltModel(
+                f"{describe(model)}: expected a built model, received one without weights yet",
+                hint="call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",
+            )
+
+
+class KerasVariables(Target):
+    """Keras variables under structural paths. While an average is applied they read as what the model computes with."""
+
+    def __init__(self, model: Described, engine: Engine) -> None:
+        self.label = model.label
+        self.variables = model.variables
+        self._weights = model.weights
+        self._engine = engine
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._weights
+
+    def read(self, path: str) -> Array:
+        return self._engine.to_numpy(self._engine.value(self.variables[path]))
+
+    def write(self, path: str, value: Array) -> None:
+        variable = self.variables[path]
+        self._engine.hands.put(variable, self._engine.from_numpy(value, self._engine.value(variable)))
+
+    def hold(self, path: str) -> PutBack:
+        variable = self.variables[path]
+        if holds_average(variable):
+            raise Applied(
+                f"weight {path!r} of {self.label}: an average is applied; what is written now would be lost",
+                hint="leave the `with ema.applied()` block first",
+            )
+        held = self._engine.hands.take(variable)
+
+        def put_back() -> None:
+            self._engine.hands.put(variable, held)
+
+        return put_back
+
+
+class _Raw(KerasVariables):
+    """The raw weights that an average follows; they read as such also while it is applied."""
+
+    def read(self, path: str) -> Array:
+        return self._engine.to_numpy(raw_value(self.variables[path], self._engine.hands))
+
+
+class _Shadows(Target):
+    """The shadows of an average."""
+
+    def __init__(self, average: NativeAverage, weights: tuple[Weight, ...]) -> None:
+        self.label = average.label
+        self._average = average
+        self._weights = weights
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._weights
+
+    def read(self, path: str) -> Array:
+        return self._average.engine.to_numpy(self._average.held.shadows[path])
+
+    def write(self, path: str, value: Array) -> None:
+        shadows = self._average.held.shadows
+        shadows[path] = self._average.engine.from_numpy(value, shadows[path])
+
+    def hold(self, path: str) -> PutBack:
+        # Writing puts a new array in the place of the old one, which stays as it is.
+        old = self._average.held.shadows[path]
+        return lambda: self._average.held.shadows.__setitem__(path, old)
+
+
+class NativeAverage(StoredByKeras):
+    """An average whose shadows are arrays of the library that Keras runs on."""
+
+    def __init__(self, framework: KerasNative, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
+        super().__init__(model, rule, kinds)
+        self._framework = Ref(framework)
+        self._model: Ref = Ref(None)
+        self._program: Ref = Ref(None)
+        self._held: Ref = Ref(None)
+        self._shadows: Ref = Ref(())
+        self._entered = Ref(0)
+        self._in_use = Ref(False)
+        if model.built:
+            self._bind()
+        else:
+            self.refuse_start_without_weights()
+
+    # What it is
+
+    @property
+    def engine(self) -> Engine:
+        return cast(KerasNative, self._framework.value).engine
+
+    @property
+    def raw(self) -> Described:
+        """The weights that are followed. Raises UnbuiltModel while the model has none."""
+        if self._model.value is None:
+            self._framework.value.refuse_unbuilt(self.followed())
+            self._bind()
+        return cast(Described, self._model.value)
+
+    @property
+    def held(self) -> Held:
+        """Shadows and counts as arrays of the library."""
+        self.raw  # noqa: B018 - binds a model that was built meanwhile
+        return cast(Held, self._held.value)
+
+    @held.setter
+    def held(self, held: Held) -> None:
+        self._held.value = held
+
+    @property
+    def program(self) -> Program:
+        """What one update does."""
+        self.raw  # noqa: B018
+        return cast(Program, self._program.value)
+
+    @property
+    def count(self) -> int:
+        return 0 if self._held.value is None else int(self._held.value.count)
+
+    @property
+    def skipped(self) -> int:
+        return 0 if self._held.value is None else int(self._held.value.skipped)
+
+    @property
+    def target(self) -> Target:
+        self.raw  # noqa: B018
+        return ShadowTarget(self, _Shadows(self, self.shadow_weights()))
+
+    @property
+    def source(self) -> Target:
+        return _Raw(self.raw, self.engine)
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self._in_use.value)
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether this average is applied to its model now."""
+        return bool(self._entered.value)
+
+    def shadow_weights(self) -> tuple[Weight, ...]:
+        return cast("tuple[Weight, ...]", self._shadows.value)
+
+    def unsafe(self) -> list[str]:
+        values = self.raw_values()
+        return [path for path in self.program.guarded if not self.engine.is_finite(values[path])]
+
+    def raw_values(self) -> dict[str, Any]:
+        """The arrays of the followed weights, as they are now."""
+        variables = self.raw.variables
+        return {w.path: self.engine.value(variables[w.path]) for w in self.shadow_weights()}
+
+    def __repr__(self) -> str:
+        if self._model.value is None and not self.followed().built:
+            return f"<{self.label}: waits for the model to be built>"
+        return super().__repr__()
+
+    # Moving
+
+    def update(self) -> None:
+        held = self.held
+        self.refuse_applied()
+        self.held = self.engine.step(self.program, held, self.raw_values())
+        self.report_skips()
+
+    def reset(self) -> None:
+        self.refuse_applied()
+        self.held = self._started(self.raw, {})
+        self.set_counts(0, 0)
+
+    def refresh(self) -> str:
+        if self._model.value is None:
+            return ""
+        raw, held, count = self.raw, self.held, self.count
+        now = self._framework.value.described(self.followed(), self._kinds.value)
+        growth = Growth.between(raw.variables, now.variables)
+        if not growth:
+            return ""
+        self.refuse_applied()
+        self.rule = joined(self.rule, growth, count)
+        self._hold(now, {path: shadow for path, shadow in held.shadows.items() if path not in growth.gone})
+        self.held = replace(self.held, count=held.count, skipped=held.skipped)
+        return growth.describe(now.label, count)
+
+    # Using
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        raw = self._fresh()
+        self.report_skips()
+        owner = object()
+        pairs = [(raw.variables[path], shadow) for path, shadow in self.held.shadows.items()]
+        self._entered.value += 1
+        try:
+            for variable, shadow in pairs:
+                enter(variable, owner, self.engine.cast(shadow, variable.dtype), self.engine.hands)
+            self._tell_watchers(raw)
+            yield
+        finally:
+            for variable, _ in pairs:
+                leave(variable, owner, self.engine.hands)
+            self._tell_watchers(raw)
+            self._entered.value -= 1
+
+    def _tell_watchers(self, raw: Described) -> None:
+        for average in watchers(raw.variables.values()):
+            average.look()
+
+    def look(self) -> None:
+        """Notice whether any of the followed weights holds averaged values now."""
+        self._in_use.value = any(holds_average(v) for v in self.raw.variables.values())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raw = self.raw
+        scope = [
+            (raw.variables[path], self.engine.cast(shadow, raw.variables[path].dtype))
+            for path, shadow in self.held.shadows.items()
+        ]
+        with keras.StatelessScope(state_mapping=scope):
+            return self.followed()(*args, **kwargs)
+
+    # State
+
+    def set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
+        if rule != self.rule:
+            self.rule = rule
+            self._program.value = program_for(self.shadow_weights(), rule, self.program.guarded)
+        self.set_counts(count, skipped)
+
+    def set_counts(self, count: int, skipped: int) -> None:
+        self.held = replace(self.held, count=self.engine.counter(count), skipped=self.engine.counter(skipped))
+        self._reported.value = skipped
+
+    # Binding
+
+    def _bind(self) -> None:
+        raw = self._framework.value.described(self.followed(), self._kinds.value)
+        if isinstance(self.rule, Parts):
+            self.rule.check([w.path for w in raw.weights])
+        self._hold(raw, {})
+
+    def _hold(self, raw: Described, kept: Mapping[str, Any]) -> None:
+        """Follow these weights, with shadows that are there already where there are some."""
+        followed = [w for w in raw.weights if rule_of(self.rule, w) is not None]
+        self._shadows.value = tuple(replace(w, dtype=shadow_dtype_of(w)) for w in followed)
+        held = self._started(raw, kept)
+        guarded = tuple(w.path for w in followed if w.floating and self.engine.is_finite(self._value(raw, w.path)))
+        self._program.value = program_for(self._shadows.value, self.rule, guarded)
+        self._model.value, self._held.value = raw, held
+        self.look()
+        for variable in raw.variables.values():
+            watch(variable, self)
+
+    def _started(self, raw: Described, kept: Mapping[str, Any]) -> Held:
+        """Every shadow that is not kept with its first value. Raises NonFinite."""
+        new = [w for w in self.shadow_weights() if w.path not in kept]
+        self._refuse_nonfinite(new, raw)
+        made = {w.path: self.engine.start(self._value(raw, w.path), w.dtype, starts_at_zero(self.rule, w)) for w in new}
+        known = {**made, **kept}
+        shadows = {w.path: known[w.path] for w in self.shadow_weights()}
+        return Held(shadows, self.engine.counter(0), self.engine.counter(0))
+
+    def _refuse_nonfinite(self, weights: Sequence[Weight], raw: Described) -> None:
+        for w in weights:
+            if w.kind is Kind.TRAINABLE and not self.engine.is_finite(self._value(raw, w.path)):
+                raise NonFinite(
+                    f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
+                    hint="start the average before training diverges, or load finite weights",
+                )
+
+    def _value(self, raw: Described, path: str) -> Any:
+        return raw_value(raw.variables[path], self.engine.hands)
+
+    def _fresh(self) -> Described:
+        """The followed weights, after a check that the model still has them."""
+        raw = self.raw
+        now = self._framework.value.described(self.followed(), self._kinds.value)
+        refuse_grown(raw.variables, now.variables, raw.label)
+        return raw

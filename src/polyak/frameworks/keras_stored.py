@@ -1,0 +1,55 @@
+"""Averages in the files that Keras writes: ``model.save`` and ``save_weights`` keep one that the model holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras.src.saving.keras_saveable import KerasSaveable
+
+from polyak.errors import MissingWeight, ShapeMismatch
+from polyak.frameworks.stateful import StatefulAverage
+from polyak.weights import numpy_dtype
+
+
+class StoredByKeras(StatefulAverage, KerasSaveable):
+    """An average that Keras saves and loads with the model that holds it as an attribute."""
+
+    def _obj_type(self) -> str:
+        return "Layer"
+
+    def save_own_variables(self, store: Any) -> None:
+        """Keras calls this from ``model.save`` and ``save_weights``."""
+        self.refuse_swapped_file()
+        store["memo"] = np.frombuffer(self.memo().encode(), np.uint8)
+        store["counts"] = np.array([self.count, self.skipped], np.int64)
+        for path, value in self.values().items():
+            store[_key(path)] = value
+
+    def load_own_variables(self, store: Any) -> None:
+        """Keras calls this from ``load_model`` and ``load_weights``. All or nothing."""
+        if "counts" not in store:
+            raise MissingWeight(
+                f"the file holds no average for {self.label}",
+                hint="load the weights without it (detach the attribute), then call ema.reset()",
+            )
+        target = self.target
+        values = {w.path: _loaded(store, w.path, w.shape, w.dtype) for w in target.weights}
+        self.compare_memo(bytes(np.asarray(store["memo"], np.uint8)))
+        self.set_values(values)
+        count, skipped = np.asarray(store["counts"]).tolist()
+        self.set_counts(count, skipped)
+
+
+def _loaded(store: Any, path: str, shape: tuple[int, ...], dtype: str) -> Any:
+    if _key(path) not in store:
+        raise MissingWeight(f"weight {path!r}: the file holds no average of it", hint="it was saved from another model")
+    value = np.asarray(store[_key(path)])
+    if value.shape != shape:
+        raise ShapeMismatch(f"weight {path!r}: expected an average of {shape}, received {value.shape}")
+    return value.astype(numpy_dtype(dtype), copy=False)
+
+
+def _key(path: str) -> str:
+    """A path as one name: stores take slashes for groups."""
+    return "shadows:" + path.replace("%", "%25").replace("/", "%2F")

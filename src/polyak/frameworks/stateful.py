@@ -1,0 +1,165 @@
+"""What averages share on every framework: rule and counts as a state, the note in files, warnings of skips."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from polyak.averaging.parts import Parts, rule_from_json
+from polyak.averaging.rules import Rule
+from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, UnbuiltModel, notify
+from polyak.frameworks.base import Average
+from polyak.manifest import State, decode_memo, encode_memo
+from polyak.transfer.target import PutBack, Target
+from polyak.weights import Kind, Weight
+
+APPLIED = "the average is applied to the model: an update now would average the averaged weights"
+
+
+class Ref:
+    """Holds an object where TensorFlow and Keras shall not look for variables."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class StatefulAverage(Average):
+    """An average over a live model; a framework says where shadows and counts are kept and how they move."""
+
+    def __init__(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
+        self.rule = rule
+        self._followed = Ref(model)
+        self._kinds = Ref(dict(kinds))
+        self._reported = Ref(0)
+
+    @property
+    @abstractmethod
+    def in_use(self) -> bool:
+        """Whether any followed weight holds averaged values now, of this or of another average."""
+
+    @abstractmethod
+    def shadow_weights(self) -> tuple[Weight, ...]:
+        """Descriptions of the shadows; none before the model is built."""
+
+    @abstractmethod
+    def unsafe(self) -> list[str]:
+        """Paths of guarded weights that are not finite now."""
+
+    @abstractmethod
+    def set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
+        """Go on with this rule and these counts."""
+
+    @abstractmethod
+    def set_counts(self, count: int, skipped: int) -> None:
+        """Go on with these counts; the updates that were skipped so far count as reported."""
+
+    def followed(self) -> Any:
+        return self._followed.value
+
+    def adopt(self, state: State | None) -> None:
+        """Take over a rule and counts. Without a state the values count as a start: zero updates."""
+        if state is None:
+            self.set_state(self.rule, 0, 0)
+        else:
+            self.set_state(rule_from_json(state.rule), state.count, state.skipped)
+
+    def hold_state(self) -> PutBack:
+        """Remember rule and counts; the result puts them back."""
+        rule, state = self.rule, self.state
+        return lambda: self.set_state(rule, state.count, state.skipped)
+
+    def memo(self) -> str:
+        """Rule and evidence as JSON text, for files that TensorFlow or Keras write."""
+        return encode_memo(self.rule.to_json(), self.shadow_weights())
+
+    def compare_memo(self, text: bytes | str) -> None:
+        """Warn if restored values were made under another rule than the average has now."""
+        self._reported.value = None
+        restored = rule_from_json(decode_memo(text).rule)
+        if restored != self.rule:
+            notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
+
+    def report_skips(self) -> None:
+        """Warn of updates that were skipped since the last report; those of a restored state were reported then."""
+        skipped = self.skipped
+        if self._reported.value is None:
+            self._reported.value = skipped
+        if skipped <= self._reported.value:
+            return
+        bad = self.unsafe()
+        named = f"weight {bad[0]!r}" if bad else "a weight"
+        notify(
+            NonFiniteWarning(
+                f"{named} is not finite: {skipped - self._reported.value} update(s) skipped, "
+                f"{skipped} in all; the average keeps its last finite values"
+            )
+        )
+        self._reported.value = skipped
+
+    def refuse_swapped_file(self) -> None:
+        """Raise Applied when another tool is about to write averaged values as the model's raw weights."""
+        if self.in_use:
+            raise Applied(
+                "the average is applied to the model: this file would hold averaged values as raw weights",
+                hint="leave the `with ema.applied()` block first, or use polyak.save, which knows",
+            )
+
+    def refuse_applied(self) -> None:
+        """Raise Applied when averaged values are in the model."""
+        if self.in_use:
+            raise Applied(APPLIED, hint="leave the `with ema.applied()` block first")
+
+    def refuse_start_without_weights(self) -> None:
+        """Raise UnbuiltModel for a rule that remembers weights which are not there yet."""
+        rules = self.rule.rules if isinstance(self.rule, Parts) else (self.rule,)
+        for rule in rules:
+            if float(rule.weight(1.0)) < 1 and rule.origin == "weights":
+                raise UnbuiltModel(
+                    f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} has none yet",
+                    hint='build the model first, or use a rule whose first update copies, such as start="copy"',
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StatefulAverage:
+        raise ModelError(
+            f"{self.label} cannot be copied with its model",
+            hint="copy the model without it, track the copy, and use polyak.transfer(ema, other_ema)",
+        )
+
+
+class ShadowTarget(Target):
+    """The shadow values of an average, with its rule and counts."""
+
+    def __init__(self, average: StatefulAverage, shadows: Target) -> None:
+        self.label = f"average {average.label}"
+        self._average = average
+        self._shadows = shadows
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._shadows.weights
+
+    def read(self, path: str) -> Any:
+        return self._shadows.read(path)
+
+    def write(self, path: str, value: Any) -> None:
+        self._shadows.write(path, value)
+
+    def hold(self, path: str) -> PutBack:
+        return self._shadows.hold(path)
+
+    def hold_state(self) -> PutBack:
+        return self._average.hold_state()
+
+    def adopt(self, state: State | None) -> None:
+        self._average.adopt(state)
+
+
+def refuse_grown(followed: Mapping[str, Any], now: Mapping[str, Any], label: str) -> None:
+    """Raise ModelError where the model has weights now that are not those that are followed."""
+    grown = [path for path, variable in now.items() if followed.get(path) is not variable]
+    if grown:
+        raise ModelError(
+            f"weight {grown[0]!r} was created after the average of {label} ({len(grown)} in all)",
+            hint="make a new average, then polyak.transfer(old, new, exclude=...) what they share",
+        )

@@ -1,0 +1,250 @@
+"""The callback: an average that moves in ``fit``, is evaluated beside the raw weights, and is kept with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import keras
+
+from polyak.averaging.parts import Parts, as_rule, rule_from_json
+from polyak.averaging.rules import Rule
+from polyak.errors import ModelError, WeightsChanged, notify
+from polyak.frameworks import Average, framework_of
+from polyak.frameworks.hand_over import warn_if_immature
+from polyak.keras.beside import refuse_conflicts
+from polyak.keras.fitting import fitting, optimizers
+from polyak.keras.keeping import Best, Judge, both_sets
+from polyak.keras.loops import Stand, neighbours
+from polyak.snapshot import Snapshot
+from polyak.transfer.plan import make_plan
+
+Evaluate = Literal["raw", "average", "both"]
+Finish = Literal["raw", "average"]
+RuleLike = Rule | Parts | str | Mapping[str, Rule | str | None]
+
+
+@keras.saving.register_keras_serializable(package="polyak")
+class Averaging(keras.callbacks.Callback):
+    """Follow a model with an average in ``fit``.
+
+    The average moves once for each real update of the optimizer, inside the compiled train step where the backend has
+    one. The model holds its raw weights at every moment that another callback or your own code can see. While ``fit``
+    runs and after it the model holds the average, too, so that every file that Keras writes of it keeps both.
+
+    Args:
+        rule: a rule, its text ("ema:0.999"), a mapping of globs to those, or an average that goes on.
+        evaluate: what is validated in ``fit``, and what ``evaluate`` and ``predict`` use with this callback: the raw
+            weights, the average, or both, which puts ``val_loss`` and ``val_average_loss`` in the logs of an epoch.
+        finish: what the model holds after ``fit``; the other set is in ``average`` or ``raw``.
+        best: a metric such as "val_average_loss"; ``fit`` then ends with both sets of the epoch in which it was best.
+            Where its name does not say which values are better: "max val_score".
+        name: the word in the names of the average's metrics, and of the model's attribute that holds the average.
+
+    Attributes:
+        average: the average, from the beginning of the first ``fit`` on.
+        best_epoch: the best epoch and its weights, if ``best`` was asked for.
+        raw: the raw weights, after a ``fit`` that finished with the average.
+
+    Raises:
+        ModelError: at the beginning of ``fit``, for what cannot be right, with what to do instead.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+        >>> averaging = Averaging("ema:0.9", evaluate="both")
+        >>> history = model.fit(x, y, 4, 3, verbose=0, validation_data=(x, y), callbacks=[averaging])
+        >>> sorted(history.history), averaging.average.count
+        (['loss', 'val_average_loss', 'val_loss'], 6)
+    """
+
+    def __init__(
+        self,
+        rule: RuleLike | Average = "ema:0.999",
+        *,
+        evaluate: Evaluate = "raw",
+        finish: Finish = "raw",
+        best: str | None = None,
+        name: str = "average",
+    ) -> None:
+        super().__init__()
+        self.evaluate = _one_of("evaluate", evaluate, get_args(Evaluate))
+        self.finish = _one_of("finish", finish, get_args(Finish))
+        self.name = name
+        self.best = best
+        self.best_epoch: Best | None = None
+        self.raw: Snapshot | None = None
+        self._judge = None if best is None else Judge.of(best)
+        self._given = rule if isinstance(rule, Average) else None
+        self._rule = rule.rule if isinstance(rule, Average) else as_rule(rule)
+        self._average: Average | None = None
+        self._stands: dict[str, Stand] = {}
+        self._validating = False
+
+    @property
+    def average(self) -> Average:
+        """The average. Raises ModelError before the first ``fit``."""
+        if self._average is None:
+            raise ModelError(
+                "polyak.keras.Averaging: expected a model, received none so far",
+                hint="give the callback to fit, or call averaging.set_model(model)",
+            )
+        return self._average
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments as data, for Keras."""
+        rule = self.rule.to_json()
+        return {"rule": rule, "evaluate": self.evaluate, "finish": self.finish, "best": self.best, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Averaging:
+        """The callback that ``get_config`` described."""
+        return cls(**{**config, "rule": rule_from_json(config["rule"])})
+
+    @property
+    def rule(self) -> Rule | Parts:
+        """How the average moves."""
+        return self._rule if self._average is None else self._average.rule
+
+    # Called by Keras
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        refuse_conflicts(neighbours(), self)
+        if self._average is None or self._average.followed() is not model:
+            self._average = self._follow(model)
+        # Files that other callbacks write or restore, in whichever order they come, find the average here.
+        setattr(model, f"_polyak_{self.name}", self._average)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        _refuse_use_ema(self.model)
+        self._go_on_with_raw()
+        changed = self.average.refresh()
+        if changed:
+            notify(WeightsChanged(changed))
+        self.best_epoch = None
+        self._stand("train_function", fitting().moving(self.model, self.average))
+        self._stand("evaluate", self._validate)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._judge is None:
+            return
+        value = self._judge.value(logs or {})
+        if self._judge.is_better(value, None if self.best_epoch is None else self.best_epoch.value):
+            self.best_epoch = Best(value, epoch, *both_sets(self.average))
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._leave()
+        if self.best_epoch is not None:
+            make_plan(self.best_epoch.raw, self.average.source, {"nonfinite": "allow"}).apply()
+            make_plan(self.best_epoch.average, self.average.target, {}).apply()
+        held = self.average.snapshot()
+        warn_if_immature(held)
+        if self.finish == "average":
+            self.raw = both_sets(self.average)[0]
+            make_plan(held, framework_of(self.model).target(self.model), _partly(held, self.average)).apply()
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if not self._validating:
+            self._average_in("test_function", "evaluate")
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if not self._validating:
+            self._require_use("test_function")
+
+    def on_predict_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._average_in("predict_function", "predict")
+
+    def on_predict_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._require_use("predict_function")
+
+    # In fit
+
+    def _follow(self, model: Any) -> Average:
+        if self._given is not None and self._given.followed() is model:
+            return self._given
+        return framework_of(model).track(model, self._rule, {})
+
+    def _go_on_with_raw(self) -> None:
+        """A model that finished with the average trains on from its raw weights, to which the optimizer belongs."""
+        if self.raw is not None:
+            make_plan(self.raw, self.average.source, {"nonfinite": "allow"}).apply()
+            self.raw = None
+
+    def _validate(self, *args: Any, **kwargs: Any) -> Any:
+        """``model.evaluate``, as ``fit`` calls it to validate."""
+        plain = self._stands["evaluate"].plain
+        self._validating = True
+        try:
+            if self.evaluate == "average":
+                with self.average.applied():
+                    return plain(*args, **kwargs)
+            found = plain(*args, **kwargs)
+            if self.evaluate == "both":
+                with self.average.applied():
+                    more = plain(*args, **{**kwargs, "callbacks": None, "verbose": 0})
+                found = {**found, **{f"{self.name}_{metric}": value for metric, value in more.items()}}
+            return found
+        finally:
+            self._validating = False
+
+    # In evaluate and predict
+
+    def _average_in(self, function: str, verb: str) -> None:
+        if self.evaluate == "raw":
+            return
+        if self.evaluate == "both":
+            raise ModelError(
+                f'{verb} with polyak.keras.Averaging(evaluate="both"): expected one set of weights, received two',
+                hint=f"call {verb} once without the callback and once inside `with averaging.average.applied():`",
+            )
+        plain = getattr(self.model, function)
+        self._stand(function, fitting().averaged(self.model, self.average, plain))
+
+    def _require_use(self, function: str) -> None:
+        stand = self._stands.pop(function, None)
+        if stand is None:
+            return
+        stand.leave()
+        if not stand.used:
+            raise ModelError(
+                f"{function}: expected this version of Keras ({keras.__version__}) to run the average, it did not",
+                hint="use `with averaging.average.applied():` and report this",
+            )
+
+    # Places that are taken
+
+    def _stand(self, name: str, instead: Any) -> None:
+        if name in self._stands:
+            self._stands.pop(name).leave()
+        self._stands[name] = Stand(self, self.model, name, instead)
+
+    def _leave(self) -> None:
+        for stand in self._stands.values():
+            stand.leave()
+        self._stands.clear()
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise ModelError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+    return value
+
+
+def _refuse_use_ema(model: Any) -> None:
+    for optimizer in optimizers(model):
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if inner.use_ema:
+            raise ModelError(
+                f"{type(inner).__name__}(use_ema=True) beside polyak.keras.Averaging: two averages, of which the "
+                "optimizer's overwrites the model at the end of fit",
+                hint="compile with use_ema=False; polyak.adopt(model.optimizer) goes on with the optimizer's average",
+            )
+
+
+def _partly(held: Snapshot, average: Average) -> Any:
+    """Weights that the average leaves out stay as they are."""
+    left = [w.path for w in average.source.weights if w.path not in held]
+    return {"exclude": left} if left else {}

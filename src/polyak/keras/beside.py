@@ -1,0 +1,57 @@
+"""Other callbacks beside ``Averaging``: which do the right thing in any order, and which cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import keras
+
+from polyak.errors import ModelError
+
+# Keras' own that write or restore the model's weights by a metric; each has an attribute ``monitor``.
+_RESTORES = (keras.callbacks.EarlyStopping,)
+_WRITES = (keras.callbacks.ModelCheckpoint,)
+_CHOOSES = 'keep the best of a role with Averaging(..., best="{metric}", finish="average")'
+
+
+class Asked(Protocol):
+    """What the callback was asked for."""
+
+    evaluate: str
+    finish: str
+    name: str
+
+
+def refuse_conflicts(callbacks: Iterable[Any], asked: Asked) -> None:
+    """Raise ModelError for a callback that would mix up the two sets of weights or lose one of them."""
+    for other in callbacks:
+        if isinstance(other, keras.callbacks.SwapEMAWeights):
+            _refuse(other, "swaps the optimizer's own average into the model", "leave it out: Averaging does its work")
+        if isinstance(other, keras.callbacks.OrbaxCheckpoint):
+            _refuse(other, "writes files without the average", "use ModelCheckpoint or BackupAndRestore: they keep it")
+        if isinstance(other, _RESTORES) and other.restore_best_weights:
+            _refuse_restoring(other, asked)
+        if isinstance(other, _WRITES) and other.save_best_only and judges_average(other.monitor, asked):
+            why = f"chooses by {other.monitor!r}, a metric of the average, and Keras loads the raw weights of its file"
+            _refuse(other, why, _CHOOSES.format(metric=other.monitor))
+
+
+def judges_average(metric: str, asked: Asked) -> bool:
+    """Whether a metric in the logs is one of the average."""
+    if asked.evaluate == "average":
+        return metric.startswith("val_")
+    return asked.evaluate == "both" and metric.startswith(f"val_{asked.name}_")
+
+
+def _refuse_restoring(other: Any, asked: Asked) -> None:
+    if judges_average(other.monitor, asked):
+        why = f"chooses by {other.monitor!r}, a metric of the average, and restores raw weights"
+        _refuse(other, why, "set restore_best_weights=False and " + _CHOOSES.format(metric=other.monitor))
+    if asked.finish == "average":
+        why = "restores raw weights over the average that fit is to finish with"
+        _refuse(other, why, f"set restore_best_weights=False; {_CHOOSES.format(metric=other.monitor)}")
+
+
+def _refuse(other: Any, why: str, instead: str) -> None:
+    raise ModelError(f"{type(other).__name__} beside polyak.keras.Averaging: it {why}", hint=instead)

@@ -1,0 +1,58 @@
+"""How the average moves in ``fit``: once for each real update of the optimizer, in the compiled step where one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Protocol
+
+import keras
+
+from polyak.errors import ModelError
+from polyak.frameworks import Average
+
+Function = Callable[..., Any]
+
+
+class Fitting(Protocol):
+    """One backend's way."""
+
+    def moving(self, model: Any, average: Any) -> Function:
+        """The model's train function with the average in it."""
+
+    def averaged(self, model: Any, average: Any, plain: Function) -> Function:
+        """The model's test or predict function, run with the averaged weights."""
+
+
+def fitting() -> Fitting:
+    """The way of the backend that Keras runs on."""
+    made: Fitting = import_module(f"polyak.keras.fitting_{keras.backend.backend()}").FITTING
+    return made
+
+
+def optimizers(model: Any) -> list[Any]:
+    """The optimizers of a model: the compiled one, and those that a model with a step of its own holds."""
+    held = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
+    compiled = [model.optimizer] if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer) else []
+    found = list({id(o): o for o in (*compiled, *held)}.values())
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__}: expected an optimizer, whose updates the average follows, received none",
+            hint="compile the model with one, hold it in an attribute, or call ema.update() in your own train_step",
+        )
+    return found
+
+
+def updates(found: list[Any]) -> list[Any]:
+    """How many real updates each optimizer has made: gradient accumulation and skipped steps do not count."""
+    return [o.iterations for o in found]
+
+
+def exchanged(model: Any, average: Average, plain: Function) -> Function:
+    """A function of the model, run with the average applied to it; between its calls the model holds raw weights."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with average.applied():
+            return plain(*args, **kwargs)
+
+    return run

@@ -1,0 +1,105 @@
+"""On JAX a train step is a pure function, compiled together with the average's.
+
+While ``fit`` runs, Keras' variables are empty: the weights are in the arguments and results of the compiled step, and
+so are the shadows here. The train function is called with Keras' own state and gives it back; the shadows pass from
+call to call beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import keras
+from keras import ops
+
+from polyak.frameworks.engine_jax import held_from, stepped, tree_of
+from polyak.keras.fitting import Function, updates
+
+TRAINABLE, OTHERS, OPTIMIZER = 0, 1, 2
+
+
+class _Fitting:
+    def moving(self, model: Any, average: Any) -> Function:
+        step = _step(model, average)
+        if model.jit_compile and not model.run_eagerly:
+            step = jax.jit(step, donate_argnums=(0, 1), out_shardings=_shardings(model, average))
+
+        def train_function(state: Any, iterator: Any) -> Any:
+            for i in range(model.steps_per_execution):
+                try:
+                    data = next(iterator)
+                except StopIteration:
+                    if i:
+                        break
+                    raise
+                logs, state, tree = step(state, tree_of(average.held), data)
+                average.held = held_from(tree)
+            average.report_skips()
+            return logs, state
+
+        return train_function
+
+    def averaged(self, model: Any, average: Any, plain: Function) -> Function:
+        """The shadows in the place of the weights in Keras' state; what they become is used for the next batch."""
+        averaged: list[Any] = []
+
+        def function(state: Any, iterator: Any) -> Any:
+            if not averaged:
+                averaged.extend(_averaged_state(model, average, state))
+            outputs, new = plain((*averaged, *state[2:]), iterator)
+            averaged[:] = new[:2]
+            return outputs, (*state[:2], *new[2:])
+
+        return function
+
+
+def _step(model: Any, average: Any) -> Function:
+    raw, program = average.raw.variables, average.program
+
+    def step(state: Any, tree: Any, data: Any) -> Any:
+        before = _updates(model, state)
+        logs, new = model.train_step(state, data)
+        after = _updates(model, new)
+        real = ops.any(ops.stack([a != b for a, b in zip(after, before, strict=True)]))
+        place = _by_variable(model, new)
+        values = {path: place[id(raw[path])] for path in tree["shadows"]}
+        return logs, new, stepped(program, tree, values, real)
+
+    return step
+
+
+def _updates(model: Any, state: Any) -> list[Any]:
+    """The optimizer's count in a state, which holds the compiled optimizer alone."""
+    with keras.StatelessScope(state_mapping=list(zip(model.optimizer.variables, state[OPTIMIZER], strict=True))):
+        return [ops.convert_to_tensor(n) for n in updates([model.optimizer])]
+
+
+def _by_variable(model: Any, state: Any) -> dict[int, Any]:
+    variables = (*model.trainable_variables, *model.non_trainable_variables)
+    return {id(v): array for v, array in zip(variables, (*state[TRAINABLE], *state[OTHERS]), strict=True)}
+
+
+def _averaged_state(model: Any, average: Any, state: Any) -> list[list[Any]]:
+    """Both lists of weights in Keras' state with copies in the place of all of them: the function uses them up."""
+    shadows = {id(average.raw.variables[path]): shadow for path, shadow in average.held.shadows.items()}
+    sides = (model.trainable_variables, model.non_trainable_variables)
+
+    def copies(variables: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        pairs = zip(variables, arrays, strict=True)
+        return [average.engine.cast(shadows.get(id(v), array), array.dtype) for v, array in pairs]
+
+    return [copies(variables, arrays) for variables, arrays in zip(sides, state[:2], strict=True)]
+
+
+def _shardings(model: Any, average: Any) -> Any:
+    """Where results are to be, if the model is spread over devices: a shadow is where its weight is."""
+    if keras.distribution.distribution() is None:
+        return None
+    shadows = {path: shadow.sharding for path, shadow in average.held.shadows.items()}
+    count = average.held.count.sharding
+    return (None, model._get_state_sharding_spec(), {"shadows": shadows, "count": count, "skipped": count})
+
+
+FITTING = _Fitting()

@@ -1,0 +1,38 @@
+"""On TensorFlow the average moves inside the traced train step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from polyak.keras.fitting import Function, exchanged, optimizers, updates
+
+
+class _Fitting:
+    def moving(self, model: Any, average: Any) -> Function:
+        plain_step, plain_function = model.train_step, model.train_function
+
+        def train_step(data: Any) -> Any:
+            found = optimizers(model)
+            before = [tf.identity(n) for n in updates(found)]
+            logs = plain_step(data)
+            pairs = zip(before, updates(found), strict=True)
+            # Controlled: the counts are read after the step has written them.
+            average.update_if(tf.reduce_any([tf.not_equal(old, tf.convert_to_tensor(new)) for old, new in pairs]))
+            return logs
+
+        model.train_step = train_step
+        try:
+            model.make_train_function(force=True)
+            function: Function = model.train_function
+        finally:
+            del model.train_step
+            model.train_function = plain_function
+        return function
+
+    def averaged(self, model: Any, average: Any, plain: Function) -> Function:
+        return exchanged(model, average, plain)
+
+
+FITTING = _Fitting()
