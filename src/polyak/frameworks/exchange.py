@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-_NOTE = "_polyak_exchange"
+NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
 
 
@@ -40,32 +40,32 @@ class Exchange:
 
 def enter(variable: Any, owner: object, value: Any, hands: Hands) -> None:
     """Put a value over what the variable holds."""
-    exchange = vars(variable).get(_NOTE) or Exchange(hands.take(variable), [])
-    setattr(variable, _NOTE, exchange)
+    exchange = vars(variable).get(NOTE) or Exchange(hands.take(variable), [])
+    setattr(variable, NOTE, exchange)
     exchange.over.append((owner, value))
     hands.put(variable, value)
 
 
 def leave(variable: Any, owner: object, hands: Hands) -> None:
     """Take the owner's value away again, in whichever order owners leave; the last one brings the raw value back."""
-    exchange = vars(variable).get(_NOTE)
+    exchange = vars(variable).get(NOTE)
     if exchange is None or all(o is not owner for o, _ in exchange.over):
         return
     exchange.over = [(o, value) for o, value in exchange.over if o is not owner]
     hands.put(variable, exchange.over[-1][1] if exchange.over else exchange.raw)
     if not exchange.over:
-        delattr(variable, _NOTE)
+        delattr(variable, NOTE)
 
 
 def raw_value(variable: Any, hands: Hands) -> Any:
     """The raw value, also while an average is applied."""
-    exchange = vars(variable).get(_NOTE)
+    exchange = vars(variable).get(NOTE)
     return hands.take(variable) if exchange is None else exchange.raw
 
 
 def holds_average(variable: Any) -> bool:
     """Whether an average is applied to the variable now."""
-    return _NOTE in vars(variable)
+    return NOTE in vars(variable)
 
 
 def watch(variable: Any, watcher: Watcher) -> None:

@@ -18,6 +18,7 @@ from polyak.frameworks.stateful import APPLIED, Ref, ShadowTarget, StatefulAvera
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, leave
 from polyak.frameworks.tensorflow_kernel import OPS, copy, glide, is_safe, move
+from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_state import Counters, Memo
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.transfer.target import Target
@@ -62,15 +63,16 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._twin = Ref(None)
         self._entered = Ref(0)
         self._traced = Ref(False)
+        raw = framework.variables(model, kinds) if framework.is_built(model) else None
         with tf.init_scope():
-            self._own = Ref(Counters.at_zero())
+            self._own = Ref(Counters.at_zero(Place.of(model, () if raw is None else raw.variables.values())))
+        if raw is None:
+            self.refuse_start_without_weights()
+        else:
+            self._hold(raw, {})
         for name, state in (("count", self._counts.updates), ("skipped", self._counts.refused)):
             self._track_trackable(state, name=name)
         self._track_trackable(Memo(self), name="memo")
-        if framework.is_built(model):
-            self._bind()
-        else:
-            self.refuse_start_without_weights()
 
     # What it is
 
@@ -121,7 +123,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             self._move(bound, move)
             return
         self.refuse_applied()
-        self._step(bound)
+        with self.still:
+            self._step(bound)
         self.report_skips()
 
     @tf.autograph.experimental.do_not_convert
@@ -131,7 +134,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             if bool(real):
                 self.update()
             return
-        self._traced.value = True
+        # Not noted as traced: such a function lives no longer than a `fit`, which makes it anew for another rule.
         self._move(self.bound, move, real)
 
     def _step(self, bound: Bound) -> None:

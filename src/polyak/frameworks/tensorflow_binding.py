@@ -15,6 +15,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import NonFinite
 from polyak.frameworks.tensorflow_exchange import raw_value
+from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.weights import Kind, Weight
 
@@ -55,7 +56,10 @@ def bind(raw: Variables, rule: Rule | Parts, kept: Mapping[str, tf.Variable] = M
     followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
     _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
     weights = [_shadowed(w) for w in followed]
-    shadows = {w.path: kept[w.path] if w.path in kept else _shadow(w, raw.variables[w.path], rule) for w in weights}
+    place = Place.of(None, raw.variables.values())
+    made = {w.path: _shadow(w, raw.variables[w.path], rule, place) for w in weights if w.path not in kept}
+    known = {**made, **kept}
+    shadows = {w.path: known[w.path] for w in weights}
     return group(Bound(raw, Variables(raw.label, shadows, weights)), rule)
 
 
@@ -101,9 +105,9 @@ def _shadowed(weight: Weight) -> Weight:
     return replace(weight, dtype=shadow_dtype(weight.dtype)) if weight.kind is Kind.TRAINABLE else weight
 
 
-def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> tf.Variable:
+def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | Parts, place: Place) -> tf.Variable:
     name = weight.path.replace("/", "_")
-    return tf.Variable(_first(weight, raw, rule), trainable=False, name=f"{name}_average")
+    return place.variable(_first(weight, raw, rule), f"{name}_average")
 
 
 def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:

@@ -1,18 +1,36 @@
-"""The exchange on TensorFlow variables. TensorFlow shares buffers until one is written: nothing is copied."""
+"""The exchange on TensorFlow variables, replica by replica. TensorFlow shares buffers until one is written."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from polyak.frameworks import exchange
 from polyak.frameworks.exchange import Hands
 
-_HANDS = Hands(take=lambda variable: variable.read_value(), put=lambda variable, value: variable.assign(value))
+
+def _components(variable: tf.Variable) -> Sequence[tf.Variable]:
+    """The variable on each replica: the statistics of batch normalisation may differ from one to the next."""
+    values: Sequence[tf.Variable] = variable.values if isinstance(variable, tf.distribute.DistributedValues) else ()
+    return values or (variable,)
+
+
+def _take(variable: tf.Variable) -> tuple[tf.Tensor, ...]:
+    return tuple(part.read_value() for part in _components(variable))
+
+
+def _put(variable: tf.Variable, values: tuple[tf.Tensor, ...]) -> None:
+    for part, value in zip(_components(variable), values, strict=True):
+        part.assign(value)
+
+
+_HANDS = Hands(_take, _put)
 
 
 def enter(variable: tf.Variable, owner: object, value: tf.Tensor) -> None:
     """Put a value over what the variable holds."""
-    exchange.enter(variable, owner, value, _HANDS)
+    exchange.enter(variable, owner, (value,) * len(_components(variable)), _HANDS)
 
 
 def leave(variable: tf.Variable, owner: object) -> None:
@@ -21,5 +39,6 @@ def leave(variable: tf.Variable, owner: object) -> None:
 
 
 def raw_value(variable: tf.Variable) -> tf.Tensor:
-    """The raw value, also while an average is applied."""
-    return exchange.raw_value(variable, _HANDS)
+    """The raw value, also while an average is applied; that of the first replica."""
+    held = vars(variable).get(exchange.NOTE)
+    return variable.read_value() if held is None else held.raw[0]

@@ -8,6 +8,7 @@ from typing import cast
 import tensorflow as tf
 
 from polyak.frameworks.stateful import Ref, StatefulAverage
+from polyak.frameworks.tensorflow_placing import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,9 @@ class Counters:
     in_use: tf.Variable
 
     @classmethod
-    def at_zero(cls) -> Counters:
-        return cls(_counter("count"), _counter("skipped"), tf.Variable(False, trainable=False))
+    def at_zero(cls, place: Place) -> Counters:
+        zero = tf.constant(0, tf.int64)
+        return cls(place.variable(zero, "count"), place.variable(zero, "skipped"), place.variable(False))
 
 
 class Memo(tf.train.experimental.PythonState):
@@ -37,7 +39,3 @@ class Memo(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value: bytes) -> None:
         cast(StatefulAverage, self._average.value).compare_memo(string_value)
-
-
-def _counter(name: str) -> tf.Variable:
-    return tf.Variable(0, dtype=tf.int64, trainable=False, name=name)
