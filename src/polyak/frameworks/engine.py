@@ -10,6 +10,7 @@ from typing import Any
 from polyak.averaging.kernel import shadow_dtype
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
+from polyak.frameworks.base import Tree
 from polyak.frameworks.exchange import Hands
 from polyak.snapshot import Array
 from polyak.weights import Kind, Weight
@@ -33,6 +34,16 @@ class Held:
     shadows: dict[str, Any]
     count: Any
     skipped: Any
+
+
+def tree_of(held: Held) -> Tree:
+    """The values of an average as a tree of arrays."""
+    return {"shadows": held.shadows, "count": held.count, "skipped": held.skipped}
+
+
+def held_from(tree: Tree) -> Held:
+    """The values of an average from a tree."""
+    return Held(tree["shadows"], tree["count"], tree["skipped"])
 
 
 class Engine(ABC):
@@ -65,12 +76,20 @@ class Engine(ABC):
         """Whether every value is neither NaN nor infinite."""
 
     @abstractmethod
-    def counter(self, value: int) -> Any:
-        """A count as this library keeps it."""
+    def counter(self, value: int, beside: Any) -> Any:
+        """A count as this library keeps it, on the devices that an array is spread over."""
 
     @abstractmethod
     def step(self, program: Program, held: Held, values: Arrays) -> Held:
         """The average after one update; what was held before must not be used any more."""
+
+    @abstractmethod
+    def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
+        """The same with the same bits, where what was held before stays as it is."""
+
+    @abstractmethod
+    def refuse_traced(self, array: Any) -> None:
+        """Raise ModelError if a program is being compiled, where an average would be a constant."""
 
 
 def program_for(weights: tuple[Weight, ...], rule: Rule | Parts, guarded: tuple[str, ...]) -> Program:

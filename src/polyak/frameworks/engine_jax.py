@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from polyak.errors import ModelError
-from polyak.frameworks.engine import Arrays, Engine, Held, Program
+from polyak.frameworks.base import Tree
+from polyak.frameworks.engine import Arrays, Engine, Held, Program, held_from, tree_of
 from polyak.frameworks.exchange import Hands
 from polyak.snapshot import Array
-
-Tree = dict[str, Any]
 
 
 class JaxOps:
@@ -73,7 +73,7 @@ class JaxEngine(Engine):
         return value
 
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
-        return jnp.zeros_like(array, dtype=dtype) if zeros else self.cast(array, dtype)
+        return jnp.zeros_like(array, dtype=dtype, device=array.sharding) if zeros else self.cast(array, dtype)
 
     def cast(self, array: Any, dtype: str) -> Any:
         """Always an array of its own: a compiled step deletes those that it is given."""
@@ -89,21 +89,30 @@ class JaxEngine(Engine):
     def is_finite(self, array: Any) -> bool:
         return bool(jnp.isfinite(array).all())
 
-    def counter(self, value: int) -> Any:
-        return jnp.asarray(value, jnp.int32)
+    def counter(self, value: int, beside: Any) -> Any:
+        spread = beside.sharding
+        whole = NamedSharding(spread.mesh, PartitionSpec()) if isinstance(spread, NamedSharding) else spread
+        return jax.device_put(np.int32(value), whole)
 
     def step(self, program: Program, held: Held, values: Arrays) -> Held:
-        return held_from(compiled(program)(tree_of(held), dict(values)))
+        new = held_from(compiled(program)(tree_of(held), dict(values)))
+        _refuse_traced(new.count)
+        return new
+
+    def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
+        return held_from(stepped(program, tree_of(held), values))
+
+    def refuse_traced(self, array: Any) -> None:
+        _refuse_traced(jnp.array(array, copy=True))  # whatever is computed while a function is compiled is traced
 
 
-def tree_of(held: Held) -> Tree:
-    """The values of an average as a tree of arrays."""
-    return {"shadows": held.shadows, "count": held.count, "skipped": held.skipped}
-
-
-def held_from(tree: Tree) -> Held:
-    """The values of an average from a tree."""
-    return Held(tree["shadows"], tree["count"], tree["skipped"])
+def _refuse_traced(array: Any) -> None:
+    if isinstance(array, jax.core.Tracer):
+        raise ModelError(
+            "the average was used inside a function that JAX compiles: it would stay there what it is now",
+            hint="pass its state through: tree = ema.tree(), then ema.stateless_update(tree, ...) and "
+            "ema.stateless_call(tree, x) in the function, and ema.take(tree) after it",
+        )
 
 
 @lru_cache(maxsize=64)
@@ -117,6 +126,7 @@ def stepped(program: Program, tree: Tree, values: Mapping[str, Any], real: Any =
 
     Every choice is a scalar that selects among values: XLA makes one loop over each array of it.
     """
+    values = {path: _as_stored(value) for path, value in values.items()}
     shares = _shares(program, tree["count"])
     moving = jnp.any(jnp.stack([s.moves for s in shares])) if shares else jnp.asarray(True)
     moving &= real
@@ -156,6 +166,11 @@ def _are_safe(values: list[Any]) -> Any:
         return jnp.asarray(True)
     tops = [jnp.max(jnp.abs(_wide(v)), initial=0.0) <= float(jnp.finfo(_wide(v).dtype).max) / 2 for v in values]
     return jnp.all(jnp.stack(tops))
+
+
+def _as_stored(value: Any) -> Any:
+    """A value as its weight will hold it. XLA would hand a narrow one over as it was before it was rounded."""
+    return jax.lax.optimization_barrier(value) if jnp.dtype(value.dtype).itemsize < 4 else value
 
 
 def _wide(value: Any) -> Any:

@@ -46,7 +46,7 @@ class TorchEngine(Engine):
     def is_finite(self, array: Any) -> bool:
         return bool(torch.isfinite(array).all())
 
-    def counter(self, value: int) -> int:
+    def counter(self, value: int, beside: Any) -> int:
         return value
 
     @torch.no_grad()
@@ -62,6 +62,14 @@ class TorchEngine(Engine):
             for path in program.copied:
                 held.shadows[path].copy_(values[path])
         return Held(held.shadows, held.count + 1, held.skipped)
+
+    def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
+        copies = {path: shadow.clone() for path, shadow in held.shadows.items()}
+        new: Held = self.step(program, Held(copies, held.count, held.skipped), values)
+        return new
+
+    def refuse_traced(self, array: Any) -> None:
+        """PyTorch runs what it is told at once."""
 
 
 def _move(shadows: list[Any], values: Sequence[Any], w: float) -> None:

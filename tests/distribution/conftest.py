@@ -1,0 +1,5 @@
+"""The programs here run in processes of their own; as modules they would make devices in the tests' process."""
+
+from __future__ import annotations
+
+collect_ignore = ["ddp.py", "mirrored.py", "sharded.py", "workers.py"]

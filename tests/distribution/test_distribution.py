@@ -1,0 +1,139 @@
+"""Averages of models that are spread over devices or processes: equal on all replicas, one file, any number after.
+
+Each program runs in processes of its own, because devices are made before a framework starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import polyak
+from polyak.errors import ImmatureWarning
+
+HERE = Path(__file__).parent
+# Partial sums are added in another order on several devices; SGD with these few steps keeps the difference small.
+CLOSE = 1e-5
+
+
+def start(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    given = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "", **environment}
+    command = [sys.executable, "-W", "ignore", str(HERE / program), *arguments]
+    return subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    return found
+
+
+def small() -> Any:
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+
+
+def assert_values(average: Any, expected: dict[str, Any]) -> None:
+    for path, value in average.values().items():
+        assert value.tolist() == expected[path], path
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """What a run on two devices has left and said."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    return folder, answer(start("mirrored.py", "2", str(folder)))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run on one device of JAX has said."""
+    return answer(start("sharded.py", "one", str(tmp_path_factory.mktemp("one")), KERAS_BACKEND="jax"))
+
+
+def assert_one_average(found: dict[str, Any]) -> None:
+    assert found["count"] == 8
+    assert found["counts of the loop"] == [4, 4]
+    assert found["same on all replicas"]
+    assert found["restored"]
+    assert found["called against applied"] < CLOSE
+    assert found["against one device"] < CLOSE
+    assert found["inside against outside"] == 0.0
+
+
+def test_two_replicas_have_one_average_bit_for_bit(mirrored: tuple[Path, dict[str, Any]]) -> None:
+    assert_one_average(mirrored[1])
+
+
+def test_four_replicas_have_one_average_bit_for_bit(tmp_path: Path) -> None:
+    assert_one_average(answer(start("mirrored.py", "4", str(tmp_path))))
+
+
+def test_a_mirrored_run_goes_on_on_one_device(mirrored: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = mirrored
+    model = small()
+    average = polyak.track(model, "ema:0.9,start=copy")
+    tf.train.Checkpoint(model=model, average=average).read(str(folder / "checkpoint")).assert_existing_objects_matched()
+    assert average.count == 8
+    assert_values(average, found["values"])
+    again = polyak.track(small(), "ema:0.9,start=copy")
+    polyak.transfer(folder / "average.safetensors", again)
+    assert again.count == 8
+    assert_values(again, found["values"])
+
+
+def test_two_workers_have_one_average_bit_for_bit(tmp_path: Path) -> None:
+    ports = free_ports(2)
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
+    first, second = (answer(p) for p in [start("workers.py", str(tmp_path), TF_CONFIG=c) for c in configs])
+    assert first["count"] == second["count"] == 8
+    assert first["digests"] == second["digests"]
+    held = polyak.open(tmp_path / "average.safetensors")
+    assert held.state is not None
+    assert held.state.count == 8
+
+
+@pytest.mark.parametrize("manner", ["data", "model"])
+def test_shadows_on_jax_are_spread_as_their_weights_are(tmp_path: Path, alone: dict[str, Any], manner: str) -> None:
+    found = answer(start("sharded.py", manner, str(tmp_path), KERAS_BACKEND="jax"))
+    assert found["devices"] == 8
+    assert found["pieces"] == (4 if manner == "model" else 1)
+    assert found["placed"]
+    assert found["gathers"] == {"all-gather": 0, "all-to-all": 0, "collective-permute": 0}
+    assert found["count"] == alone["count"] == 9
+    for path, value in alone["values"].items():
+        assert np.allclose(found["values"][path], value, rtol=0, atol=CLOSE), path
+    assert polyak.open(tmp_path / f"{manner}.safetensors").roles == ("average",)
+
+
+def test_processes_of_distributed_data_parallel_have_one_average_bit_for_bit(tmp_path: Path) -> None:
+    running = [start("ddp.py", str(rank), str(tmp_path), KERAS_BACKEND="torch") for rank in range(2)]
+    first, second = (answer(p) for p in running)
+    assert first["count"] == second["count"] == 8
+    assert first["digests"] == second["digests"]
+    model = small()
+    with pytest.warns(ImmatureWarning):
+        receipt = polyak.transfer(tmp_path / "average.safetensors", model)
+    assert {m.target: m.digest for m in receipt.moved} == first["digests"]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
