@@ -84,7 +84,7 @@ def test_the_places_of_a_live_model_are_those_of_its_file(tmp_path: Path, name: 
 def test_a_file_says_what_it_cannot_tell(tmp_path: Path) -> None:
     snap = polyak.open(save(ZOO["sequential"].built(), tmp_path / "a.weights.h5"))
     assert snap.roles == ("raw",)
-    assert snap.manifest.confidence == "inferred"
+    assert snap.manifest.confidence == "unknown"
     assert PLAIN in snap.manifest.evidence[0]
     assert "changed places are told apart only if they have names" in snap.manifest.evidence[1]
 

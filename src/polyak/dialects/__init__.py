@@ -22,6 +22,10 @@ _DIALECTS = (
     "lit_ema",
     "torch_ema",
     "torch_plain",
+    "keras_orbax",
+    "haiku",
+    "optax",
+    "jax_state",
     "plain",
 )
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from polyak.contents import Contents
+from polyak.dialects.autonumber import creation_keys
 from polyak.dialects.keras_file import OPTIMIZER
 from polyak.dialects.plain import item
 from polyak.errors import DamagedFile
@@ -37,6 +38,13 @@ class Named:
     def local(self) -> str:
         return self.name.rsplit("/", 1)[-1].removesuffix(":0")
 
+    @property
+    def path(self) -> str:
+        """The name from the layer on; a scope before it is dropped, a layer that it lacks is put before it."""
+        steps = self.name.removesuffix(":0").split("/")
+        inner = steps[steps.index(self.layer) + 1 :] if self.layer in steps[:-1] else steps
+        return "/".join([self.layer, *inner])
+
 
 def interpret(contents: Contents) -> Snapshot | None:
     """None unless the file lists its layers."""
@@ -51,7 +59,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     averages, why = _averages(weights, contents)
     items = raw + [_averaged(i, w, averages, contents) for i, w in zip(raw, weights, strict=True) if averages]
     items += [item(OPTIMIZER, k.removeprefix(_OPTIMIZERS), t) for k, t in contents.tensors.items() if _of_optimizer(k)]
-    confidence = "inferred" if averages or not any(map(_of_optimizer, contents.tensors)) else "unknown"
+    confidence = "inferred" if averages else "unknown"
     written = Manifest("Keras", {}, (), source=contents.origin, evidence=(why,), confidence=confidence)
     return Snapshot(items, None, contents.origin, contents.integrity, written)
 
@@ -92,13 +100,16 @@ def _described(weights: list[Named], contents: Contents) -> Mapping[str, Weight]
             families[family] += 1
             numbers[w.layer] = len(numbers), step
     times = Counter((w.layer, w.local) for w in weights)
+    created = creation_keys(f"{w.layer}/{w.local}" for w in weights)
     described = {}
     for position, w in enumerate(weights):
         number, step = numbers[w.layer]
         # A layer of layers has each local name several times; its path is not in the file.
         local = w.local if times[w.layer, w.local] == 1 else w.name
         tensor = contents.tensors[w.key]
-        evidence = Evidence(f"#{number}/{local}", f"{w.layer}/{local}", "", "", w.local, position, tensor.dtype)
+        evidence = Evidence(
+            f"#{number}/{local}", w.path, created[f"{w.layer}/{w.local}"], "", w.local, position, tensor.dtype
+        )
         kind = Kind.TRAINABLE if is_floating(tensor.dtype) else Kind.COUNTER
         described[w.key] = Weight(f"{step}/{local}", tensor.shape, tensor.dtype, kind, evidence)
     return described

@@ -63,7 +63,7 @@ class _Unproved(Exception):
 def judge(contents: Contents, weights: Sequence[str], optimizers: Sequence[str]) -> Verdict:
     """Find the averages of ``use_ema`` among the variables of the optimizers."""
     if not optimizers:
-        return Verdict(evidence=(_EITHER,))
+        return Verdict(evidence=(_EITHER,), confidence="unknown")
     try:
         model = _config(contents)
         kind, settings, group = _optimizer(model, optimizers)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from polyak.contents import Contents, Tensor
-from polyak.manifest import RAW
+from polyak.manifest import RAW, Manifest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight, is_floating
+
+UNSAID = "a set of weights without a word on whether it is an average"
 
 
 def interpret(contents: Contents) -> Snapshot | None:
     items = [item(RAW, name, tensor) for name, tensor in contents.tensors.items()]
-    return Snapshot(items, None, contents.origin, contents.integrity)
+    written = Manifest(contents.format, {}, (), source=contents.origin, evidence=(UNSAID,), confidence="unknown")
+    return Snapshot(items, None, contents.origin, contents.integrity, written)
 
 
 def item(role: str, path: str, tensor: Tensor) -> Item:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from polyak.contents import Contents
-from polyak.dialects.plain import item
-from polyak.manifest import AVERAGE, RAW
+from polyak.dialects.autonumber import creation_keys
+from polyak.dialects.plain import UNSAID, item
+from polyak.manifest import AVERAGE, RAW, Manifest
 from polyak.snapshot import Item, Snapshot
-from polyak.weights import Kind
+from polyak.weights import Evidence, Kind
 
 SUFFIX = "/ExponentialMovingAverage"
 TRAINING = "training"
@@ -30,8 +31,27 @@ def interpret(contents: Contents) -> Snapshot | None:
     items = [item(RAW, n, contents.tensors[n]) for n in weights]
     if any(n.endswith(SUFFIX) for n in names):
         items = [_kind(i, contents) for i in (*items, *_averages(weights, contents))]
+    keys = creation_keys(i.weight.path for i in items)
+    items = [_with_evidence(i, keys[i.weight.path]) for i in items]
     items += [item(TRAINING, n, contents.tensors[n]) for n in names if n in of_training]
-    return Snapshot(items, None, contents.origin, contents.integrity)
+    return Snapshot(items, None, contents.origin, contents.integrity, _written(contents))
+
+
+def _written(contents: Contents) -> Manifest:
+    averages = sum(n.endswith(SUFFIX) for n in contents.tensors)
+    said = (
+        f"{averages:,} averages by the names that tf.train.ExponentialMovingAverage gives them; "
+        "decay and count of updates are not in the file"
+    )
+    evidence, confidence = ((said,), "inferred") if averages else ((UNSAID,), "unknown")
+    return Manifest("TensorFlow", {}, (), source=contents.origin, evidence=evidence, confidence=confidence)
+
+
+def _with_evidence(held: Item, creation: str) -> Item:
+    """The names of variables; TensorFlow numbers those of one kind as they are created, and sorts them in the file."""
+    path = held.weight.path
+    evidence = Evidence("", path, creation, "", path.rpartition("/")[2], -1, held.weight.dtype)
+    return replace(held, weight=replace(held.weight, evidence=evidence))
 
 
 def _averages(weights: list[str], contents: Contents) -> Iterator[Item]:

@@ -6,14 +6,14 @@ neither an optimizer's nor a counter is a raw weight under its path in the graph
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.plain import item
+from polyak.dialects.plain import UNSAID, item
+from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
+from polyak.dialects.tf_slots import SlotAverages, slot_averages
 from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, Weight, is_floating
@@ -23,12 +23,13 @@ OPTIMIZER = "optimizer"
 TRAINING = "training"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _EXPORTED = "variables"
-_CHAINS = ("_layers", "_operations")
 _SEED = "seed_generator_state"
 _INCOMPLETE = (
     "TensorFlow's own checkpoint of a Keras 3 model lacks the layers that it holds in lists and dictionaries; "
     "save it with an average, or as polyak.tensorflow.Weights(model)"
 )
+
+_NAMELESS = "optimizer: it may hold averages (use_ema), which have no names there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,6 @@ class Found:
     @property
     def state(self) -> State:
         return State(self.memo.rule, self.count, self.skipped)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A weight's path as polyak numbers it, by order of the layers alone, and by the layers' own names."""
-
-    path: str
-    structure: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -93,21 +85,15 @@ class Graph:
 
     @cached_property
     def chained(self) -> Mapping[str, Step]:
-        """Weights of a Sequential or functional Keras model, whose graph numbers all layers.
+        """Weights of a Sequential or functional Keras model, whose graph numbers all layers."""
+        paths = {key: [p for p in self.paths(key) if OPTIMIZER not in p] for key in self.contents.tensors}
+        names = self.contents.full_names
+        return keras3_chain(paths, names) or keras2_chain(paths, names)
 
-        The path is the one that polyak gives a live model with automatic layer names. The names that the
-        layers had are evidence beside it: where a target's explicit names say otherwise, matching refuses.
-        """
-        layers: dict[int, list[str]] = {}
-        owners = set()
-        for key in self.contents.tensors:
-            path = next((p for p in self.paths(key) if len(p) > 2 and p[-3] in _CHAINS and p[-2].isdigit()), None)
-            if path is not None and "/" in self.contents.full_names.get(key, ""):
-                layers.setdefault(int(path[-2]), []).append(key)
-                owners.add(tuple(step for step in path[:-3] if step != "_functional"))
-        if len(owners) > 1:
-            return {}
-        return dict(_chain([layers[i] for i in sorted(layers)], self.contents.full_names))
+    @property
+    def optimized(self) -> bool:
+        """Whether an optimizer is in the file."""
+        return any(OPTIMIZER in path for paths in self.contents.paths.values() for path in paths)
 
     @property
     def exported(self) -> bool:
@@ -134,11 +120,25 @@ def interpret(contents: Contents) -> Snapshot | None:
         return None
     graph = Graph(contents)
     roles = {a.path: AVERAGE if len(graph.averages) == 1 else f"{AVERAGE}:{a.name}" for a in graph.averages}
-    items = [*_numbered(i for key in contents.tensors for i in _raw(graph, key))]
+    held = {key: tuple(_raw(graph, key)) for key in contents.tensors}
+    slots = slot_averages(contents, {key: i for key, items in held.items() for i in items if i.role == RAW})
+    items = [*_numbered(i for key, of_key in held.items() if key not in slots.keys for i in of_key), *slots.items]
     items += [i for a in graph.averages for i in _shadows(graph, a, roles[a.path])]
     states = {roles[a.path]: a.state for a in graph.averages}
-    written = Manifest("TensorFlow", {}, (), source=contents.origin, note="" if graph.followed else _INCOMPLETE)
-    return Snapshot(items, states, contents.origin, contents.integrity, written)
+    return Snapshot(items, states, contents.origin, contents.integrity, _written(graph, slots))
+
+
+def _written(graph: Graph, slots: SlotAverages) -> Manifest:
+    """What the file's roles rest on."""
+    stated = tuple(
+        f"{a.name or 'the root'}: an average of polyak's, by the note beside its values" for a in graph.averages
+    )
+    unsaid = () if stated or slots.items else (UNSAID, *((_NAMELESS,) if graph.optimized else ()))
+    confidence = "inferred" if slots.items else "stated" if stated else "unknown"
+    note = "" if graph.followed else _INCOMPLETE
+    evidence = (*stated, *slots.evidence, *unsaid)
+    origin = graph.contents.origin
+    return Manifest("TensorFlow", {}, (), source=origin, note=note, evidence=evidence, confidence=confidence)
 
 
 def _shadows(graph: Graph, average: Found, role: str) -> Iterator[Item]:
@@ -161,20 +161,8 @@ def _raw(graph: Graph, key: str) -> Iterator[Item]:
         yield Item(RAW, _weight(graph.chained.get(key) or _same(path), tensor, _local(graph, key)), tensor.read)
 
 
-def _chain(layers: Sequence[Sequence[str]], full_names: Mapping[str, str]) -> Iterator[tuple[str, Step]]:
-    names = [full_names[keys[0]].split("/")[-2] for keys in layers]
-    counts: Counter[str] = Counter()
-    for i, (keys, name) in enumerate(zip(layers, names, strict=True)):
-        family = re.sub(r"_\d+$", "", name)
-        numbered = family if counts[family] == 0 else f"{family}_{counts[family]}"
-        counts[family] += 1
-        for key in keys:
-            local = full_names[key].rsplit("/", 1)[-1]
-            yield key, Step(f"{numbered}/{local}", f"#{i}/{local}", f"{name}/{local}")
-
-
 def _same(path: str) -> Step:
-    return Step(path, path, path)
+    return Step(path, path, path, path)
 
 
 def _local(graph: Graph, key: str) -> str:
@@ -208,7 +196,7 @@ def _exported_path(paths: list[GraphPath]) -> str:
 def _weight(step: Step, tensor: Tensor, local: str) -> Weight:
     """A weight with the evidence that the file gives."""
     kind = Kind.TRAINABLE if is_floating(tensor.dtype) else Kind.SEED if local == _SEED else Kind.COUNTER
-    evidence = Evidence(step.structure, step.name, step.structure, "", local, 0, tensor.dtype)
+    evidence = Evidence(step.structure, step.name, step.creation, "", local, 0, tensor.dtype)
     return Weight(step.path, tensor.shape, tensor.dtype, kind, evidence)
 
 

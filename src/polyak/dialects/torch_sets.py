@@ -157,6 +157,7 @@ def snapshot(contents: Contents, reading: Reading) -> Snapshot:
         note="; ".join(filter(None, (reading.note, _not_read(contents)))),
         evidence=reading.evidence,
         confidence=reading.confidence,
+        layout=TORCH if contents.format == TORCH else "",
     )
     return Snapshot(items, None, contents.origin, contents.integrity, written)
 

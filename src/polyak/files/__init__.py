@@ -14,11 +14,14 @@ _FORMATS = (
     "safetensors_sharded",
     "npz",
     "torch_pt",
+    "torch_dcp",
+    "orbax",
     "tensorbundle_format",
     "tensorbundle_v1",
     "keras_h5",
     "keras_archive",
     "keras_shards",
+    "flax_msgpack",
 )
 
 
@@ -40,7 +43,7 @@ def read(path: Path) -> Contents:
     what = "a directory without a checkpoint" if path.is_dir() else "a file of no known format"
     raise UnknownFormat(
         f"file {str(path)!r}: expected weights, received {what}",
-        hint="polyak reads safetensors, npz, TensorFlow checkpoints, SavedModels, Keras and PyTorch files",
+        hint="polyak reads safetensors, npz, TensorFlow, Orbax, SavedModel, Keras, PyTorch and Flax files",
     )
 
 

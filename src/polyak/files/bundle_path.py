@@ -10,7 +10,7 @@ from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files.sstable import has_magic
 
 AGAIN = "copy or download the checkpoint again"
-_STATE_LIMIT = 1 << 24
+_STATE_LIMIT = 1 << 20
 
 
 def find_prefix(path: Path) -> Path:
@@ -74,7 +74,8 @@ def _latest(state: Path) -> Path:
     """The checkpoint that a ``checkpoint`` state file (a text protocol buffer) names, inside the file's directory."""
     if (size := state.stat().st_size) > _STATE_LIMIT:
         raise DamagedFile(f"file {str(state)!r}: expected at most {_STATE_LIMIT} bytes, received {size}")
-    pattern = rb"""(?<!\w)model_checkpoint_path\s*:\s*(?:"((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)')"""
+    # Possessive: a text of a million quotes must not cost a hundred bytes for each.
+    pattern = rb"""(?<!\w)model_checkpoint_path\s*:\s*(?:"((?:[^"\\\n]|\\.)*+)"|'((?:[^'\\\n]|\\.)*+)')"""
     found = re.search(pattern, state.read_bytes())
     target = os.fsdecode(_unquoted(found[1] or found[2] or b"")) if found else ""
     if not target or "\0" in target:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO
@@ -49,11 +49,13 @@ class Hdf5:
         self._raw = file
         self._stamp = _stamp(file)
         self._size = file.seek(0, os.SEEK_END)
+        self._letters = 0
         weakref.finalize(self, file.close)
         with self._damage():
             self._file = h5py.File(file, "r")
             weakref.finalize(self, self._file.close)  # called before the other
             found = dict(self._walk(self._file, "", set()))
+            _refuse_shared(found, self._size, origin)
             self.tensors = {name: self._tensor(name, d) for name, d in found.items()}
             self.checked = bool(found) and all(d.fletcher32 or not d.nbytes for d in found.values())
 
@@ -61,8 +63,14 @@ class Hdf5:
         """The text attributes of a group, lists as tuples; others are left out."""
         with self._damage():
             attributes = (self._file[group] if group else self._file).attrs
-            held = {name: _text(attributes, name) for name in attributes}
-        return {name: text for name, text in held.items() if text is not None}
+            held = {name: _text(attributes, name, self._size) for name in attributes}
+        texts = {name: text for name, text in held.items() if text is not None}
+        self._letters += sum(len(t) for text in texts.values() for t in (text if isinstance(text, tuple) else (text,)))
+        if self._letters > _LARGEST_TEXT + 4 * self._size:
+            raise DamagedFile(
+                f"{self.origin}: group {group!r}: expected texts of its own, received one again and again"
+            )
+        return texts
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
@@ -95,7 +103,17 @@ class Hdf5:
             if isinstance(held, h5py.Group):
                 yield from self._walk(held, f"{prefix}{name}/", above)
             elif isinstance(held, h5py.Dataset):
+                self._refuse_second_name(held, prefix + name, above)
                 yield prefix + name, held
+
+    def _refuse_second_name(self, dataset: h5py.Dataset, name: str, seen: set[int]) -> None:
+        address = h5py.h5o.get_info(dataset.id).addr
+        if address in seen:
+            raise DamagedFile(
+                f"{self.origin}: weight {name!r}: expected an array of its own, received a second name of another",
+                hint="Keras writes each array once",
+            )
+        seen.add(address)
 
     def _tensor(self, name: str, dataset: h5py.Dataset) -> Tensor:
         where = f"{self.origin}: weight {name!r}"
@@ -124,9 +142,11 @@ def _stamp(file: BinaryIO) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _text(attributes: Any, name: str) -> str | tuple[str, ...] | None:
+def _text(attributes: Any, name: str, most: int) -> str | tuple[str, ...] | None:
+    """A text or a list of them. Those of no fixed length lie elsewhere, up to ``most`` bytes each, maybe all in one."""
     held = attributes.get_id(name)
-    size = math.prod(held.shape) * held.dtype.itemsize
+    count = math.prod(held.shape)
+    size = count * (held.dtype.itemsize if held.dtype.kind == "S" or held.shape == () else most)
     if held.dtype.kind not in "SO" or size > _LARGEST_TEXT or len(held.shape) > 1:
         return None
     if held.dtype.kind == "O" and h5py.check_string_dtype(held.dtype) is None:
@@ -143,7 +163,7 @@ def _dtype_name(dataset: h5py.Dataset, where: str) -> str:
     dtype = dataset.dtype
     if dtype.kind in "biufc" and dtype.itemsize <= 16:
         return str(dtype.newbyteorder("=").name)
-    stated = _text(dataset.attrs, "dtype") if "dtype" in dataset.attrs else None
+    stated = _text(dataset.attrs, "dtype", 0) if "dtype" in dataset.attrs else None
     if dtype == np.dtype("V2") and stated == "bfloat16":
         return "bfloat16"
     raise UnknownFormat(
@@ -163,6 +183,13 @@ def _refuse_foreign(dataset: h5py.Dataset, where: str) -> None:
     if dataset.is_virtual or dataset.external:
         kind = "a virtual dataset" if dataset.is_virtual else "external storage"
         raise DamagedFile(f"{where}: expected bytes in this file, received {kind}, which is in another")
+
+
+def _refuse_shared(datasets: Mapping[str, h5py.Dataset], size: int, origin: str) -> None:
+    """Arrays cannot store more than the file is long, unless they share bytes."""
+    stored = sum(dataset.id.get_storage_size() for dataset in datasets.values())
+    if stored > size:
+        raise DamagedFile(f"{origin}: expected arrays that lie apart, received {stored:,} bytes in a file of {size:,}")
 
 
 def _refuse_bomb(dataset: h5py.Dataset, declared: int, size: int, where: str) -> None:

@@ -48,8 +48,14 @@ def _groups(path: Path, origin: str) -> dict[str, list[str]]:
     """The names of the shards that hold each group."""
     if path.stat().st_size > _LARGEST_INDEX:
         raise DamagedFile(f"{origin}: expected an index of shards, received more than {_LARGEST_INDEX:,} bytes")
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
     try:
-        entries = json.loads(path.read_bytes())["weight_map"]
+        entries = json.loads(path.read_bytes(), object_pairs_hook=no_duplicates)["weight_map"]
         if not isinstance(entries, dict):
             raise TypeError(f"weight_map is a {type(entries).__name__}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -61,7 +67,7 @@ def _shards(group: str, value: Any, origin: str) -> list[str]:
     names = value if isinstance(value, list) else [value]
     for name in names:
         # A name, not a path: an index from a stranger must not lead out of its directory.
-        if not isinstance(name, str) or not name.endswith(".h5") or any(c in name for c in "/\\:\0"):
+        if not isinstance(name, str) or not name.endswith(".h5") or len(name) > 255 or set(name) & set("/\\:\0"):
             raise DamagedFile(
                 f"{origin}: group {group!r}: expected the name of a shard beside the index, received {name!r:.100}",
                 hint="the index is damaged or hostile",

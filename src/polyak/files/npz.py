@@ -6,8 +6,10 @@ polyak's manifest is the array ``polyak.json`` of bytes, so that ``np.load`` ope
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnexpectedWeight, UnknownFormat
 from polyak.files.atomic import replacing
 from polyak.files.failures import failures_named
+from polyak.files.positioned import PositionedFile, flat_bytes
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
@@ -31,7 +34,11 @@ from polyak.weights import numpy_dtype
 _KEY = "polyak.json"
 _END = ".npy"
 _LOCAL = b"PK\x03\x04"
-_MANIFEST_LIMIT = 1 << 30
+_LOCAL_SIZE = 30
+_END_RECORD = struct.Struct("<4s4H2LH")
+_IN_ZIP64 = 0xFFFF  # the count does not fit and stands elsewhere
+_MANIFEST_LIMIT = 1 << 27
+_HEADER_LIMIT = 1 << 16
 _MOST_AXES = 64
 _MOST_INFLATED = 1032  # deflate makes at most so many bytes of one; a member that claims more is a bomb or damaged
 _PLAIN_KINDS = "biufc"
@@ -39,8 +46,28 @@ _TEXT_KINDS = "SUMm"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # RuntimeError holds NotImplementedError and RecursionError: an unknown compression, a header of brackets.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, TokenError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    TokenError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An open file: as a zip, and as bytes."""
+
+    archive: zipfile.ZipFile
+    data: PositionedFile
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +96,15 @@ def read(path: Path) -> Contents:
     origin = f"file {str(path)!r}"
     with failures_named(path, "read"), _damage_named(origin):
         archive = zipfile.ZipFile(path)
+        source = _Source(archive, PositionedFile(path), origin)
+        _refuse_lost(archive, path, origin)
         members = {i.filename.removesuffix(_END): i for i in _infos(archive, path.stat().st_size, origin)}
-        manifest = _manifest(archive, members.pop(_KEY, None), origin)
+        manifest = _manifest(source, members.pop(_KEY, None))
         found = {name: _member(archive, info, origin) for name, info in members.items()}
     wanted = _described(manifest, found, origin)
     facts = {f"left out/{n}": f"{m.dtype} is no number" for n, m in found.items() if m.dtype.kind in _TEXT_KINDS}
     tensors = {
-        name: Tensor(m.shape, wanted.get(name, m.dtype.name), _reader(archive, name, m, wanted.get(name), origin))
+        name: Tensor(m.shape, wanted.get(name, m.dtype.name), _reader(source, name, m, wanted.get(name)))
         for name, m in found.items()
         if m.dtype.kind in _PLAIN_KINDS
     }
@@ -123,6 +152,18 @@ def _damage_named(origin: str, name: str = "") -> Iterator[None]:
         ) from error
 
 
+def _refuse_lost(archive: zipfile.ZipFile, path: Path, origin: str) -> None:
+    """As many members as the end of the zip counts: one wrong length in its directory hides the members behind it."""
+    with path.open("rb") as file:
+        file.seek(-_END_RECORD.size - len(archive.comment), os.SEEK_END)
+        counted = _END_RECORD.unpack(file.read(_END_RECORD.size))[4]
+    if counted not in (len(archive.infolist()), _IN_ZIP64):
+        raise DamagedFile(
+            f"{origin}: expected {counted} members by the end of the zip, received {len(archive.infolist())}",
+            hint="the file is damaged; restore it from a copy",
+        )
+
+
 def _infos(archive: zipfile.ZipFile, size: int, origin: str) -> list[zipfile.ZipInfo]:
     """The members, each of them an array of a plausible size, and none in the place of another."""
     infos = archive.infolist()
@@ -153,13 +194,24 @@ def _refuse_bomb(info: zipfile.ZipInfo, origin: str) -> None:
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, origin: str) -> _Member:
     with _damage_named(origin, info.filename.removesuffix(_END)), archive.open(info) as file:
         version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
+        if version not in _READERS:
             raise ValueError(f"expected .npy version 1.0 or 2.0, received {version}")
-        shape, fortran, dtype = readers[version](file)
+        header = _header(file, 2 if version == (1, 0) else 4)
+        try:
+            shape, fortran, dtype = _READERS[version](header)
+        except MemoryError:  # so Python says that brackets stand too deep in each other
+            raise ValueError("its header is too deep") from None
         member = _Member(info, shape, fortran, dtype, file.tell())
     _refuse_other(member, origin)
     return member
+
+
+def _header(file: Any, width: int) -> io.BytesIO:
+    """The text that describes an array, behind its length in so many bytes; NumPy would read any length first."""
+    length = file.read(width)
+    if (received := int.from_bytes(length, "little")) > _HEADER_LIMIT:
+        raise ValueError(f"expected an .npy header of at most {_HEADER_LIMIT} bytes, received one of {received}")
+    return io.BytesIO(length + file.read(received))
 
 
 def _refuse_other(m: _Member, origin: str) -> None:
@@ -185,16 +237,36 @@ def _hint(dtype: np.dtype[Any]) -> str:
     return "save arrays of numbers alone"
 
 
-def _reader(archive: zipfile.ZipFile, name: str, m: _Member, dtype: str | None, origin: str) -> Callable[[], Array]:
+def _reader(source: _Source, name: str, m: _Member, dtype: str | None) -> Callable[[], Array]:
     def read_array() -> Array:
-        buffer = bytearray(m.info.file_size - m.start)
-        with _damage_named(origin, name), archive.open(m.info) as file:
-            file.read(m.start)
-            _fill(file, buffer)
+        with _damage_named(source.origin, name):
+            stored = m.info.compress_type == zipfile.ZIP_STORED
+            buffer = _stored(source.data, m) if stored else _unpacked(source.archive, m)
         array = np.frombuffer(buffer, m.dtype).reshape(m.shape, order="F" if m.fortran else "C")
         return np.asarray(array, m.dtype.newbyteorder("=")).view(numpy_dtype(dtype or m.dtype.name))
 
     return read_array
+
+
+def _stored(data: PositionedFile, m: _Member) -> Array:
+    """The bytes of a member that is not compressed, straight from the file: zipfile would copy them twice."""
+    head = data.array(m.info.header_offset, (_LOCAL_SIZE,), "uint8").tobytes()
+    begin = m.info.header_offset + _LOCAL_SIZE + sum(struct.unpack("<2H", head[-4:]))  # its name and extra fields
+    if begin + m.info.file_size > data.size:
+        raise EOFError(f"expected {m.info.file_size:,} bytes at byte {begin}, received {data.size - begin:,}")
+    header = data.array(begin, (m.start,), "uint8")
+    body = data.array(begin + m.start, (m.info.file_size - m.start,), "uint8")
+    if zlib.crc32(flat_bytes(body).data, zlib.crc32(flat_bytes(header).data)) != m.info.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 of the bytes from {begin} on")
+    return body
+
+
+def _unpacked(archive: zipfile.ZipFile, m: _Member) -> bytearray:
+    buffer = bytearray(m.info.file_size - m.start)
+    with archive.open(m.info) as file:
+        file.read(m.start)
+        _fill(file, buffer)
+    return buffer
 
 
 def _fill(file: Any, buffer: bytearray) -> None:
@@ -206,13 +278,15 @@ def _fill(file: Any, buffer: bytearray) -> None:
         raise EOFError(f"expected {len(view):,} bytes, received {'more' if done == len(view) else f'{done:,}'}")
 
 
-def _manifest(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, origin: str) -> Manifest | None:
+def _manifest(source: _Source, info: zipfile.ZipInfo | None) -> Manifest | None:
     if info is None:
         return None
-    member = _member(archive, info, origin)
+    origin = source.origin
+    member = _member(source.archive, info, origin)
     if member.dtype != np.uint8 or len(member.shape) != 1 or member.info.file_size > _MANIFEST_LIMIT:
-        raise DamagedFile(f"{origin}: the manifest is not readable: expected bytes, received {member.dtype}")
-    return Manifest.from_json(_reader(archive, _KEY, member, None, origin)().tobytes(), origin)
+        received = f"{member.info.file_size:,} bytes of {member.dtype}"
+        raise DamagedFile(f"{origin}: the manifest is not readable: expected a short text, received {received}")
+    return Manifest.from_json(_reader(source, _KEY, member, None)().tobytes(), origin)
 
 
 def _described(manifest: Manifest | None, found: dict[str, _Member], origin: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """safetensors files: polyak's own format. The manifest is in the metadata; any safetensors reader reads the arrays.
 
-Read lazily through a memory map. Written in one pass: the digests have a fixed length, so the header
+Read lazily, array by array. Written in one pass: the digests have a fixed length, so the header
 is written first with blanks and again when they are known. Wide dtypes come first, so that every array
 is aligned in the file.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,7 @@ from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, DtypeMismatch, ShapeMismatch, UnexpectedWeight, UnknownFormat
 from polyak.files.atomic import replacing
 from polyak.files.failures import failures_named
+from polyak.files.positioned import PositionedFile
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
@@ -66,9 +67,9 @@ def read(path: Path) -> Contents:
                 hint="it is truncated; restore it from a copy",
             )
         header = _parsed(file.read(length), origin)
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = PositionedFile(path)
     metadata = header.pop(_METADATA, {})
-    tensors = {name: _tensor(name, entry, view, 8 + length, origin) for name, entry in header.items()}
+    tensors = {name: _tensor(name, entry, data, 8 + length, origin) for name, entry in header.items()}
     _refuse_gaps(header, size - 8 - length, origin)
     manifest = _manifest(metadata, tensors, origin)
     return Contents(origin, "safetensors", tensors, "none" if manifest is None else "xxh3-128", manifest)
@@ -161,7 +162,7 @@ def _parsed(raw: bytes, origin: str) -> dict[str, Any]:
     return header
 
 
-def _tensor(name: str, entry: Any, view: mmap.mmap, base: int, origin: str) -> Tensor:
+def _tensor(name: str, entry: Any, data: PositionedFile, base: int, origin: str) -> Tensor:
     try:
         code = entry["dtype"]
         shape = tuple(_natural(n) for n in entry["shape"])
@@ -174,20 +175,13 @@ def _tensor(name: str, entry: Any, view: mmap.mmap, base: int, origin: str) -> T
     if dtype is None:
         raise UnknownFormat(f"{origin}: weight {name!r}: expected one of {', '.join(_NAMES)}, received {code!r:.80}")
     expected = math.prod(shape) * numpy_dtype(dtype).itemsize
-    if end - begin != expected or base + end > len(view):
+    if end - begin != expected or base + end > data.size:
         raise DamagedFile(
             f"{origin}: weight {name!r} at byte {base + begin}: expected {expected} bytes, received {end - begin} "
-            f"with {len(view) - base - begin} left in the file",
+            f"with {data.size - base - begin} left in the file",
             hint="the file is truncated or damaged; restore it from a copy",
         )
-    return Tensor(shape, dtype, _reader(view, base + begin, shape, dtype))
-
-
-def _reader(view: mmap.mmap, offset: int, shape: tuple[int, ...], dtype: str) -> Callable[[], Array]:
-    def read_array() -> Array:
-        return np.frombuffer(view, numpy_dtype(dtype), math.prod(shape), offset).reshape(shape).copy()
-
-    return read_array
+    return Tensor(shape, dtype, partial(data.array, base + begin, shape, dtype))
 
 
 def _natural(n: Any) -> int:

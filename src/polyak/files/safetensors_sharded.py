@@ -31,6 +31,7 @@ from polyak.snapshot import Item, Snapshot, tool, versions
 SHARD_BYTES = 5_000_000_000
 _END = ".safetensors.index.json"
 _INDEX_LIMIT = 100_000_000
+_LONGEST_NAME = 255  # of a file or directory, in bytes; no system allows more
 _KEY, _KEY_DIGEST = "polyak", "polyak.digest"
 
 
@@ -143,7 +144,8 @@ def _parsed(index: Path, origin: str) -> dict[str, Any]:
 def _stays(name: str) -> bool:
     """Whether a name leads into the directory. Links are followed: the Hub's cache consists of them."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and not set(name) & set("\\\0:")
+    short = all(len(part.encode(errors="replace")) <= _LONGEST_NAME for part in parts)
+    return bool(parts) and short and not name.startswith("/") and ".." not in parts and not set(name) & set("\\\0:")
 
 
 def _shard(index: Path, name: str, origin: str) -> Contents:

@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints read without TensorFlow: a table of entries (``prefix.index``) over mapped data files.
+"""TensorFlow checkpoints read without TensorFlow: a table of entries (``prefix.index``) over data files.
 
 Covers ``tf.train.Checkpoint``, the V2 format of ``tf.compat.v1.train.Saver`` and the variables of a SavedModel, in one
 or many data files, partitioned variables included. Every tensor's CRC32C is verified when it is read.
@@ -22,8 +22,9 @@ from polyak.errors import DamagedFile, FileError, MissingWeight, UnknownFormat, 
 from polyak.files.bundle_entries import Entry, check_regions, decode_entries, region_key, region_slices
 from polyak.files.bundle_path import AGAIN, find_prefix
 from polyak.files.object_graph import GRAPH_KEY, ObjectGraph, parse_graph
+from polyak.files.positioned import PositionedFile, flat_bytes
 from polyak.files.protobuf import WireError, decode, take, varint
-from polyak.files.sstable import map_file, masked_crc32c, read_table
+from polyak.files.sstable import masked_crc32c, read_table
 from polyak.weights import numpy_dtype
 
 _FORMAT_VERSION = 1
@@ -32,11 +33,11 @@ _FORMAT_VERSION = 1
 @dataclass(frozen=True, slots=True)
 class _Shard:
     path: Path
-    data: np.ndarray[Any, np.dtype[np.uint8]]
+    data: PositionedFile
 
 
 class TensorBundle:
-    """A TensorFlow checkpoint, open for reading. Data are mapped, and read tensor by tensor.
+    """A TensorFlow checkpoint, open for reading. Data are read tensor by tensor.
 
     Opening reads the index, verifies it, and checks every position in it against the sizes of the data files.
 
@@ -69,9 +70,9 @@ class TensorBundle:
             count = _shard_count(table, self._index)
             entries, self._parts = decode_entries(table)
             stored = [entry for entry in (*entries.values(), *self._parts.values()) if not entry.regions]
-            self._shards = _map_shards(self.prefix, _used_shards(stored, count), count)
+            self._shards = _open_shards(self.prefix, _used_shards(stored, count), count)
             _check_extents(stored, self._shards)
-            check_regions(entries, self._parts, sum(len(shard.data) for shard in self._shards.values()))
+            check_regions(entries, self._parts, sum(shard.data.size for shard in self._shards.values()))
         except WireError as error:
             raise DamagedFile(f"file {str(self._index)!r}: {error}", hint=AGAIN) from None
         self.entries = MappingProxyType(entries)
@@ -84,7 +85,6 @@ class TensorBundle:
 
     def close(self) -> None:
         """Let go of the data files. Arrays that were read stay valid; the entries can still be listed."""
-        # A map ends with the last array over it.
         self._shards.clear()
 
     @property
@@ -122,7 +122,7 @@ class TensorBundle:
         if entry.dtype != "string" or entry.shape != ():
             received = f"{entry.dtype} of shape {entry.shape} from {self._name}"
             raise WeightError(f"tensor {key!r}: expected one string, received {received}")
-        data = self._shard(entry).data[entry.offset : entry.offset + entry.size].tobytes()
+        data = self._shard(entry).data.array(entry.offset, (entry.size,), "uint8").tobytes()
         try:
             text, crc = _scalar_string(data)
         except WireError as error:
@@ -139,12 +139,8 @@ class TensorBundle:
         raise MissingWeight(f"tensor {key!r}: expected in the checkpoint, {received}", hint="list the keys of .entries")
 
     def _load(self, entry: Entry) -> np.ndarray[Any, np.dtype[Any]]:
-        source = self._shard(entry).data[entry.offset : entry.offset + entry.size]
-        array = np.empty(entry.shape, numpy_dtype(entry.dtype))
-        flat = array.reshape(-1).view(np.uint8)
-        # The copy is what is verified: the file behind the map may change between two looks.
-        flat[:] = source
-        self._verify(entry, masked_crc32c(flat))
+        array = self._shard(entry).data.array(entry.offset, entry.shape, entry.dtype)
+        self._verify(entry, masked_crc32c(flat_bytes(array)))
         return array
 
     def _assemble(self, entry: Entry) -> np.ndarray[Any, np.dtype[Any]]:
@@ -200,24 +196,22 @@ def _used_shards(entries: list[Entry], count: int) -> list[int]:
     return sorted({entry.shard for entry in entries})
 
 
-def _map_shards(prefix: Path, used: list[int], count: int) -> dict[int, _Shard]:
+def _open_shards(prefix: Path, used: list[int], count: int) -> dict[int, _Shard]:
     shards = {}
     for number in used:
         path = Path(f"{prefix}.data-{number:05d}-of-{count:05d}")
         if not path.is_file():
             hint = f"copy all data files of the checkpoint, {prefix.name}.data-*"
             raise FileError(f"file {str(path)!r}: expected data file {number + 1} of {count}, received none", hint=hint)
-        # An empty file, which holds only empty tensors, cannot be mapped.
-        data = map_file(path) if path.stat().st_size else b""
-        shards[number] = _Shard(path, np.frombuffer(data, np.uint8))
+        shards[number] = _Shard(path, PositionedFile(path))
     return shards
 
 
 def _check_extents(entries: list[Entry], shards: Mapping[int, _Shard]) -> None:
     for entry in entries:
         shard = shards[entry.shard]
-        if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > len(shard.data):
-            extent = f"expected bytes {entry.offset} to {entry.offset + entry.size}, received {len(shard.data)} bytes"
+        if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > shard.data.size:
+            extent = f"expected bytes {entry.offset} to {entry.offset + entry.size}, received {shard.data.size} bytes"
             raise DamagedFile(f"file {str(shard.path)!r}: tensor {entry.key!r}: {extent}", hint=AGAIN)
 
 

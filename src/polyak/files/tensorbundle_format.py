@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from polyak.contents import Contents, Slot, Tensor
+from polyak.errors import DamagedFile
 from polyak.files.object_graph import ObjectGraph
 from polyak.files.tensorbundle import TensorBundle
 from polyak.manifest import Manifest
 
 NOTE = Path("assets.extra") / "polyak.json"
+_LARGEST_NOTE = 1 << 27
 
 
 def recognises(path: Path) -> bool:
@@ -50,4 +52,8 @@ def _slots(graph: ObjectGraph) -> tuple[Slot, ...]:
 def _note(path: Path) -> Manifest | None:
     """The manifest that polyak leaves in the SavedModels it exports."""
     note = path / NOTE
-    return Manifest.from_json(note.read_bytes(), f"file {str(note)!r}") if note.is_file() else None
+    if not note.is_file():
+        return None
+    if (size := note.stat().st_size) > _LARGEST_NOTE:
+        raise DamagedFile(f"file {str(note)!r}: expected a manifest, received {size:,} bytes")
+    return Manifest.from_json(note.read_bytes(), f"file {str(note)!r}")

@@ -57,6 +57,8 @@ def read(path: Path) -> Contents:
             _collect(read_table(file), described, parts)
         except WireError as error:
             raise DamagedFile(f"file {str(file)!r}: {error}", hint="copy the checkpoint again") from None
+    for name in parts.keys() - described.keys():
+        raise DamagedFile(f"checkpoint {str(path)!r}: tensor {name!r}: it has values and no description")
     numeric = {name: d for name, d in described.items() if d.dtype != "string"}
     tensors = {
         name: Tensor(d.shape, d.dtype, partial(_assembled, d, parts.get(name, []), path)) for name, d in numeric.items()
@@ -82,9 +84,14 @@ def _collect(
     for value in table.values():
         message = decode(value)
         for meta in message.messages(1):
-            described |= {d.name: d for d in _descriptions(meta)}
+            for tensor in _descriptions(meta):
+                # Each file of a set describes a partitioned tensor as a whole.
+                if described.setdefault(tensor.name, tensor) != tensor:
+                    raise WireError(f"tensor {tensor.name!r}: expected one description, received two")
         for part in message.messages(2):
             region = decode_region(part.messages(2)[0]) if 2 in part else ()
+            if 3 not in part:
+                raise WireError(f"tensor {part.text(1)!r}: expected a part with values, received none")
             parts.setdefault(part.text(1), []).append((region, part.messages(3)[0]))
 
 
@@ -103,8 +110,11 @@ def _assembled(d: _Described, parts: Sequence[tuple[Region, Message]], path: Pat
         pieces = [(region_slices(region, d.shape), _values(d.dtype, proto)) for region, proto in parts]
         if sum(values.size for _, values in pieces) != math.prod(d.shape):
             raise WireError(f"expected {math.prod(d.shape)} values, received {sum(v.size for _, v in pieces)}")
-        whole = np.empty(d.shape, numpy_dtype(d.dtype))
+        whole, filled = np.empty(d.shape, numpy_dtype(d.dtype)), np.zeros(d.shape, np.bool_)
         for where, values in pieces:
+            if filled[where].any():
+                raise WireError("expected parts that lie apart, received two that overlap")
+            filled[where] = True
             whole[where] = values.reshape(whole[where].shape)
     except (WireError, ValueError) as error:
         raise DamagedFile(f"checkpoint {str(path)!r}: tensor {d.name!r}: {error}") from None
@@ -124,7 +134,10 @@ def _values(dtype: str, proto: Message) -> np.ndarray[Any, Any]:
 
 def _packed(proto: Message, field: int) -> bytes:
     chunks = proto.fields.get(field, [])
-    return b"".join(c if isinstance(c, bytes) else c.to_bytes(4, "little") for c in chunks)
+    packed = [c for c in chunks if isinstance(c, bytes)]
+    if len(packed) < len(chunks):
+        raise WireError("expected packed values, received single ones")
+    return b"".join(packed)
 
 
 def _varints(data: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:

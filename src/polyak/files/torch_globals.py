@@ -120,7 +120,7 @@ def storage(identity: Any) -> Any:
     _, kind, key, _, size = identity[:5]
     view = identity[5] if len(identity) == 6 else None
     start, size = (0, size) if view is None else view[1:]
-    dtype = _storage_dtype(kind)
+    dtype = storage_dtype(kind)
     if dtype is None:
         return NotRead(f"a tensor in {kind!s:.60}")
     return Storage(storage_key(key), dtype, _natural(size), _natural(start))
@@ -133,7 +133,8 @@ def storage_key(key: Any) -> str:
     return str(key)
 
 
-def _storage_dtype(kind: Any) -> str | None:
+def storage_dtype(kind: Any) -> str | None:
+    """The dtype of a class of storages; None for those that are not read. Raises Refused."""
     if not isinstance(kind, Name) or kind.module.split(".")[0] != "torch" or not kind.name.endswith("Storage"):
         raise Refused("a storage of no type of torch")
     return _STORAGES.get(kind.name.removesuffix("Storage"))
@@ -166,6 +167,11 @@ def _view(args: tuple[Any, ...], dtype: str | None, metadata: Any) -> Any:
     if view.reach * wide > held.size * numpy_dtype(held.dtype).itemsize:
         raise Refused(f"a tensor of {view.reach} elements in a storage of {held.size}")
     return view
+
+
+def tensor(held: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    """A tensor in a storage, which must reach so far. Raises Refused."""
+    return _view((held, offset, shape, strides), None, None)
 
 
 def _tensor(args: tuple[Any, ...], budget: Budget) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from io import BytesIO
 from typing import Any
 
 from polyak.errors import DamagedFile, UnknownFormat
@@ -18,6 +17,25 @@ MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 MOST_PICKLE = 2**26
 _PROTOCOL = 1001
 _SIZE = 8
+
+
+class _Head:
+    """The start of a file; no more of it is read than its pickles may be long."""
+
+    def __init__(self, view: mmap.mmap) -> None:
+        self._view, self._at, self._end = view, 0, min(len(view), MOST_PICKLE)
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int, /) -> bytes:
+        got = self._view[self._at : min(self._at + size, self._end)]
+        self._at += len(got)
+        return got
+
+    def readline(self) -> bytes:
+        end = self._view.find(b"\n", self._at, self._end)
+        return self.read((self._end if end < 0 else end + 1) - self._at)
 
 
 class _Roots:
@@ -44,7 +62,7 @@ def recognises(start: bytes) -> bool:
 
 def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
     """The tree of a file, and where its storages lie. Raises DamagedFile, UnknownFormat."""
-    head, roots = BytesIO(view[:MOST_PICKLE]), _Roots()
+    head, roots = _Head(view), _Roots()
     _, protocol, _ = (load(head, _machine(_Roots()), origin) for _ in range(3))
     if protocol != _PROTOCOL:
         raise UnknownFormat(f"{origin}: expected the protocol {_PROTOCOL} of PyTorch, received {shown(protocol)}")

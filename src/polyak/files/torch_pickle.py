@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
 from polyak.errors import DamagedFile
 from polyak.files.torch_values import Budget, Name, Refused, Stub, set_key
@@ -59,7 +59,15 @@ class Machine:
         return value
 
 
-def load(file: BinaryIO, machine: Machine, origin: str) -> Any:
+class Stream(Protocol):
+    """What is read of a pickle: a binary file, or the start of one."""
+
+    def tell(self) -> int: ...
+    def read(self, size: int, /) -> bytes: ...
+    def readline(self) -> bytes: ...
+
+
+def load(file: Stream, machine: Machine, origin: str) -> Any:
     """The value of the pickle that starts at the file's position; the position moves behind it.
 
     Raises:
@@ -87,11 +95,11 @@ def load(file: BinaryIO, machine: Machine, origin: str) -> Any:
         ) from error
 
 
-def _argument(op: pickletools.OpcodeInfo, file: BinaryIO) -> Any:
+def _argument(op: pickletools.OpcodeInfo, file: Stream) -> Any:
     """The argument that follows an operation. ``pickletools`` reads escapes in names, which ``pickle`` does not."""
     if op.name == "GLOBAL":
         return [file.readline().removesuffix(b"\n").decode() for _ in range(2)]
-    return op.arg.reader(file) if op.arg else None
+    return op.arg.reader(cast(BinaryIO, file)) if op.arg else None
 
 
 def _unknown(machine: Machine, argument: Any) -> NoReturn:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import mmap
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
-from polyak.files import torch_legacy, torch_zip
+from polyak.files import torch_legacy, torch_tar, torch_zip
 from polyak.files.torch_storage import Storages
 from polyak.files.torch_tree import Tree
+from polyak.manifest import Manifest
 
 FORMAT = "torch"
 NOT_READ = "not read/"
@@ -30,7 +32,7 @@ def recognises(path: Path) -> bool:
     start = _start(path)
     if start.startswith(torch_zip.MAGIC):
         return torch_zip.recognises(path, start)
-    return torch_legacy.recognises(start)
+    return torch_legacy.recognises(start) or torch_tar.recognises(start)
 
 
 def read(path: Path) -> Contents:
@@ -40,15 +42,37 @@ def read(path: Path) -> Contents:
     gives are kept: ``state_dict/encoder.0.weight``. A fact ``not read/<path>`` says what a tensor is that is not read.
     """
     origin = f"file {str(path)!r}"
-    zipped = _start(path).startswith(torch_zip.MAGIC)
+    start = _start(path)
+    zipped = start.startswith(torch_zip.MAGIC)
     with path.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    value, storages = torch_zip.read(path, view, origin) if zipped else torch_legacy.read(view, origin)
+    value, storages = torch_zip.read(path, view, origin) if zipped else _older(start).read(view, origin)
     tree = Tree(origin)
     tree.add(value)
     _refuse_excess(sum(storages.check(name, held) for name, held in tree.views.items()), len(view), origin)
     facts = tree.facts | {NOT_READ + name: what for name, what in tree.not_read.items()}
-    return Contents(origin, FORMAT, _tensors(tree, storages), "crc32" if zipped else "none", facts=facts)
+    tensors = _tensors(tree, storages)
+    if storages.manifest is not None:
+        _refuse_others(storages.manifest, tensors, origin)
+        return Contents(origin, FORMAT, tensors, "xxh3-128", storages.manifest)
+    return Contents(origin, FORMAT, tensors, "crc32" if zipped else "none", facts=facts)
+
+
+def _older(start: bytes) -> ModuleType:
+    return torch_tar if torch_tar.recognises(start) else torch_legacy
+
+
+def _refuse_others(manifest: Manifest, tensors: dict[str, Tensor], origin: str) -> None:
+    """The manifest must describe just these tensors."""
+    described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
+    found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    if described != found:
+        name = min(name for name, _ in set(described.items()) ^ set(found.items()))
+        raise DamagedFile(
+            f"{origin}: weight {name!r}: expected {described.get(name, 'nothing')} by the manifest, "
+            f"received {found.get(name, 'nothing')}",
+            hint="another tool has changed it and kept the manifest: read it with torch.load, and save it anew",
+        )
 
 
 def _refuse_excess(cost: int, size: int, origin: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 
 from polyak.errors import DamagedFile
 from polyak.files.torch_globals import View
+from polyak.manifest import Manifest
 from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
@@ -63,6 +65,12 @@ class Block:
         self.verified = True
         return data
 
+    def release(self) -> None:
+        """Let go of the pages that were read; they would count as the process's memory for as long as the map lives."""
+        if sys.platform == "linux":
+            first = self.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self.view.madvise(mmap.MADV_DONTNEED, first, self.start + self.stored - first)
+
     def _inflated(self, data: memoryview) -> bytes:
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
@@ -75,11 +83,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Storages:
-    """The blocks of a file by the key of their storage. ``swapped``: numbers have the other byte order."""
+    """The blocks of a file by the key of their storage, and polyak's own manifest where there is one.
+
+    ``swapped``: numbers have the other byte order.
+    """
 
     blocks: Mapping[str, Block]
     origin: str
     swapped: bool = False
+    manifest: Manifest | None = None
 
     def check(self, name: str, view: View) -> int:
         """The bytes that reading a view costs. Raises DamagedFile if it is not within its storage. Reads nothing."""
@@ -105,10 +117,12 @@ class Storages:
         dtype = numpy_dtype(view.dtype)
         if 0 in view.shape:
             return np.empty(view.shape, dtype)
-        data = self.blocks[view.storage.key].read()
+        block = self.blocks[view.storage.key]
+        data = block.read()
         steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(view.shape, view.strides, strict=True))
         start = _start(view) + view.offset * dtype.itemsize
         array: Array = np.ndarray(view.shape, dtype, data, start, steps).copy(order="C")
+        block.release()
         return _signed(_swapped(array) if self.swapped else array, view)
 
 

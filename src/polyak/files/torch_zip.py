@@ -14,9 +14,12 @@ from polyak.errors import DamagedFile
 from polyak.files import torch_globals
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
+from polyak.manifest import Manifest
 
 MAGIC = b"PK\x03\x04"
 MOST_PICKLE = 2**26
+MOST_NOTE = 2**30
+NOTE = "polyak.json"
 _PICKLE = "data.pkl"
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 1
@@ -50,7 +53,18 @@ def read(path: Path, view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
     tree = load(BytesIO(pickle.read()), machine, origin)
     data = f"{top}data/"
     blocks = {n.removeprefix(data): _block(m, view, origin) for n, m in members.items() if n.startswith(data)}
-    return tree, Storages(blocks, origin, swapped=_big(members.get(f"{top}byteorder"), view, origin))
+    swapped = _big(members.get(f"{top}byteorder"), view, origin)
+    return tree, Storages(blocks, origin, swapped, _note(members.get(f"{top}{NOTE}"), view, origin))
+
+
+def _note(member: zipfile.ZipInfo | None, view: mmap.mmap, origin: str) -> Manifest | None:
+    """What polyak says of its own files."""
+    if member is None:
+        return None
+    block = _block(member, view, origin)
+    if block.size > MOST_NOTE:
+        raise DamagedFile(f"{origin}: expected a manifest of at most {MOST_NOTE} bytes, received {block.size}")
+    return Manifest.from_json(bytes(block.read()), origin)
 
 
 def _pickle_name(names: list[str]) -> str | None:
@@ -99,7 +113,8 @@ def _big(member: zipfile.ZipInfo | None, view: mmap.mmap, origin: str) -> bool:
     """Whether numbers have the big end first; files without the record were written on little-endian machines."""
     if member is None:
         return False
-    order = bytes(_block(member, view, origin).read()[:8])
+    block = _block(member, view, origin)
+    order = bytes(block.read()) if block.size <= len(b"little") else b""
     if order not in (b"little", b"big"):
         raise DamagedFile(f"{origin}: expected a byte order of 'little' or 'big', received {order!r}")
     return order == b"big"

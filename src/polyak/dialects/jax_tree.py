@@ -1,0 +1,159 @@
+"""Trees of arrays as JAX programs save them (Orbax, Flax): the sets of weights in them, and a snapshot of those.
+
+A set is a subtree: weights by their path below it. An optimizer's state repeats the names and shapes of the weights
+several times over, so subtrees of an optimizer are never a set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from polyak.contents import Contents, Tensor
+from polyak.dialects.plain import item
+from polyak.dialects.torch_sets import OPTIMIZER, TRAINING, Reading
+from polyak.manifest import Manifest
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, is_floating
+
+FORMATS = ("orbax", "flax")
+_OPTIMIZER = re.compile(
+    r"(^|/)(opt|opts|optim|(\w+_)?opt_states?|(\w+_)?optimizers?(_states?|_variables)?|tx_state)(/|$)"
+)
+_STATISTICS = "batch_stats"
+_VALUE = "/value"
+_NOT_READ = "not read/"
+_MOST_NOTED = 3
+_MOST_LOOKED_AT, _MOST_PLACES = 1000, 16
+
+
+@dataclass(frozen=True)
+class JaxTree:
+    """The arrays of a file by path. ``nnx`` keeps each in a Variable, whose last step ``value`` is left out here."""
+
+    contents: Contents
+    stored: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, contents: Contents) -> JaxTree | None:
+        """None for other formats, and for what polyak wrote."""
+        if contents.format not in FORMATS or contents.manifest is not None:
+            return None
+        short = {name: name.removesuffix(_VALUE) for name in contents.tensors}
+        if len(set(short.values())) < len(short) or any(f"{s}{_VALUE}" in short for s in short):
+            short = {name: name for name in short}
+        return cls(contents, {path: name for name, path in short.items()})
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that belongs to no optimizer."""
+        return {p: self.contents.tensors[n] for p, n in self.stored.items() if not is_optimizer(p)}
+
+    @cached_property
+    def _by_last(self) -> Mapping[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self.weights:
+            found.setdefault(path.rpartition("/")[2], []).append(path)
+        return found
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """The set at a place, by the paths below it."""
+        start = f"{prefix}/" if prefix else ""
+        return {p.removeprefix(start): t for p, t in self.weights.items() if p.startswith(start)}
+
+    def places_of(self, tensors: Mapping[str, Tensor], but: Iterable[str]) -> list[str]:
+        """Where all of these names are, with the same shapes; an exact set goes before a larger one.
+
+        Args:
+            but: places in which, and around which, not to look.
+        """
+        if not tensors:
+            return []
+        first = min(tensors, key=lambda n: (len(self._by_last.get(n.rpartition("/")[2], ())), n))
+        ends = (p for p in self._by_last.get(first.rpartition("/")[2], ()) if p == first or p.endswith(f"/{first}"))
+        places = [p.removesuffix(first).removesuffix("/") for p in ends]
+        if len(places) > _MOST_LOOKED_AT:
+            return []
+        avoided = tuple(but)
+        fitting = [q for q in places if not any(_overlap(q, a) for a in avoided) and self._has(q, tensors)]
+        if len(fitting) > _MOST_PLACES:
+            return []
+        exact = [q for q in fitting if len(self.below(q)) == len(tensors)]
+        return exact or fitting
+
+    def _has(self, place: str, tensors: Mapping[str, Tensor]) -> bool:
+        start = f"{place}/" if place else ""
+        return all((t := self.weights.get(start + n)) is not None and t.shape == w.shape for n, w in tensors.items())
+
+    def statistics(self, place: str) -> dict[str, str]:
+        """The moving statistics beside a set: stored path by the path that they have in the set."""
+        parent = place.rpartition("/")[0]
+        start = f"{parent}/{_STATISTICS}/" if parent else f"{_STATISTICS}/"
+        return {p.removeprefix(start): p for p in self.weights if place and p.startswith(start)}
+
+
+def _overlap(place: str, other: str) -> bool:
+    """Whether one place lies in the other. The root is around everything, so it overlaps nothing by that."""
+    return place == other or place.startswith(f"{other}/") or (bool(place) and other.startswith(f"{place}/"))
+
+
+def is_optimizer(path: str) -> bool:
+    """Whether a place belongs to an optimizer, by the names that Flax, Keras and users give it."""
+    return bool(_OPTIMIZER.search(path))
+
+
+def with_statistics(tree: JaxTree, place: str) -> dict[str, Tensor]:
+    """The set at a place, and the moving statistics of its layers."""
+    held = tree.below(place)
+    return held | {n: tree.weights[p] for n, p in tree.statistics(place).items() if n not in held}
+
+
+def used(tree: JaxTree, *places: str) -> frozenset[str]:
+    """The paths of sets, and of the statistics beside them."""
+    starts = tuple(f"{p}/" for p in places if p)
+    beside = (p for place in places for p in tree.statistics(place).values())
+    return frozenset(p for p in tree.weights if p.startswith(starts) or "" in places) | frozenset(beside)
+
+
+def snapshot(tree: JaxTree, reading: Reading, statistics: Iterable[str] = ()) -> Snapshot:
+    """The sets in their roles, and all that is left as state of the optimizer or the training.
+
+    Args:
+        statistics: names that belong to both sets, because they are copied and not averaged.
+    """
+    copied = frozenset(statistics)
+    items = [_item(role, n, t, copied) for role, held in reading.sets.items() for n, t in held.items()]
+    left = [p for p in tree.stored if p not in reading.used]
+    items += (item(OPTIMIZER if is_optimizer(p) else TRAINING, p, tree.contents.tensors[tree.stored[p]]) for p in left)
+    contents = tree.contents
+    written = Manifest(
+        reading.tool,
+        {},
+        (),
+        source=contents.origin,
+        note="; ".join(filter(None, (reading.note, _not_read(contents)))),
+        evidence=reading.evidence,
+        confidence=reading.confidence,
+    )
+    return Snapshot(items, None, contents.origin, contents.integrity, written)
+
+
+def _item(role: str, name: str, tensor: Tensor, copied: frozenset[str]) -> Item:
+    made = item(role, name, tensor)
+    if name not in copied or not is_floating(tensor.dtype):
+        return made
+    return replace(made, weight=replace(made.weight, kind=Kind.STATISTIC))
+
+
+def _not_read(contents: Contents) -> str:
+    left = list(_named(contents))
+    more = f" and {len(left) - _MOST_NOTED} more" if len(left) > _MOST_NOTED else ""
+    return f"not read: {', '.join(left[:_MOST_NOTED])}{more}" if left else ""
+
+
+def _named(contents: Contents) -> Iterator[str]:
+    for name, what in contents.facts.items():
+        if name.startswith(_NOT_READ):
+            yield f"{name.removeprefix(_NOT_READ)} ({what})"

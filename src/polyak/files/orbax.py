@@ -1,0 +1,110 @@
+"""Orbax checkpoints: directories of arrays that JAX, Flax and Keras write; read and written with TensorStore alone.
+
+Read as Orbax writes them: a tree, a step with several items, or a directory of steps; arrays in one OCDBT database or
+each in a directory, in either version of Zarr. Orbax protects no value; what polyak wrote has its digests beside.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from polyak.contents import Contents, Tensor
+from polyak.errors import DamagedFile
+from polyak.files.failures import failures_named
+from polyak.files.orbax_path import find, is_checkpoint
+from polyak.files.orbax_store import Store
+from polyak.files.orbax_tree import read_tree
+from polyak.files.orbax_write import NOTE, Note, write
+from polyak.manifest import Manifest
+
+__all__ = ["FORMAT", "read", "recognises", "write"]
+
+FORMAT = "orbax"
+_NOT_READ = "not read/"
+_LARGEST_NOTE = 1 << 28
+
+
+def recognises(path: Path) -> bool:
+    """Whether a directory has what Orbax leaves in each. Raises FileError."""
+    return is_checkpoint(path)
+
+
+def read(path: Path) -> Contents:
+    """Open a checkpoint; headers are read, values are not.
+
+    Names are paths with slashes; of a step with several items the item's name comes first. Strings are facts, and so
+    is what is not read (``not read/<path>``). Of a directory of steps the newest one is opened; name another as
+    ``directory/step``.
+
+    Raises:
+        FileError: it is not finished, a link leads out of it, or TensorStore is not installed.
+        DamagedFile: it contradicts itself.
+    """
+    found = find(path)
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, object] = {}
+    held = {item: _opened(tree, found.origin, found.size) for item, tree in found.trees.items()}
+    several = sum(bool(t) for t, _ in held.values()) > 1
+    for item, (arrays, told) in held.items():
+        prefix = f"{item}/" if item and (several or not arrays) else ""
+        tensors |= {prefix + name: tensor for name, tensor in arrays.items()}
+        facts |= {_after(name, prefix): fact for name, fact in told.items()}
+    trees = list(found.trees.values())
+    manifest = _manifest(trees[0], tensors, found.origin) if len(trees) == 1 else None
+    integrity = "none" if manifest is None else manifest.integrity
+    return Contents(found.origin, FORMAT, tensors, integrity, manifest, facts=facts)
+
+
+def _after(name: str, prefix: str) -> str:
+    if name.startswith(_NOT_READ):
+        return f"{_NOT_READ}{prefix}{name.removeprefix(_NOT_READ)}"
+    return prefix + name
+
+
+def _opened(directory: Path, origin: str, size: int) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The arrays of a tree, and the facts beside them."""
+    tree = read_tree(directory, origin)
+    if tree.leaves == ():
+        return {}, dict(tree.texts)
+    store = Store(directory, origin, size, tree.complete)
+    headers = store.headers(None if tree.leaves is None else [leaf.stored for leaf in tree.leaves])
+    paths = {name: name for name in headers} if tree.leaves is None else {x.stored: x.path for x in tree.leaves}
+    facts: dict[str, object] = dict(tree.texts)
+    facts |= {f"{_NOT_READ}{paths[n]}": "an array of no numbers" for n, h in headers.items() if not h.dtype}
+    tensors = {
+        paths[name]: Tensor(header.shape, header.dtype, partial(store.read, name, header))
+        for name, header in headers.items()
+        if header.dtype
+    }
+    return tensors, facts
+
+
+def _manifest(directory: Path, tensors: dict[str, Tensor], origin: str) -> Manifest | None:
+    """Polyak's own description, which must be of these arrays."""
+    path = directory / NOTE
+    with failures_named(path, "read"):
+        if not path.is_file():
+            return None
+        if path.stat().st_size > _LARGEST_NOTE:
+            raise DamagedFile(f"{origin}: {NOTE}: expected at most {_LARGEST_NOTE:,} bytes")
+        raw = path.read_bytes()
+    try:
+        note = msgspec.json.decode(raw, type=Note)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{origin}: {NOTE} is not readable: {error}", hint="restore it from a copy") from error
+    if xxhash.xxh3_128_hexdigest(note.polyak.encode()) != note.digest:
+        raise DamagedFile(f"{origin}: the manifest does not have its digest", hint="restore the checkpoint from a copy")
+    manifest = Manifest.from_json(note.polyak, origin)
+    described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
+    for name in sorted({*described, *tensors}):
+        received = (tensors[name].shape, tensors[name].dtype) if name in tensors else None
+        if described.get(name) != received:
+            raise DamagedFile(
+                f"{origin}: weight {name!r:.120}: expected {described.get(name)} by the manifest, received {received}",
+                hint="restore the checkpoint from a copy",
+            )
+    return manifest

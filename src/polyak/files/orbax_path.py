@@ -1,0 +1,167 @@
+"""Which Orbax checkpoint a path leads to: a tree of arrays, the items of one step, or the newest of several steps.
+
+A directory that its writer did not finish is refused: Orbax gives it its name only at the end. So is one with links
+that lead out of it, because what they lead to is not part of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyak.errors import DamagedFile, FileError
+from polyak.files.failures import failures_named
+
+METADATA = "_METADATA"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+MANIFEST = "manifest.ocdbt"
+ARRAY_HEADERS = (".zarray", "zarr.json")
+_TREE_MARKS = (METADATA, MANIFEST, "_sharding")
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_STEP = re.compile(r"(?:.*_)?(\d{1,18})")
+_MOST_ENTRIES = 1_000_000
+_DEEPEST = 64
+_SPARSE, _FREE = 64, 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The trees that a path leads to.
+
+    Attributes:
+        trees: directories of arrays and strings by the name of their item; a single tree has the name "".
+        origin: what errors call the checkpoint; it names the step where the path held several.
+        size: bytes of its files.
+    """
+
+    trees: dict[str, Path]
+    origin: str
+    size: int
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a tree of arrays, a step or a directory of steps. Raises FileError."""
+    if not path.is_dir():
+        return False
+    with failures_named(path, "read"):
+        return _is_tree(path) or _is_step(path) or bool(_steps(path)) or _is_unfinished(path)
+
+
+def find(path: Path) -> Found:
+    """The trees of arrays that a path leads to; of several steps those of the newest.
+
+    Raises:
+        FileError: the checkpoint is not finished, or a link leads out of it.
+        DamagedFile: it holds no array, or no end of directories.
+    """
+    origin = f"checkpoint {str(path)!r}"
+    _refuse_unfinished(path, origin)
+    with failures_named(path, "read"):
+        chosen, steps = path, {} if _is_tree(path) or (path / STEP_METADATA).is_file() else _steps(path)
+        if steps:
+            chosen, origin = _newest(path, steps, origin)
+        trees = {"": chosen} if _is_tree(chosen) else _items(chosen, origin)
+        size = _scanned(chosen, origin)
+    if not trees:
+        raise DamagedFile(f"{origin}: expected a tree of arrays, received a directory without one")
+    return Found(trees, origin, size)
+
+
+def _is_tree(path: Path) -> bool:
+    return any((path / mark).is_file() for mark in _TREE_MARKS) or _has_arrays(path)
+
+
+def _has_arrays(path: Path) -> bool:
+    """Whether directories of Zarr arrays lie in it, and a mark of Orbax beside them or nothing else."""
+    below = (entry for entry in os.scandir(path) if entry.is_dir())
+    return any(any(Path(entry.path, h).is_file() for h in ARRAY_HEADERS) for entry in below)
+
+
+def _is_step(path: Path) -> bool:
+    """Whether it holds items: it says so, or a tree lies below that is no step itself."""
+    return (path / STEP_METADATA).is_file() or any(not _STEP.fullmatch(p.name) for p in _below(path) if _is_item(p))
+
+
+def _below(path: Path) -> list[Path]:
+    return sorted((Path(entry.path) for entry in os.scandir(path) if entry.is_dir()), key=lambda p: p.name)
+
+
+def _is_item(path: Path) -> bool:
+    return any((path / mark).is_file() for mark in _TREE_MARKS) or _is_unfinished(path)
+
+
+def _items(path: Path, origin: str) -> dict[str, Path]:
+    """The trees directly below a step, by name."""
+    for item in _below(path):
+        _refuse_unfinished(item, origin)
+    return {p.name: p for p in _below(path) if _is_item(p)}
+
+
+def _steps(path: Path) -> dict[int, Path]:
+    """The finished steps in a directory, by number."""
+    numbered = ((_STEP.fullmatch(p.name), p) for p in _below(path))
+    return {int(m[1]): p for m, p in numbered if m and (_is_tree(p) or _is_step(p)) and not _is_unfinished(p)}
+
+
+def _newest(path: Path, steps: dict[int, Path], origin: str) -> tuple[Path, str]:
+    """The newest step, and what errors call it."""
+    chosen = steps[max(steps)]
+    if not os.path.realpath(chosen).startswith(os.path.realpath(path) + os.sep):
+        raise FileError(f"{origin}: expected steps of its own, received {chosen.name!r}, a link that leads out")
+    told = ", ".join(str(n) for n in sorted(steps)[-3:])
+    return chosen, f"{origin}, step {max(steps)}, the newest of {len(steps)}" + (f" ({told})" if len(steps) > 1 else "")
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether the name, or parts of processes that nobody has joined, say that the writer did not finish."""
+    parts = any(p.is_dir() for p in path.glob("ocdbt.process_*"))
+    return _UNFINISHED in path.name or (parts and not (path / MANIFEST).is_file())
+
+
+def _refuse_unfinished(path: Path, origin: str) -> None:
+    if _is_unfinished(path):
+        raise FileError(
+            f"{origin}: expected a finished checkpoint, received {path.name!r}, which its writer never finished",
+            hint="take an older step; Orbax renames a checkpoint when it is complete",
+        )
+
+
+def _scanned(top: Path, origin: str) -> int:
+    """The bytes of all files below, after a look at every name."""
+    size = 0
+    for number, entry in enumerate(_entries(top, 0, origin)):
+        if number >= _MOST_ENTRIES:
+            raise DamagedFile(f"{origin}: expected at most {_MOST_ENTRIES:,} files, received more")
+        if entry.is_symlink():
+            _refuse_leading_out(Path(entry.path), top, origin)
+        found = entry.stat()
+        if stat.S_ISREG(found.st_mode):
+            if found.st_size > _SPARSE * found.st_blocks * 512 + _FREE:
+                raise DamagedFile(f"{origin}: {entry.name!r:.120}: {found.st_size:,} bytes, nearly all of them a hole")
+            size += found.st_size
+        elif not stat.S_ISDIR(found.st_mode):
+            raise DamagedFile(f"{origin}: expected files, received {entry.name!r:.120}, a device or a pipe")
+    return size
+
+
+def _entries(directory: Path, depth: int, origin: str) -> Iterator[os.DirEntry[str]]:
+    if depth > _DEEPEST:
+        raise DamagedFile(f"{origin}: expected at most {_DEEPEST} levels of directories, received more")
+    with os.scandir(directory) as listed:
+        for entry in listed:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(Path(entry.path), depth + 1, origin)
+
+
+def _refuse_leading_out(link: Path, top: Path, origin: str) -> None:
+    target = Path(os.path.realpath(link))
+    if not target.exists() or not target.is_relative_to(os.path.realpath(top)) or target.is_dir():
+        raise FileError(
+            f"{origin}: expected files of its own, received {link.name!r:.120}, a link to {str(target)!r:.120}",
+            hint="copy the checkpoint with its links followed, as `cp -rL` does, if you trust what they lead to",
+        )

@@ -1,0 +1,260 @@
+"""Writing an Orbax checkpoint with TensorStore alone, such that Orbax itself restores it.
+
+One OCDBT database of Zarr arrays, the description of the tree that Orbax looks for, and polyak's manifest beside it.
+The directory is made under a hidden name and takes its own in one rename.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+
+from polyak.errors import DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight
+from polyak.files.atomic import sync_directory
+from polyak.files.failures import failures_named
+from polyak.files.orbax_path import METADATA, STEP_METADATA
+from polyak.files.orbax_store import base, tensorstore
+from polyak.manifest import Manifest, Stored, digest
+from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.weights import numpy_dtype
+
+NOTE = "polyak.json"
+_HANDLER = "orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler"
+_DTYPES = frozenset((
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "bfloat16", "float32",
+    "float64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "int4",
+    "complex64", "complex128",
+))  # fmt: skip
+_BATCH = 1 << 26
+_PART = 1 << 28
+_DICT_KEY = 2
+_FAILURES = (ValueError, RuntimeError, OSError, TypeError, NotImplementedError)
+
+
+class Note(msgspec.Struct, frozen=True):
+    """The file that keeps the manifest: its text, and the digest of that."""
+
+    polyak: str
+    digest: str
+
+
+def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+    """Write a snapshot as a checkpoint; each weight's path becomes its path in the tree.
+
+    Memory: the largest array and 64 MiB.
+
+    Raises:
+        FileError: the path cannot be written, holds something other than one tree, or TensorStore is not installed.
+        UnexpectedWeight: a tree cannot hold two of the names.
+        DtypeMismatch, ShapeMismatch: Orbax has no such dtype, or no arrays without elements.
+    """
+    final = Path(os.path.realpath(path))
+    origin = f"checkpoint {str(path)!r}"
+    stored = snapshot.manifest.weights
+    store = tensorstore(origin)
+    _refuse(stored, origin)
+    with _replacing(final) as directory:
+        digests = _write_arrays(store, snapshot, directory, origin)
+        manifest = msgspec.structs.replace(
+            snapshot.manifest,
+            tool=tool(),
+            source=snapshot.origin,
+            versions=versions(),
+            integrity="xxh3-128",
+            weights=tuple(msgspec.structs.replace(s, digest=digests[s.name]) for s in stored),
+        )
+        _write_descriptions(directory, manifest)
+    return manifest
+
+
+def _refuse(stored: Sequence[Stored], origin: str) -> None:
+    """What a tree of Orbax cannot hold, before anything is written."""
+    leaves = {s.name for s in stored}
+    names: dict[str, str] = {}
+    for s in stored:
+        steps = s.name.split("/")
+        inner = next((p for n in range(1, len(steps)) if (p := "/".join(steps[:n])) in leaves), None)
+        other = inner or names.setdefault(".".join(steps), s.name)
+        if other != s.name:
+            raise UnexpectedWeight(
+                f"weight {s.name!r}: {origin} cannot hold it beside {other!r}", hint="rename one of the two"
+            )
+        if s.weight.dtype not in _DTYPES:
+            raise DtypeMismatch(
+                f"weight {s.name!r}: expected a dtype that Orbax stores, received {s.weight.dtype}",
+                hint=f'cast it first, or leave it out with exclude="{s.name}"',
+            )
+        if not s.weight.size:
+            raise ShapeMismatch(
+                f"weight {s.name!r}: expected elements, received {s.weight.shape}; Orbax stores no empty arrays",
+                hint=f'leave it out with exclude="{s.name}"',
+            )
+
+
+@contextmanager
+def _replacing(final: Path) -> Iterator[Path]:
+    """A directory that becomes ``final`` when the block ends without an exception; the old one goes then.
+
+    Two renames replace a checkpoint: between them, for an instant, the old one has a hidden name.
+    """
+    with failures_named(final, "written"):
+        _refuse_place(final)
+        fresh = final.parent / f".{final.name[:32]}.{secrets.token_hex(8)}.partial"
+        fresh.mkdir()
+    try:
+        with failures_named(final, "written"):
+            yield fresh
+            _sync(fresh)
+            _exchange(fresh, final)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _refuse_place(final: Path) -> None:
+    if not final.parent.is_dir():
+        raise FileError(
+            f"file {str(final)!r}: its directory does not exist", hint=f"create {str(final.parent)!r} first"
+        )
+    empty = final.is_dir() and not any(final.iterdir())
+    if final.exists() and not empty and not (final.is_dir() and (final / METADATA).is_file()):
+        raise FileError(
+            f"file {str(final)!r}: expected no file, or a checkpoint of one tree to replace, received something else",
+            hint="choose another name; for a new step name the step's directory",
+        )
+
+
+def _exchange(fresh: Path, final: Path) -> None:
+    old = fresh.with_suffix(".old")
+    if final.exists():
+        final.rename(old)
+    try:
+        fresh.rename(final)
+    except BaseException:
+        if old.exists():
+            old.rename(final)
+        raise
+    sync_directory(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(directory: Path) -> None:
+    """TensorStore has synced its files; their names are synced here."""
+    for folder, _, _ in os.walk(directory, topdown=False):
+        sync_directory(Path(folder))
+
+
+def _write_arrays(store: Any, snapshot: Snapshot, directory: Path, origin: str) -> dict[str, str]:
+    """Each array's digest, after all are in the database. Small arrays are committed together."""
+    digests: dict[str, str] = {}
+    database = _result(store.KvStore.open({"driver": "ocdbt", "base": base(directory)}), origin)
+    for batch in _batches(snapshot.manifest.weights):
+        transaction = store.Transaction()
+        for s in batch:
+            array = _checked(snapshot[s.name], s)
+            digests[s.name] = digest(array)
+            for key, value in _values(array, s.name.replace("/", ".")):
+                _result(database.with_transaction(transaction).write(key, value), origin)
+        _result(transaction.commit_async(), origin)
+    return digests
+
+
+def _batches(stored: Sequence[Stored]) -> Iterator[list[Stored]]:
+    batch: list[Stored] = []
+    for s in stored:
+        if batch and sum(b.weight.nbytes for b in batch) + s.weight.nbytes > _BATCH:
+            yield batch
+            batch = []
+        batch.append(s)
+    if batch:
+        yield batch
+
+
+def _checked(array: Array, s: Stored) -> Array:
+    if (array.shape, array.dtype.name) != (s.weight.shape, s.weight.dtype):
+        raise ShapeMismatch(
+            f"weight {s.name!r}: expected {s.weight.shape} {s.weight.dtype}, received {array.shape} {array.dtype.name}",
+            hint="it changed while it was written",
+        )
+    return np.ascontiguousarray(array, numpy_dtype(s.weight.dtype)).reshape(s.weight.shape)
+
+
+def _values(array: Array, name: str) -> Iterator[tuple[str, bytes]]:
+    """An array as Zarr's second version has it: a header, and parts of equal extent, the last one filled up.
+
+    Whole arrays are one part; large ones are cut along the first axis.
+    """
+    rows = array.shape[0] if array.ndim else 1
+    most = max(1, min(rows, _PART * rows // array.nbytes))
+    header = {
+        "zarr_format": 2,
+        "shape": list(array.shape),
+        "chunks": [most, *array.shape[1:]] if array.ndim else [],
+        "dtype": array.dtype.name if array.dtype.isbuiltin == 2 else array.dtype.str,
+        "compressor": None,
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "dimension_separator": ".",
+    }
+    yield f"{name}/.zarray", msgspec.json.encode(header)
+    for number, first in enumerate(range(0, rows, most)):
+        part = array[first : first + most] if array.ndim else array
+        missing = (most - len(part)) * (part.nbytes // len(part)) if array.ndim else 0
+        yield f"{name}/{'.'.join([str(number), *['0'] * (array.ndim - 1)])}", part.tobytes() + bytes(missing)
+
+
+def _result(future: Any, origin: str) -> Any:
+    try:
+        return future.result()
+    except _FAILURES as error:
+        raise FileError(f"{origin}: cannot be written: {error!s:.300}") from error
+
+
+def _write_descriptions(directory: Path, manifest: Manifest) -> None:
+    now = time.time_ns()
+    tree = {str(tuple(s.name.split("/"))): _leaf(s.name.split("/")) for s in manifest.weights}
+    step = {
+        "item_handlers": _HANDLER,
+        "metrics": {},
+        "performance_metrics": {},
+        "init_timestamp_nsecs": now,
+        "commit_timestamp_nsecs": now,
+        "custom_metadata": {},
+    }
+    described = {
+        "tree_metadata": tree,
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    text = manifest.to_json()
+    note = Note(text, xxhash.xxh3_128_hexdigest(text.encode()))
+    for name, content in ((METADATA, described), (STEP_METADATA, step), (NOTE, note)):
+        _write_file(directory / name, msgspec.json.encode(content))
+    _write_file(directory / "commit_success.txt", b"Checkpoint commit was successful\n")
+
+
+def _leaf(steps: list[str]) -> dict[str, Any]:
+    return {
+        "key_metadata": [{"key": step, "key_type": _DICT_KEY} for step in steps],
+        "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+    }
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

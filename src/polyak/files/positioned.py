@@ -1,0 +1,81 @@
+"""Files that are read at given places, straight into the arrays that are asked for.
+
+A memory map would do the same with less code, but its pages count as the process's memory for as long as it lives, and
+the system ends the process when somebody makes the file shorter meanwhile. Here that is an error like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyak.errors import DamagedFile
+from polyak.files.failures import failures_named
+from polyak.snapshot import Array
+from polyak.weights import numpy_dtype
+
+
+class PositionedFile:
+    """A file open for reading at any place, from any thread; it is closed when nothing refers to it any more.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        size: bytes in the file when it was opened.
+
+    Raises:
+        FileError: the file cannot be read.
+
+    Example:
+        >>> PositionedFile(Path(__file__)).array(3, (5,), "uint8").tobytes()
+        b'Files'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with failures_named(path, "read"):
+            self._file = path.open("rb", buffering=0)
+            weakref.finalize(self, self._file.close)
+            self.size = os.fstat(self._file.fileno()).st_size
+        self._turn = threading.Lock()
+
+    def array(self, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """A new array of the bytes from ``start`` on; the caller has compared its size with the file's.
+
+        Raises:
+            DamagedFile: the file has become shorter.
+            FileError: it cannot be read.
+        """
+        made = np.empty(shape, numpy_dtype(dtype))
+        view = flat_bytes(made).data
+        done = 0
+        with failures_named(self._path, "read"):
+            while done < len(view):
+                got = self._read_into(view[done:], start + done)
+                if got == 0:
+                    raise DamagedFile(
+                        f"file {str(self._path)!r}: expected {len(view)} bytes at byte {start}, received {done}: "
+                        "it became shorter after it was opened",
+                        hint="whoever writes it should write another file and rename that",
+                    )
+                done += got
+        return made
+
+    def _read_into(self, view: memoryview, start: int) -> int:
+        if sys.platform == "win32":
+            with self._turn:
+                self._file.seek(start)
+                return int(self._file.readinto(view) or 0)
+        return os.preadv(self._file.fileno(), [view], start)
+
+
+def flat_bytes(array: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8)

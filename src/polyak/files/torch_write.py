@@ -1,0 +1,102 @@
+"""Writing ``.pt`` files that ``torch.load(path, weights_only=True)`` reads, mapped into memory or not, without PyTorch.
+
+The archive is that of ``torch.save``: the pickle in ``data.pkl``, each array in a member of its own that starts at a
+multiple of 64 bytes, with its CRC-32. A member ``polyak.json`` holds the manifest; PyTorch does not look at it. Equal
+weights make equal files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from polyak.errors import ShapeMismatch
+from polyak.files.atomic import replacing
+from polyak.files.torch_pickled import Described, Nest, pickled, refuse_unknown
+from polyak.files.torch_zip import NOTE
+from polyak.manifest import Manifest, Stored, digest
+from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.weights import numpy_dtype
+
+_TOP = "archive"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_ALIGNMENT = 64
+_HEADER = 30  # bytes of a member's header without its name and extra field
+_LARGE = 2_000_000_000  # from here on, zipfile may write a longer header
+_LARGE_FIELD = 20
+_PADDING = b"FB"  # the extra field that torch fills, too
+
+
+def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+    """Write a snapshot as a dictionary of tensors; with several roles, as one dictionary for each role.
+
+    Memory: the largest array.
+
+    Raises:
+        FileError: the path cannot be written.
+        DtypeMismatch: PyTorch does not have a weight's dtype.
+    """
+    known = snapshot.manifest.weights
+    for s in known:
+        refuse_unknown(s.name, s.weight.dtype)
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _put(archive, file, "data.pkl", pickled(_nest(known)))
+        _put(archive, file, "byteorder", sys.byteorder.encode())
+        stored = [_append(archive, file, str(i), snapshot[s.name], s) for i, s in enumerate(known)]
+        _put(archive, file, "version", b"3\n")
+        manifest = _manifest(snapshot, stored)
+        _put(archive, file, NOTE, manifest.to_json().encode())
+    return manifest
+
+
+def _nest(stored: Sequence[Stored]) -> Nest:
+    """The tensors under their names, below their roles where there are several."""
+    roles = {s.role for s in stored}
+    flat: dict[str, Described] = {}
+    nested: dict[str, dict[str, Described]] = {}
+    for i, s in enumerate(stored):
+        held = Described(str(i), s.weight.shape, s.weight.dtype)
+        flat[s.name] = held
+        nested.setdefault(s.role, {})[s.weight.path] = held
+    return flat if len(roles) < 2 else nested
+
+
+def _manifest(snapshot: Snapshot, stored: list[Stored]) -> Manifest:
+    return msgspec.structs.replace(
+        snapshot.manifest,
+        tool=tool(),
+        source=snapshot.origin,
+        versions=versions(),
+        integrity="xxh3-128",
+        weights=tuple(stored),
+    )
+
+
+def _append(archive: zipfile.ZipFile, file: BinaryIO, key: str, array: Array, stored: Stored) -> Stored:
+    if (array.shape, array.dtype.name) != (stored.weight.shape, stored.weight.dtype):
+        raise ShapeMismatch(
+            f"weight {stored.name!r}: expected {stored.weight.shape} {stored.weight.dtype}, "
+            f"received {array.shape} {array.dtype.name}",
+            hint="it changed while it was written",
+        )
+    array = np.ascontiguousarray(array, numpy_dtype(stored.weight.dtype))
+    _put(archive, file, f"data/{key}", array.reshape(-1).view(np.uint8).data if array.size else b"")
+    return msgspec.structs.replace(stored, digest=digest(array))
+
+
+def _put(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: bytes | memoryview) -> None:
+    """A member with a fixed time, whose content is not compressed and starts at a multiple of 64 bytes."""
+    info = zipfile.ZipInfo(f"{_TOP}/{name}", _EPOCH)
+    large = len(content) >= _LARGE
+    start = file.tell() + _HEADER + len(info.filename.encode()) + len(_PADDING) + 2 + _LARGE_FIELD * large
+    fill = -start % _ALIGNMENT
+    info.extra = _PADDING + fill.to_bytes(2, "little") + b"Z" * fill
+    info.file_size = len(content)
+    with archive.open(info, "w", force_zip64=large) as member:
+        member.write(content)

@@ -1,0 +1,185 @@
+"""Who wrote a tree of JAX, and which of its weights are the average: the real tools' files, and look-alikes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.files.jax_golden import GOLDEN, assert_same, expected
+
+import polyak
+from polyak import dialects
+from polyak.contents import Contents, Tensor
+from polyak.manifest import State
+from polyak.snapshot import Snapshot
+from polyak.weights import Kind
+
+pytest.importorskip("tensorstore")
+
+# File, tool, roles of weights, confidence, words of its evidence.
+TOOLS = [
+    (
+        "keras",
+        "Keras",
+        {"raw", "average"},
+        "inferred",
+        "6 averages of use_ema, each by the name",
+    ),
+    ("optax", "optax", {"raw", "average"}, "inferred", "divide by 1 - decay**3"),
+    ("haiku", "Haiku", {"raw", "average"}, "inferred", "the first counter is 3"),
+    ("train_state", "JAX", {"raw", "average"}, "inferred", "'ema_params' has the names and shapes of 'params'"),
+    ("train_state.msgpack", "JAX", {"raw", "average"}, "inferred", "within an optimizer that averages updates"),
+    ("nnx", "JAX", {"raw", "average"}, "inferred", "'ema' has the names and shapes of 'model'"),
+    ("variables.msgpack", "JAX", {"raw"}, "unknown", "without a word on whether it is an average"),
+    ("steps", "JAX", {"raw"}, "unknown", "without a word on whether it is an average"),
+]
+
+
+@pytest.mark.parametrize(("file", "tool", "roles", "confidence", "words"), TOOLS, ids=[t[0] for t in TOOLS])
+def test_each_tools_file_is_told_apart(file: str, tool: str, roles: set[str], confidence: str, words: str) -> None:
+    held = polyak.open(GOLDEN / file)
+    assert held.manifest.tool == tool
+    assert set(held.roles) - {"optimizer", "training"} == roles
+    assert held.manifest.confidence == confidence
+    assert words in "; ".join(held.manifest.evidence)
+
+
+@pytest.mark.parametrize("file", [t[0] for t in TOOLS if t[0] != "steps"])
+def test_each_set_has_the_names_and_the_bits_that_the_tool_held(file: str) -> None:
+    held, wanted = polyak.open(GOLDEN / file), expected(file)
+    roles = {name.partition("/")[0] for name in wanted}
+    for role in roles:
+        part = held.select(role=role)
+        arrays = {n.partition("/")[2]: a for n, a in wanted.items() if n.startswith(f"{role}/")}
+        assert set(part) == set(arrays)
+        for name, array in arrays.items():
+            assert_same(part[name], array)
+
+
+def test_keras_states_rule_and_count() -> None:
+    state = polyak.open(GOLDEN / "keras").select(role="average").state
+    assert state == State({"rule": "ema", "decay": 0.9, "start": "copy"}, 2)
+
+
+def test_the_average_of_optax_is_biased_and_the_note_says_so() -> None:
+    held = polyak.open(GOLDEN / "optax")
+    assert "without its correction for the start at zero" in held.manifest.note
+    raw, average = (held.select(role=r)["Dense_0/kernel"] for r in ("raw", "average"))
+    # Three updates with the same weights: corrected, the average is those weights.
+    np.testing.assert_allclose(average / (1 - 0.9**3), raw, rtol=1e-5)
+
+
+def test_moving_statistics_belong_to_both_sets() -> None:
+    held = polyak.open(GOLDEN / "train_state")
+    for role in ("raw", "average"):
+        kinds = {w.path: w.kind for w in held.select(role=role).weights}
+        assert kinds["BatchNorm_0/mean"] is Kind.STATISTIC
+        assert kinds["Dense_0/kernel"] is Kind.TRAINABLE
+
+
+# --- look-alikes -----------------------------------------------------------------------------------------------------
+
+
+def opened(arrays: Mapping[str, tuple[int, ...]], facts: Mapping[str, object] | None = None) -> Snapshot:
+    """The contents of a made-up checkpoint: shapes by path; whole numbers where the path ends in a counter's name."""
+    tensors = {}
+    for name, shape in arrays.items():
+        counts = name.rpartition("/")[2] in ("count", "counter", "step", "iteration")
+        value = np.full(shape, 3, np.int32 if counts else np.float32)
+        tensors[name] = Tensor(value.shape, value.dtype.name, value.copy)
+    return dialects.interpret(Contents("checkpoint 'x'", "orbax", tensors, facts=facts or {}))
+
+
+def test_an_average_with_two_sets_of_its_shapes_is_not_paired() -> None:
+    held = opened({"params/w": (2,), "target/w": (2,), "ema_params/w": (2,)})
+    assert held.roles == ("raw",)
+    assert held.manifest.confidence == "unknown"
+    assert set(held) == {"params/w", "target/w", "ema_params/w"}
+
+
+def test_an_average_of_other_shapes_is_not_paired() -> None:
+    assert opened({"params/w": (2,), "ema_params/w": (3,)}).manifest.confidence == "unknown"
+
+
+def test_several_averages_have_names() -> None:
+    held = opened({"params/w": (2,), "ema_fast/w": (2,), "ema_slow/w": (2,)})
+    assert set(held.roles) == {"raw", "average:ema_fast", "average:ema_slow"}
+
+
+def test_the_state_of_an_optimizer_is_never_the_average_of_the_weights() -> None:
+    held = opened({"params/w": (2,), "opt_state/0/count": (), "opt_state/0/ema/w": (2,)})
+    assert held.select(role="raw").weights[0].path == "w"
+    assert set(held.roles) == {"raw", "optimizer"}
+    assert "averages updates" in held.manifest.evidence[1]
+
+
+def test_a_part_of_the_model_beside_params_is_not_lost() -> None:
+    held = opened({"params/w": (2,), "decoder/w": (3,)})
+    assert set(held) == {"params/w", "decoder/w"}
+
+
+def test_a_step_beside_params_is_training() -> None:
+    held = opened({"state/params/w": (2,), "state/step": (), "state/opt_state/0/mu/w": (2,)})
+    assert set(held.select(role="raw")) == {"w"}
+    assert set(held.roles) == {"raw", "training", "optimizer"}
+
+
+def test_haikus_averages_alone_keep_their_mangled_names() -> None:
+    place = "ema_params_tree/linear__w"
+    held = opened({f"{place}/average": (2,), f"{place}/hidden": (2,), f"{place}/counter": ()})
+    assert set(held.select(role="average")) == {"linear__w"}
+    assert "mangled" in held.manifest.evidence[2]
+
+
+def test_haikus_names_that_two_weights_make_are_not_paired() -> None:
+    place = "ema/a__b__w"
+    arrays = {f"{place}/average": (2,), f"{place}/hidden": (2,), f"{place}/counter": ()}
+    held = opened(arrays | {"params/a/b/w": (2,), "params/a__b/w": (2,)})
+    assert held.roles[0] == "average"
+
+
+KERAS = {
+    "trainable_variables/net/a_b/c": (2,),
+    "optimizer_variables/adam/iteration": (),
+    "optimizer_variables/adam/net_a_b_c_average": (2,),
+}
+
+
+def test_an_average_by_one_name_is_taken() -> None:
+    held = opened(KERAS)
+    assert held.select(role="average").weights[0].path == "a_b/c"
+    assert held.select(role="average").state is None
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"trainable_variables/net/a/b_c": (2,)}, "would be the average of"),
+        ({"trainable_variables/net/a_b/c": (3,)}, "not of one variable of its shape"),
+        ({"trainable_variables/net/d/e": (2,)}, "'trainable_variables/net/d/e' has none"),
+        ({"optimizer_variables/adam/net_x_average": (2,)}, "would be the average of no variable"),
+        ({"optimizer_variables/sgd/net_a_b_c_average": (2,)}, "two are of one variable"),
+    ],
+)
+def test_averages_that_are_not_proved_are_not_taken(more: dict[str, tuple[int, ...]], words: str) -> None:
+    held = opened(KERAS | more)
+    assert "average" not in held.roles
+    assert held.manifest.confidence == "unknown"
+    assert words in held.manifest.evidence[0]
+
+
+def test_a_configuration_without_use_ema_is_believed() -> None:
+    config = '{"compile_config": {"optimizer": {"class_name": "Adam", "config": {"use_ema": false}}}}'
+    held = opened(KERAS, {"model_config/config": config})
+    assert "average" not in held.roles
+    assert "without use_ema" in held.manifest.evidence[0]
+
+
+def test_a_convertible_tree_keeps_every_role(tmp_path: Path) -> None:
+    polyak.convert(GOLDEN / "keras", tmp_path / "x.orbax")
+    back, source = polyak.open(tmp_path / "x.orbax"), polyak.open(GOLDEN / "keras")
+    assert back.roles == source.roles
+    assert back.select(role="average").state == source.select(role="average").state
+    assert {n: a.tobytes() for n, a in back.items()} == {n: a.tobytes() for n, a in source.items()}

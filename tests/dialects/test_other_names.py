@@ -1,0 +1,201 @@
+"""Files of Keras 2 and TF1, made by those, into Keras 3 models of the same build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import polyak
+from polyak.errors import AmbiguousMatch, MissingWeight
+
+v1 = tf.compat.v1
+
+
+def sequential(k: Any) -> Any:
+    layers = [k.layers.Conv2D(4, 3), k.layers.BatchNormalization(), k.layers.Flatten()]
+    model = k.Sequential([*layers, *(k.layers.Dense(8) for _ in range(2)), k.layers.Dense(3)])
+    model.build((None, 8, 8, 1))
+    return model
+
+
+def functional(k: Any) -> Any:
+    inputs = k.Input((6,))
+    x = k.layers.Dense(6)(inputs)
+    return k.Model(inputs, k.layers.Add()([k.layers.Dense(6, name="head")(x), k.layers.Dense(6)(x)]))
+
+
+def nested(k: Any) -> Any:
+    inputs = k.Input((6,))
+    inner = k.Sequential([k.layers.Dense(6), k.layers.Dense(6), k.layers.LayerNormalization()])
+    return k.Model(inputs, k.layers.Dense(6)(inner(inputs)))
+
+
+def recurrent(k: Any) -> Any:
+    inputs = k.Input((4, 6))
+    x = k.layers.Bidirectional(k.layers.LSTM(3, return_sequences=True))(inputs)
+    x = k.layers.MultiHeadAttention(2, 3)(x, x)
+    return k.Model(inputs, k.layers.GRU(3)(x))
+
+
+def subclassed(k: Any, widths: tuple[int, ...] = (4, 5)) -> Any:
+    class Net(k.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.enc = k.layers.Dense(6)
+            self.blocks = [k.layers.Dense(n) for n in widths]
+            self.out = k.layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            for layer in (self.enc, *self.blocks, self.out):
+                x = layer(x)
+            return x
+
+    model = Net()
+    model(np.zeros((1, 3), np.float32))
+    return model
+
+
+def filled(model: Any) -> Any:
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(size=w.shape).astype(np.float32) for w in model.get_weights()])
+    return model
+
+
+def old(build: Callable[[Any], Any], before: int = 3) -> Any:
+    """A Keras 2 model whose automatic names do not begin at zero."""
+    for _ in range(before):
+        tf_keras.layers.Dense(2).build((1, 1))
+    return filled(build(tf_keras))
+
+
+WRITERS: dict[str, Callable[[Any, Path], Path]] = {
+    "save_weights": lambda m, p: _saved(m.save_weights, p / "w"),
+    "checkpoint": lambda m, p: _saved(tf.train.Checkpoint(model=m).write, p / "c"),
+    "root": lambda m, p: _saved(tf.train.Checkpoint(m).write, p / "r"),
+    "legacy": lambda m, p: _saved(m.save_weights, p / "w.h5"),
+    "SavedModel": lambda m, p: _saved(lambda path: m.save(path, save_format="tf"), p / "s"),
+}
+
+
+def _saved(write: Callable[[str], Any], path: Path) -> Path:
+    write(str(path))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:You are saving")
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("build", [sequential, functional, nested, recurrent, subclassed])
+def test_a_keras_2_file_loads_into_its_keras_3_twin_without_help(
+    build: Callable[[Any], Any], writer: str, tmp_path: Path
+) -> None:
+    model = old(build)
+    twin = build(keras)
+    polyak.transfer(WRITERS[writer](model, tmp_path), twin, weights="raw")
+    for ours, theirs in zip(twin.get_weights(), model.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_layers_of_one_shape_under_attributes_are_refused_with_a_rename(tmp_path: Path) -> None:
+    build = lambda k: subclassed(k, (6, 6))  # noqa: E731 - a builder like the others
+    path = WRITERS["legacy"](old(build), tmp_path)
+    with pytest.raises(MissingWeight, match="nearest: 'dense/kernel'\nhint: pair them with rename="):
+        polyak.transfer(path, build(keras))
+
+
+def test_another_count_or_shape_is_never_paired(tmp_path: Path) -> None:
+    path = WRITERS["save_weights"](old(nested), tmp_path)
+    inputs = keras.Input((6,))
+    inner = keras.Sequential([keras.layers.Dense(6), keras.layers.LayerNormalization(), keras.layers.Dense(6)])
+    with pytest.raises(MissingWeight):
+        polyak.transfer(path, keras.Model(inputs, keras.layers.Dense(6)(inner(inputs))))
+
+
+def test_branches_that_were_created_in_another_order_are_refused(tmp_path: Path) -> None:
+    def branches(k: Any, swapped: bool) -> Any:
+        inputs = k.Input((6,))
+        one, two = k.layers.Dense(6)(inputs), k.layers.Dense(6)(inputs)
+        return k.Model(inputs, k.layers.Add()([two, one] if swapped else [one, two]))
+
+    path = WRITERS["save_weights"](filled(branches(tf_keras, False)), tmp_path)
+    with pytest.raises(AmbiguousMatch, match="'dense_1/kernel' by creation"):
+        polyak.transfer(path, branches(keras, True))
+
+
+# --- TF1 -------------------------------------------------------------------------------------------------------------
+
+
+def tf1(path: Path, build: Callable[[Any], Any], scope: str = "", decay: float | None = None) -> dict[str, Any]:
+    """A graph of Keras 2 layers under a scope, saved by TF1's Saver; the values by the names of their variables."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        with v1.variable_scope(scope) if scope else v1.name_scope(""):
+            v1.get_variable("unused", [1])
+            model = build(tf_keras)
+        step = v1.train.get_or_create_global_step()
+        session.run(v1.global_variables_initializer())
+        filled_here(model, session)
+        variables = [*model.weights, step]
+        if decay is not None:
+            average = v1.train.ExponentialMovingAverage(decay)
+            update = average.apply(model.trainable_weights)
+            session.run(v1.variables_initializer([average.average(w) for w in model.trainable_weights]))
+            session.run(update)
+            variables += [average.average(w) for w in model.trainable_weights]
+        v1.train.Saver(variables).save(session, str(path), write_meta_graph=False)
+        return {w.name: session.run(w) for w in model.weights}
+
+
+def filled_here(model: Any, session: Any) -> None:
+    rng = np.random.default_rng(0)
+    for w in model.weights:
+        w.load(rng.normal(size=w.shape).astype(np.float32), session)
+
+
+@pytest.mark.parametrize("build", [sequential, functional, recurrent])
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_tf1_saver_loads_into_the_keras_3_twin_without_help(
+    build: Callable[[Any], Any], before: int, tmp_path: Path
+) -> None:
+    def later(k: Any) -> Any:
+        for _ in range(before):
+            k.layers.Dense(2).build((1, 1))
+        return build(k)
+
+    held = tf1(tmp_path / "m", later)
+    twin = build(keras)
+    receipt = polyak.transfer(tmp_path / "m", twin)
+    assert len(receipt.moved) == len(held)
+    for ours, theirs in zip(twin.get_weights(), held.values(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_the_average_of_tf1_arrives_the_same_way(tmp_path: Path) -> None:
+    held = tf1(
+        tmp_path / "m", lambda k: k.Sequential([k.layers.Dense(4, input_shape=(3,)), k.layers.Dense(4)]), "", 0.5
+    )
+    twin = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(4)])
+    polyak.transfer(tmp_path / "m", twin, weights="average")
+    values = dict(polyak.open(tmp_path / "m").select("average"))
+    for ours, name in zip(twin.get_weights(), held, strict=True):
+        assert np.array_equal(ours, values[name.removesuffix(":0")])
+
+
+def test_variables_of_the_users_own_names_need_a_rename(tmp_path: Path) -> None:
+    with tf.Graph().as_default(), v1.Session() as session:
+        names = ("net/fc1/w", "net/fc1/b", "net/fc2/w", "net/fc2/b")
+        shapes = ((3, 3), (3,), (3, 3), (3,))
+        made = [v1.get_variable(n, s) for n, s in zip(names, shapes, strict=True)]
+        session.run(v1.global_variables_initializer())
+        v1.train.Saver(made).save(session, str(tmp_path / "m"), write_meta_graph=False)
+    twin = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), keras.layers.Dense(3)])
+    with pytest.raises(MissingWeight, match="hint: pair them with rename="):
+        polyak.transfer(tmp_path / "m", twin)
+    rename = {"net/fc1/w": "dense/kernel", "net/fc1/b": "dense/bias", "net/fc2/w": "dense_1/kernel"}
+    receipt = polyak.transfer(tmp_path / "m", twin, rename=rename | {"net/fc2/b": "dense_1/bias"})
+    assert len(receipt.renamed) == 4

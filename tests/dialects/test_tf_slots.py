@@ -1,0 +1,111 @@
+"""Slots called ``average`` in TF2 checkpoints, as TensorFlow Addons and TF Models lay them out.
+
+Neither can be imported on today's TensorFlow; the optimizers here are Keras 2's own, with the slots, the tracked
+children and the hyperparameters that those two add to them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import polyak
+from polyak.errors import AmbiguousRole
+
+Legacy = tf_keras.optimizers.legacy.Optimizer
+
+
+class Averaging(Legacy):  # type: ignore[misc]
+    """An optimizer around another, with an average of each variable in a slot."""
+
+    def __init__(self, inner: Any, child: str | None, decay: float, name: str = "Averaging") -> None:
+        super().__init__(name)
+        self.inner, self.decay = inner, decay
+        self._track_trackable(inner, child or "_optimizer")
+        if child is None:
+            self._set_hyper("average_decay", decay)
+
+    def _create_slots(self, var_list: Any) -> None:
+        self.inner._create_all_weights(var_list)
+        for var in var_list:
+            self.add_slot(var, "average", var.read_value())
+
+    def apply_gradients(self, pairs: Any) -> None:
+        held = list(pairs)
+        self._create_all_weights([var for _, var in held])
+        self.inner.apply_gradients(held)
+        for _, var in held:
+            slot = self.get_slot(var, "average")
+            slot.assign_add((1 - self.decay) * (var - slot))
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+def written(child: str | None, tmp_path: Path) -> tuple[Path, Any, Any]:
+    layers = [
+        tf_keras.layers.Dense(4, input_shape=(3,)),
+        tf_keras.layers.BatchNormalization(),
+        tf_keras.layers.Dense(4),
+    ]
+    model = tf_keras.Sequential(layers)
+    optimizer = Averaging(tf_keras.optimizers.legacy.Adam(0.1), child, 0.75)
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(tf.ones((2, 3)), training=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_weights), model.trainable_weights, strict=True)
+        )
+    path = tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(tmp_path / "ckpt"))
+    return Path(path), model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("child", "said", "words"),
+    [(None, 0, "as TensorFlow Addons keeps them: decay 0.75"), ("ema_base_optimizer", 0, "as TF Models keeps them")],
+)
+def test_slots_are_the_average_and_other_slots_are_the_optimizers(
+    child: str | None, said: int, words: str, tmp_path: Path
+) -> None:
+    path, model, optimizer = written(child, tmp_path)
+    held = polyak.open(path)
+    assert {r for r in held.roles if r.startswith(("raw", "average"))} == {"raw", "average"}
+    assert {"slot:m", "slot:v"} < set(held.roles)
+    assert "slot:average" not in held.roles
+    assert held.manifest.confidence == "inferred"
+    assert words in held.manifest.evidence[said]
+    average = held.select("average")
+    expected = [optimizer.get_slot(w, "average") for w in model.trainable_weights]
+    trained = [name for name, i in average.items_by_path.items() if i.weight.kind == "trainable"]
+    assert len(trained) == len(expected)
+    for value in expected:
+        assert any(np.array_equal(average[name], value.numpy()) for name in trained)
+    statistics = {name for name, i in average.items_by_path.items() if i.weight.kind == "statistic"}
+    assert {name.rpartition("/")[2] for name in statistics} == {"moving_mean", "moving_variance"}
+
+
+def test_the_average_arrives_in_a_keras_3_twin(tmp_path: Path) -> None:
+    import keras
+
+    path, model, optimizer = written(None, tmp_path)
+    layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dense(4)]
+    twin = keras.Sequential([keras.Input((3,)), *layers])
+    with pytest.raises(AmbiguousRole, match="'raw' and 'average'"):
+        polyak.transfer(path, twin)
+    polyak.transfer(path, twin, weights="average")
+    expected = [optimizer.get_slot(w, "average").numpy() if w.trainable else w.numpy() for w in model.weights]
+    for ours, theirs in zip(twin.get_weights(), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_tf_models_may_have_written_them_exchanged(tmp_path: Path) -> None:
+    path, _, _ = written("ema_base_optimizer", tmp_path)
+    found = {finding.what: finding for finding in polyak.doctor(path)}
+    assert "the file cannot tell" in found["raw and average may be exchanged: ambiguous"].evidence
+    plain, _, _ = written(None, tmp_path)
+    assert "raw and average may be exchanged: ambiguous" not in {finding.what for finding in polyak.doctor(plain)}
