@@ -86,17 +86,17 @@ CASES = {
     "a list is no model": Case(
         errors.ModelError,
         lambda d: polyak.EMA([1, 2], decay=0.9),
-        "expected a Keras model, a keras layer or a tf.Module, received builtins.list",
+        "expected a Keras model, a keras layer, a tf.Module or a torch module, received builtins.list",
     ),
     "a path is no model to follow": Case(
         errors.ModelError,
         lambda d: polyak.EMA("run/ckpt", decay=0.9),
-        "expected a Keras model, a keras layer or a tf.Module, received builtins.str",
+        "expected a Keras model, a keras layer, a tf.Module or a torch module, received builtins.str",
     ),
     "a target of another kind": Case(
         errors.ModelError,
         lambda d: polyak.transfer(module(w=1.0), 3),
-        "expected a Keras model, a keras layer or a tf.Module, received builtins.int",
+        "expected a Keras model, a keras layer, a tf.Module or a torch module, received builtins.int",
     ),
     "a model without weights": Case(
         errors.ModelError,
@@ -273,13 +273,13 @@ CASES = {
         errors.UnknownFormat,
         lambda d: polyak.open(d),
         "file 'DIR': expected weights, received a directory without a checkpoint\n"
-        "hint: polyak reads safetensors, npz, TensorFlow checkpoints, SavedModels, Keras and PyTorch files",
+        "hint: polyak reads safetensors, npz, TensorFlow, Orbax, SavedModel, Keras, PyTorch and Flax files",
     ),
     "an unknown format": Case(
         errors.UnknownFormat,
         lambda d: polyak.open(text_file(d)),
         "file 'DIR/notes.txt': expected weights, received a file of no known format\n"
-        "hint: polyak reads safetensors, npz, TensorFlow checkpoints, SavedModels, Keras and PyTorch files",
+        "hint: polyak reads safetensors, npz, TensorFlow, Orbax, SavedModel, Keras, PyTorch and Flax files",
     ),
 }
 

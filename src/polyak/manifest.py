@@ -48,6 +48,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     ``note`` is what a reader must know of a foreign file, such as weights that its writer is known to leave out.
     ``evidence`` says, in sentences, why the roles of a foreign file are taken to be what they are, and ``confidence``
     how sure that is: "stated" by the file, "inferred" from the layout of a known tool, or "unknown".
+    ``layout`` says how the arrays of a layer lie: "keras", "torch", or "" where nobody knows.
     """
 
     tool: str
@@ -60,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str = ""
     evidence: tuple[str, ...] = ()
     confidence: str = "stated"
+    layout: str = ""
 
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()

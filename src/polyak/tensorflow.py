@@ -28,8 +28,8 @@ from polyak.frameworks import Average, framework_of
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.manifest import AVERAGE, RAW, Stored, digest
+from polyak.renaming import Rename, apply_rename
 from polyak.snapshot import Array, Snapshot
-from polyak.transfer.match import Rename, apply_rename
 from polyak.transfer.receipt import Moved, Receipt
 from polyak.weights import Kind, Weight, numpy_dtype
 

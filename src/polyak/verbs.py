@@ -1,40 +1,29 @@
-"""The verbs: track, plan, transfer, save, open. They bind live models, files and rules; each is a few lines."""
+"""The verbs of live models: track, snapshot, save. They bind models, files and rules; each is a few lines."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, cast
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, Unpack
 
-from polyak import dialects, files
 from polyak.averaging.parse import decay_from
-from polyak.averaging.parts import Parts, as_rule, rule_from_json
+from polyak.averaging.parts import Parts, as_rule
 from polyak.averaging.rules import EMA as EMARule
 from polyak.averaging.rules import Mean, Rule
 from polyak.averaging.rules import PowerEMA as PowerRule
 from polyak.averaging.wrappers import Delayed, Every
-from polyak.combine import average as many
-from polyak.combine.average import Member, Watch
-from polyak.combine.convert import Choosing, Converted, converted, format_of
-from polyak.combine.difference import Difference, comparable, difference
-from polyak.combine.doctor import Finding, examine
-from polyak.combine.soup import greedy
-from polyak.errors import AmbiguousRole, FileError, RuleError
-from polyak.frameworks import Average, framework_of, snapshot_of
-from polyak.frameworks.hand_over import model_target, plan_into_model
-from polyak.manifest import AVERAGE, RAW, Manifest, State, choose_role
+from polyak.combine.convert import format_of
+from polyak.errors import FileError, RuleError, UnknownFormat
+from polyak.file_verbs import PathLike, Write, held_by, source_of, writer, written
+from polyak.frameworks import Average, framework_of
+from polyak.frameworks.hand_over import model_target
+from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
-from polyak.transfer.plan import Asked, Plan, make_plan
-from polyak.transfer.receipt import Moved, Receipt
-from polyak.transfer.target import Target
+from polyak.transfer.receipt import Receipt
 from polyak.weights import Kind
 
 RuleLike = Rule | str | Parts | Mapping[str, Rule | str | None]
-PathLike = str | os.PathLike[str]
-Write = Callable[[Snapshot, PathLike], Manifest]
-_NOT_WRITTEN = (".h5", ".keras", ".pt", ".pth", ".ckpt", ".bin", ".index", ".json", ".npy")
+_NOT_WRITTEN = (".h5", ".keras", ".ckpt", ".bin", ".index", ".json", ".npy")
 
 
 class Following(TypedDict, total=False):
@@ -50,18 +39,6 @@ class Following(TypedDict, total=False):
     every: int
     after: int
     kinds: Mapping[str, str]
-
-
-class Asking(Asked, total=False):
-    """What a caller may ask of a transfer; see ``polyak.transfer.plan.Asked``.
-
-    Attributes:
-        weights: which set of the source to move: "raw", "average" or "average:NAME".
-        sample: for a target that is not built yet: its input shape as a tuple, or a sample input.
-    """
-
-    weights: str | None
-    sample: Any
 
 
 def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average:
@@ -124,23 +101,15 @@ def PowerEMA(model: Any, sigma_rel: float, **following: Unpack[Following]) -> Av
 
 def snapshot(source: Any, weights: str | None = None) -> Snapshot:
     """An independent copy of what a model, an average or a file holds."""
-    return _source(source, weights).copy()
-
-
-def open(path: PathLike) -> Snapshot:
-    """Open a file or directory of weights, whatever wrote it. Arrays are read when asked for.
-
-    Raises:
-        FileError, UnknownFormat, DamagedFile.
-    """
-    return dialects.interpret(files.read(Path(path)))
+    return source_of(source, weights).copy()
 
 
 def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
     """Write a model, an average or a snapshot into one self-describing file, read it back and compare.
 
-    The file is a safetensors file; a name that ends in ``.weights.h5`` makes one that plain Keras loads, too, and
-    ``.npz`` one that NumPy loads.
+    The file is a safetensors file; a name that ends in ``.weights.h5`` makes one that plain Keras loads, too,
+    ``.npz`` one that NumPy loads, ``.pt`` one that PyTorch loads, ``.orbax`` a checkpoint that Orbax restores, and
+    ``.safetensors.index.json`` several files beside an index.
 
     Args:
         weights: "raw", "average", or "both" of an average and its model; all that the source has by default,
@@ -150,101 +119,12 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
         FileError: the path cannot be written, or its name promises a format that polyak does not write.
     """
     if weights == "both":
-        held = _both(source)
+        held = both_of(source)
+    elif isinstance(source, (str, os.PathLike, Snapshot)):
+        held = held_by(source, weights)  # array by array; a file does not change meanwhile
     else:
-        held = (source if isinstance(source, Snapshot) and weights is None else _source(source, weights)).copy()
-    return _written(held, path, _saver(os.fspath(path)))
-
-
-def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
-    """Pair and check everything between any source and a live model or average; nothing is written.
-
-    Args:
-        source: a model, an average, a snapshot, or the path of a file.
-        target: a model or an average.
-
-    Raises:
-        AmbiguousRole: the source holds several sets; say ``weights=``.
-        MissingWeight, UnexpectedWeight, ShapeMismatch, DtypeMismatch, AmbiguousMatch: the two do not fit.
-        UnbuiltModel: the target has no weights yet; give ``sample=``.
-    """
-    weights, sample = asking.pop("weights", None), asking.pop("sample", None)
-    held = _source(source, weights)
-    asked = cast(Asked, asking)
-    if isinstance(target, Average):
-        return make_plan(held, target.target, asked)
-    return plan_into_model(held, target, asked, sample)
-
-
-def transfer(source: Any, target: Any, **asking: Unpack[Asking]) -> Receipt:
-    """Move weights between any two of model, average and file, all or nothing, and prove that they arrived.
-
-    Averaged weights go into a model; the whole state (values, counts, rule) goes into another average.
-    Takes what ``plan`` takes; a path as target is written as a safetensors file.
-    """
-    if isinstance(target, (str, os.PathLike)):
-        if asking.keys() - {"weights"}:
-            raise FileError(
-                f"file {str(target)!r}: expected weights= alone, received {sorted(asking)}",
-                hint="choose with polyak.snapshot(source).select(include=..., exclude=...), then save that",
-            )
-        return save(source, target, asking.get("weights"))
-    return plan(source, target, **asking).apply()
-
-
-def diff(a: Any, b: Any, weights: str | None = None, atol: float = 0.0) -> Difference:
-    """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``. ``weights`` picks the sets."""
-    return difference(*comparable(_held(a, weights), _held(b, weights)), atol)
-
-
-def average(
-    sources: Sequence[Any],
-    weights: Sequence[float] | None = None,
-    out: PathLike | None = None,
-    role: str | None = None,
-    watch: Watch | None = None,
-) -> Snapshot | Receipt:
-    """The mean of checkpoints, computed array by array; see ``polyak.combine.average`` for what has a mean.
-
-    Args:
-        sources: paths, snapshots, models or averages of one structure.
-        weights: a share for each; equal ones by default. ``role`` says which set of each source is meant.
-        out: written there; the end of the name says in which format. Without it the answer is a lazy snapshot.
-    """
-    mean = many.mean(_members(sources, role), weights, watch)
-    return mean if out is None else _written(mean, out, _writer(out))
-
-
-def distances(
-    sources: Sequence[Any], mean: Any, weights: Sequence[float] | None = None, role: str | None = None
-) -> tuple[Member, ...]:
-    """How far each member lies from the mean that ``average`` made of them with these weights."""
-    return many.distances(_members(sources, role), _source(mean, None), weights)
-
-
-def greedy_soup(
-    sources: Sequence[Any], score: Callable[[Snapshot], float], role: str | None = None
-) -> tuple[Snapshot, tuple[int, ...]]:
-    """The mean of those members that help, and their indices; see ``polyak.combine.soup``."""
-    return greedy(_members(sources, role), score)
-
-
-def convert(
-    source: Any, target: PathLike, weights: str | None = None, format: str | None = None, **choosing: Unpack[Choosing]
-) -> Receipt:
-    """Write a source in a format that polyak writes, read it back and compare; see ``polyak.combine.convert``."""
-    write, made = _writer(target, format), view(source, weights, **choosing)
-    return _written(made.snapshot, target, write, made)
-
-
-def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) -> Converted:
-    """What ``convert`` would write; nothing is read."""
-    return converted(_held(source, weights), choosing)
-
-
-def doctor(source: Any) -> tuple[Finding, ...]:
-    """What may be wrong with a file or snapshot, with the evidence and what mends it."""
-    return examine(_held(source, None), str(source) if isinstance(source, (str, os.PathLike)) else "FILE", _immaturity)
+        held = source_of(source, weights).copy()
+    return written(held, path, saver(os.fspath(path)))
 
 
 def label(source: Any) -> str:
@@ -256,72 +136,27 @@ def label(source: Any) -> str:
     return model_target(source).label
 
 
-def _source(source: Any, weights: str | None) -> Snapshot:
-    if isinstance(source, (str, os.PathLike)):
-        source = open(source)
-    if isinstance(source, Snapshot):
-        return source.select(role=weights)
-    if isinstance(source, Average):
-        role = choose_role((AVERAGE,) if weights is None else (RAW, AVERAGE), weights, source.label)
-        return source.snapshot() if role == AVERAGE else snapshot_of(source.source, RAW)
-    target = model_target(source)
-    role, state = framework_of(source).role(source)
-    choose_role((role,), weights, target.label)
-    return snapshot_of(target, role, state)
+def saver(path: str) -> Write:
+    """What writes a file of this name."""
+    return writer(path, saved_as(path))
 
 
-def _held(source: Any, weights: str | None) -> Snapshot:
-    """A source with all of its sets, or with the one that was asked for."""
-    held = open(source) if isinstance(source, (str, os.PathLike)) else source
-    return held if isinstance(held, Snapshot) and weights is None else _source(held, weights)
-
-
-def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:
-    one = isinstance(sources, (str, os.PathLike, Snapshot))  # these are sequences or mappings, too
+def saved_as(path: str) -> str:
+    """The format of a file of this name. A name that promises the format of another tool is refused."""
     try:
-        return [_source(s, role) for s in ([sources] if one else sources)]
-    except AmbiguousRole as error:
-        raise AmbiguousRole(error.message, hint=error.hint and error.hint.replace("weights=", "role=")) from None
+        return format_of(path)
+    except UnknownFormat:
+        for end in _NOT_WRITTEN:
+            if path.endswith(end):
+                raise FileError(
+                    f"file {path!r}: polyak does not write {end} files", hint="end the name in .safetensors"
+                ) from None
+        return "safetensors"
 
 
-def _saver(path: str) -> Write:
-    """What writes a file of this name. A name that promises the format of another tool is refused."""
-    for end in _NOT_WRITTEN:
-        if path.endswith(end) and not path.endswith(".weights.h5"):
-            raise FileError(f"file {path!r}: polyak does not write {end} files", hint="end the name in .safetensors")
-    name = "keras_write" if path.endswith(".weights.h5") else "npz" if path.endswith(".npz") else "safetensors"
-    write: Write = import_module(f"polyak.files.{name}").write
-    return write
-
-
-def _writer(path: PathLike, format: str | None = None) -> Write:
-    name = format_of(os.fspath(path), format).replace("-", "_")
-    write: Write = import_module(f"polyak.files.{name}").write
-    return write
-
-
-def _written(held: Snapshot, path: PathLike, write: Write, view: Converted | None = None) -> Receipt:
-    """Write, and prove by what is read back. ``view`` knows what was renamed, cast and left out."""
-    written, read_back = write(held, path), open(path)
-    sources = {s.name: (s.name, s.weight.dtype) for s in written.weights} if view is None else view.sources
-    found = {s.name: read_back[s.name if s.name in read_back else s.weight.path] for s in written.weights}
-    moved = tuple(
-        Moved(sources[s.name][0], s.name, sources[s.name][1], found[s.name].dtype.name, s.weight.nbytes, s.digest)
-        for s in written.weights
-    )
-    count = held.state.count if held.state else None
-    skipped = () if view is None else view.skipped
-    return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, skipped, count=count)
-
-
-def _immaturity(state: State) -> float | None:
-    rule = rule_from_json(state.rule)
-    # The equal mean starts with a value like all others; several rules have no one share.
-    return None if isinstance(rule, (Parts, Mean)) else rule.immaturity(state.count)
-
-
-def _both(source: Any) -> Snapshot:
-    sets = [_source(source, RAW).copy(), _source(source, AVERAGE).copy()]
+def both_of(source: Any) -> Snapshot:
+    """Copies of the raw and the averaged weights, in one snapshot."""
+    sets = [source_of(source, RAW).copy(), source_of(source, AVERAGE).copy()]
     states = {s.roles[0]: s.state for s in sets}
     return Snapshot((i for s in sets for i in s.items_by_path.values()), states, sets[1].origin)
 
@@ -349,6 +184,3 @@ def _timed(rule: Rule | Parts, following: Following) -> Rule | Parts:
 def _timed_one(rule: Rule, every: int, after: int) -> Rule:
     paced = rule if every == 1 else Every(rule, every)
     return paced if after == 0 else Delayed(paced, after)
-
-
-__all__ = ["EMA", "SWA", "PowerEMA", "Target", "open", "plan", "save", "snapshot", "track", "transfer"]

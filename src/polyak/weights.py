@@ -36,7 +36,8 @@ class Evidence:
         creation: the path with every unnamed step replaced by its rank in the order of creation.
         layer: class of the layer that owns the weight.
         local: name of the weight within its layer.
-        position: index among the weights of the model in the framework's own order, random seeds not counted.
+        position: index among the weights of the model in the framework's own order, random seeds not counted; -1
+            where a file does not tell.
         dtype: dtype of the live weight; a shadow may be wider.
         saved: the path at which Keras stores the weight in its files, or "".
         names: explicit names of the layers on that path; of a file all names, because it does not tell which are.

@@ -61,6 +61,17 @@ def test_blocks_do_not_change_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert average.mean(members)["w"].tobytes() == whole.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float32, np.float64])
+def test_parts_do_not_change_the_mean(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    """Large arrays of narrow dtypes are made in parts, each of which reads the members again."""
+    values = [np.random.default_rng(i).normal(size=(7, 11)).astype(dtype) for i in range(3)]
+    members = [Snapshot.from_arrays({"w": value}) for value in values]
+    whole = average.mean(members, [1, 2, 3])["w"]
+    monkeypatch.setattr("polyak.combine.average.ROOM", 8)
+    assert average.mean(members, [1, 2, 3])["w"].tobytes() == whole.tobytes()
+    assert average.mean(members, [1, 2, 3])["w"].shape == (7, 11)
+
+
 def test_scalars_and_empty_arrays_have_means() -> None:
     mean = average.mean(
         [held(s=np.float32(1), e=np.zeros((0, 3), np.float32)), held(s=np.float32(2), e=np.zeros((0, 3), np.float32))]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, WeightError
 from polyak.manifest import State
+from polyak.renaming import apply_rename
 from polyak.snapshot import Array, Item, Snapshot
-from polyak.transfer.match import Pairing, apply_rename, nearest, pair
+from polyak.transfer.match import Pairing, nearest, pair
 from polyak.transfer.plan import make_plan
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Evidence, Kind, Weight

@@ -11,7 +11,7 @@ import pytest
 
 import polyak
 from polyak.errors import MissingWeight
-from polyak.transfer.plan import Move
+from polyak.transfer.plan import Move, structure
 from polyak.transfer.receipt import Moved, Receipt
 from polyak.weights import Kind
 
@@ -51,7 +51,7 @@ def test_a_plan_as_text() -> None:
         "  old -> new  (2,) float32\n"
         "  steps  () int32\n"
         "  skipped as asked: scale\n"
-        "  random seed left alone: dice/state"
+        "  only on one side: dice/state"
     )
 
 
@@ -59,6 +59,7 @@ def test_a_plan_as_data() -> None:
     made = plan()
     assert made.moves[1] == Move("old", "new", (2,), "float32", "float32", Kind.TRAINABLE)
     assert json.loads(made.to_json()) == {
+        "version": 1,
         "source": "Source 'source'",
         "target": "Target 'target'",
         "role": "raw",
@@ -72,6 +73,8 @@ def test_a_plan_as_data() -> None:
         ],
         "skipped": ["scale"],
         "left": ["dice/state"],
+        "finite": True,
+        "structure": {"source": structure(made.source.weights), "target": structure(made.target.weights)},
     }
 
 
@@ -109,7 +112,7 @@ def test_a_receipt_as_text() -> None:
     receipt = plan().apply()
     assert str(receipt) == (
         "raw weights: Source 'source' -> Target 'target'\n"
-        "  3 weights (16 bytes) moved and verified, 1 cast, 1 renamed, 1 skipped as asked, 1 random seed left alone\n"
+        "  3 weights (16 bytes) moved and verified, 1 cast, 1 renamed, 1 skipped as asked, 1 only on one side\n"
         f"  digest {receipt.digest}"
     )
 

@@ -621,7 +621,7 @@ def test_seeds_of_one_side_are_left_and_listed() -> None:
     source, target = stack("dense", "drop"), stack("dense")
     receipt = polyak.transfer(source, target)
     assert receipt.left == ("blocks/1/seed_generator/state",)
-    assert "1 random seed left alone" in str(receipt)
+    assert "1 only on one side" in str(receipt)
     before = bits(source)
     assert polyak.transfer(target, source).left == receipt.left
     assert bits(source) == before

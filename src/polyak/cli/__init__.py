@@ -12,7 +12,10 @@ import click
 from polyak.cli.output import reporting
 
 # One module for each verb, with a command of the same name; loaded when it is asked for.
-COMMANDS = ("average", "convert", "demo", "diff", "doctor", "extract", "inspect", "profile", "transfer", "verify")
+COMMANDS = (
+    *("average", "completion", "convert", "demo", "diff", "doctor", "extract", "inspect", "plan", "profile"),
+    *("transfer", "verify"),
+)
 
 
 class Verbs(click.Group):

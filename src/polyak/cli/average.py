@@ -14,8 +14,15 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Average checkpoints into one file.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("-o", "--output", "out", required=True, help="Where the mean goes; the end of its name says the format.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    required=True,
+    type=click.Path(),
+    help="Where the mean goes; the end of its name says the format.",
+)
 @click.option("--member-weights", metavar="1,2,1", help="A share for each FILE; equal ones by default.")
 @options.weights
 @options.force

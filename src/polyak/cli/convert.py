@@ -6,52 +6,48 @@ from typing import Any
 
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
 
-FORMATS = ("safetensors", "safetensors-sharded", "npz")
+FORMATS = ("safetensors", "safetensors-sharded", "keras", "npz", "torch", "orbax")
 
 
 @click.command(short_help="Write weights in another format, dtype or naming.")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.argument("target", metavar="DST", type=click.Path())
 @options.weights
 @click.option("--format", type=click.Choice(FORMATS), help="Of DST; by default the end of its name says it.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Weights to take; may be given several times.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Weights to leave out.")
-@click.option("--rename", multiple=True, metavar="REGEX=NEW", help="Replace what matches in each name.")
+@options.choosing
 @click.option("--cast", metavar="DTYPE", help="A dtype for all floating-point weights, such as float16.")
+@click.option("--layout", type=click.Choice(["torch"]), help="Names and layout of PyTorch for weights of Keras.")
 @options.force
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @options.as_json
 def convert(source: str, target: str, dry_run: bool, as_json: bool, force: bool, **asked: Any) -> None:
     """Write the weights of SRC, whatever wrote it, into DST with a manifest that says what they are.
 
-    DST is a .safetensors file, a .safetensors.index.json with shards beside it, or an .npz. Array by array; every
-    byte is read back and compared; the answer is a receipt. Nothing is lost but what --cast rounds.
+    DST is a .safetensors file, a .safetensors.index.json with shards beside it, a .weights.h5, an .npz, a .pt, or an
+    .orbax directory. Array by array; every byte is read back and compared; the answer is a receipt. Nothing is lost
+    but what --cast rounds.
     """
     import polyak
 
-    asked = _asked(**asked)
+    asked = options.asked(**asked)
     if dry_run:
         _answer_dry(source, target, asked, as_json)
         return
     options.refuse_existing(target, force)
-    receipt = polyak.convert(source, target, **asked)
+    with output.progress() as watch:
+        receipt = polyak.convert(reading.opened(source, watch), target, **asked)
     if as_json:
         output.json(receipt.to_json())
     else:
         output.data(str(receipt))
 
 
-def _asked(rename: tuple[str, ...], **choosing: Any) -> dict[str, Any]:
-    """What was given; for the rest the function has its own defaults."""
-    return {name: value for name, value in choosing.items() if value} | {"rename": options.pairs(rename, "--rename")}
-
-
 def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) -> None:
     from polyak.combine.convert import format_of
+    from polyak.file_verbs import view
     from polyak.report.combined import dry_run, dry_run_json
-    from polyak.verbs import view
 
     written = format_of(target, asked.pop("format", None))
     made = view(source, **asked)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
 
 
 @click.command(short_help="Compare two files, leaf by leaf.")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
 @options.weights
 @click.option("--atol", default=0.0, type=click.FloatRange(0), help="Largest absolute difference that is none.")
 @options.as_json
@@ -24,7 +24,8 @@ def diff(a: str, b: str, weights: str | None, atol: float, as_json: bool) -> Non
     import polyak
     from polyak.report.combined import difference
 
-    found = polyak.diff(a, b, weights, atol)
+    with output.progress() as watch:
+        found = polyak.diff(reading.opened(a, watch), polyak.open(b), weights, atol)
     if as_json:
         output.json(found.to_json())
     else:

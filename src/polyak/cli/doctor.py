@@ -8,20 +8,22 @@ from polyak.cli import options, output
 
 
 @click.command(short_help="What may be wrong with a file, and what mends it.")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @options.as_json
 def doctor(file: str, as_json: bool) -> None:
     """Examine FILE and say what its user should know, each with the evidence and with what mends it.
 
-    No average, several sets, an average that is equal to the raw weights, frozen by low precision or immature, NaN
-    or infinity, no checksums, roles that are inferred and not stated, what its writer leaves out.
+    No average, several sets, an average that is equal to the raw weights, frozen by low precision, immature, biased
+    towards zero or stale against the step counter, BatchNorm statistics that belong to the raw weights, NaN or
+    infinity, no checksums, roles that are inferred, unknown or may be exchanged, what its writer leaves out.
 
     Exit status: 0 no findings, 1 findings, 2 bad input.
     """
     import polyak
     from polyak.report.combined import findings, findings_json
 
-    found = polyak.doctor(file)
+    with output.progress() as watch:
+        found = polyak.doctor(file, watch)
     if as_json:
         output.json(findings_json(file, found))
     else:

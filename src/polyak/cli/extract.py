@@ -13,9 +13,17 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Take one array out of a file, as .npy.")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.argument("name")
-@click.option("-o", "--output", "out", default="-", show_default=True, help="An .npy file, or - for standard output.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    default="-",
+    type=click.Path(),
+    show_default=True,
+    help="An .npy file, or - for standard output.",
+)
 @options.weights
 @options.force
 @options.as_json

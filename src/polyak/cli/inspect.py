@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="What is in a file: roles, rule, count, weights.")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 def inspect(file: str, as_json: bool) -> None:
     """Show what FILE holds: raw or averaged weights, rule, count, every weight. Nothing but the header is read.
@@ -27,7 +27,18 @@ def inspect(file: str, as_json: bool) -> None:
     if as_json:
         output.json(held.manifest.to_json())
     else:
-        output.data("\n".join([held.origin, f"integrity: {held.integrity}", "", _roles(held), "", _weights(held)]))
+        output.data(
+            "\n".join([held.origin, f"integrity: {held.integrity}", *_sure(held), "", _roles(held), "", _weights(held)])
+        )
+
+
+def _sure(held: Snapshot) -> list[str]:
+    """How sure it is what the sets are, where the file does not state it."""
+    known = held.manifest
+    if known.confidence == "stated":
+        return []
+    why = known.evidence or ("the file does not say who wrote it",)
+    return [f"raw or average: {known.confidence}, not stated by the file", *(f"  {line}" for line in why)]
 
 
 def _roles(held: Snapshot) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +16,38 @@ force = click.option("--force", is_flag=True, help="Write over a file that exist
 weights = click.option("--weights", help='Which set where there are several: "raw", "average" or "average:NAME".')
 
 
+# The kinds of evidence that weights can be paired by; a test compares them with those of transfer.
+EVIDENCE = ("path", "structure", "name", "creation", "position", "saved")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def choosing(command: Decorated) -> Decorated:
+    """--include, --exclude and --rename: which weights, under which names."""
+    for option in (
+        click.option("--rename", multiple=True, metavar="REGEX=NEW", help="Replace what matches in each name."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Weights to leave out."),
+        click.option("--include", multiple=True, metavar="GLOB", help="Weights to take; may be given several times."),
+    ):
+        command = option(command)
+    return command
+
+
+def pairing(command: Decorated) -> Decorated:
+    """What may be asked of two sides that are paired."""
+    by = click.option("--by", type=click.Choice(EVIDENCE), help="The evidence to pair by where kinds of it disagree.")
+    cast = click.option("--cast", type=click.Choice(["target"]), help="Allow the target's dtype where it is narrower.")
+    bad = click.option("--nonfinite", type=click.Choice(["allow"]), help="Move NaN and infinity, too.")
+    lies = click.option(
+        "--layout", type=click.Choice(["keras", "torch"]), help="How SRC lies where it does not say so."
+    )
+    return choosing(by(cast(bad(lies(command)))))
+
+
+def asked(rename: tuple[str, ...], **given: Any) -> dict[str, Any]:
+    """What was given, as the functions take it; for the rest they have their own defaults."""
+    return {name: value for name, value in given.items() if value} | ({"rename": patterns(rename)} if rename else {})
+
+
 def refuse_existing(path: str, force: bool) -> None:
     """Keep a file that exists, unless it may be written over."""
     if Path(path).exists() and not force:
@@ -21,22 +55,29 @@ def refuse_existing(path: str, force: bool) -> None:
 
 
 def refuse_own_source(sources: Sequence[str], out: str) -> None:
-    """Members are read once more when the mean is written, so it must not take the place of one."""
+    """Sources are read while the result is written, so it must not take the place of one."""
     if Path(out).resolve() in {Path(source).resolve() for source in sources}:
-        raise FileError(f"file {out!r}: it is one of the members", hint="give the mean another name")
+        raise FileError(f"file {out!r}: it is one of the sources", hint="give the result another name")
 
 
-def pairs(texts: tuple[str, ...], name: str) -> dict[str, str]:
-    """Texts of the form OLD=NEW as a mapping; the last ``=`` divides, so that OLD may hold one.
+def patterns(texts: tuple[str, ...]) -> dict[re.Pattern[str], str]:
+    """Texts of the form REGEX=NEW as a mapping; the last ``=`` divides, so that an expression may hold one.
 
     Example:
-        >>> pairs(("^net/=", "a=b"), "--rename")
-        {'^net/': '', 'a': 'b'}
+        >>> patterns(("^net/=", "a=b"))
+        {re.compile('^net/'): '', re.compile('a'): 'b'}
     """
-    for text in texts:
-        if "=" not in text:
-            raise click.BadParameter(f"expected OLD=NEW, received {text!r}", param_hint=name)
-    return {old: new for old, _, new in (text.rpartition("=") for text in texts)}
+    divided = (text.rpartition("=") for text in texts)
+    return {_pattern(old, text): new for text, (old, _, new) in zip(texts, divided, strict=True)}
+
+
+def _pattern(old: str, text: str) -> re.Pattern[str]:
+    if not old:
+        raise click.BadParameter(f"expected REGEX=NEW, received {text!r}", param_hint="--rename")
+    try:
+        return re.compile(old)
+    except re.error as error:
+        raise click.BadParameter(f"expected a regular expression, received {old!r}: {error}") from None
 
 
 def numbers(text: str | None, name: str) -> list[float] | None:

@@ -106,9 +106,19 @@ def _as_options(hint: str) -> str:
     Example:
         >>> _as_options('say which: role="raw", or leave it out: exclude="head/*"')
         'say which: --weights raw, or leave it out: --exclude head/*'
+        >>> _as_options('pair them with rename={"a/kernel": "b/kernel"}')
+        "pair them with --rename '^a/kernel$=b/kernel'"
     """
     said = re.sub(r"""\b(?:weights|role)=["']([^"']+)["']""", r"--weights \1", hint)
-    return re.sub(r"""\b(format|exclude)=["']([^"']+)["']""", r"--\1 \2", said)
+    said = re.sub(r"""\b(format|exclude|by|cast|nonfinite)=["']([^"']+)["']""", r"--\1 \2", said)
+    return re.sub(r"""\brename=\{["']([^"']+)["']: ["']([^"']+)["']\}""", _rename_option, said)
+
+
+def _rename_option(found: re.Match[str]) -> str:
+    old = "(.*)".join(re.escape(part) for part in found.group(1).split("*"))
+    parts = found.group(2).split("*")
+    new = "".join(f"{part}\\{i}" for i, part in enumerate(parts[:-1], 1)) + parts[-1]
+    return f"--rename '^{old}$={new}'"
 
 
 def _mark(text: str, colour: str) -> str:

@@ -2,29 +2,78 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
+
+if TYPE_CHECKING:
+    from polyak.transfer.stored import StoredPlan
 
 
-@click.command(short_help="Copy weights from file to file.")
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.command(short_help="Copy weights from file to file, under the names of another.")
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.argument("target", metavar="DST", type=click.Path())
 @click.option(
     "--weights", help='Which set to move where SRC holds several: "raw", "average", "average:NAME" or "both".'
 )
+@click.option("--like", type=click.Path(), help="A file whose names, shapes and dtypes DST gets.")
+@click.option("--plan", type=click.Path(), help="A plan of polyak plan, or - for standard input.")
+@options.pairing
 @options.force
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @options.as_json
-def transfer(source: str, target: str, weights: str | None, force: bool, as_json: bool) -> None:
-    """Copy weights from the file SRC, whatever wrote it, into DST, a safetensors file that says what it is.
+def transfer(source: str, target: str, force: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Copy weights from the file SRC, whatever wrote it, into DST, a file that says what it is.
 
-    Every byte is read back and compared; the answer is a receipt.
+    DST is a safetensors file unless its name ends in .npz or .weights.h5. With --like it has the structure of another
+    file, checked weight by weight as for a live model; with --plan it is what the plan says. Without both, weights can
+    be chosen and renamed, and nothing else changes. Every byte is read back and compared; the answer is a receipt.
     """
     import polyak
 
+    asked = _asked(**given)
+    if dry_run:
+        _answer_dry(source, target, asked, as_json)
+        return
     options.refuse_existing(target, force)
-    receipt = polyak.transfer(source, target, weights=weights)
+    options.refuse_own_source([source], target)
+    with output.progress() as watch:
+        held = reading.opened(source, watch)
+        one = held if {"weights", "plan"} & asked.keys() else held.select()
+        receipt = polyak.transfer(one, target, **asked)
     if as_json:
         output.json(receipt.to_json())
     else:
         output.data(str(receipt))
+
+
+def _asked(weights: str | None, like: str | None, plan: str | None, **pairing: Any) -> dict[str, Any]:
+    given = {"weights": weights, "like": like, "plan": _plan(plan), **options.asked(**pairing)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _plan(path: str | None) -> StoredPlan | None:
+    if path is None:
+        return None
+    import polyak
+
+    return (
+        polyak.StoredPlan.from_json(reading.standard_input(), "standard input")
+        if path == "-"
+        else polyak.read_plan(path)
+    )
+
+
+def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) -> None:
+    from polyak.plan_verbs import into_file
+    from polyak.report.combined import dry_run, dry_run_json
+    from polyak.verbs import saved_as
+
+    written = saved_as(target)
+    made = into_file(source, target, **asked)
+    if as_json:
+        output.json(dry_run_json(made, target, written))
+    else:
+        output.data(dry_run(made, target, written))

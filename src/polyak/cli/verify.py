@@ -6,21 +6,20 @@ from typing import Any
 
 import click
 
-from polyak.cli import output
+from polyak.cli import output, reading
 
 
 @click.command(short_help="Read every byte of a file and compare.")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 def verify(file: str, as_json: bool) -> None:
     """Read every weight of FILE and compare it with the checksum that was written beside it.
 
     Exit status: 0 every byte is as it was written, 2 the file is damaged.
     """
-    import polyak
-
-    held = polyak.open(file)
-    nbytes = sum(held[name].nbytes for name in held)
+    with output.progress() as watch:
+        held = reading.opened(file, watch)
+        nbytes = sum(held[name].nbytes for name in held)
     answer = {"file": file, "weights": len(held), "bytes": nbytes, "integrity": held.integrity}
     if as_json:
         import msgspec

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from polyak.errors import AmbiguousRole, DtypeMismatch, MissingWeight, NonFinite
 from polyak.manifest import AVERAGE, RAW, Manifest, State
 from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
 from polyak.weights import Kind, Weight, numpy_dtype
+
+ROOM = 1 << 27  # bytes of float64 that one read may take whatever the array's own size
 
 Watch = Callable[[str, int, int], None]
 Read = Callable[[], Array]
@@ -43,9 +46,10 @@ class Member:
 def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, watch: Watch | None = None) -> Snapshot:
     """The mean as a lazy snapshot of role "average"; an array is computed when it is read.
 
-    Memory of one read: a float64 and one member's array, in place of which the result is made. Equal members give
-    their own bits. The equal mean of raw weights is an average by the rule "mean" that has seen every member; other
-    means have no rule of their own, and the manifest's evidence says how they were made.
+    Memory of one read: at most three times the array, or the array twice and 128 MiB. For that, large arrays of 16
+    bits and less are made in parts, and the members are read once for each part. Equal members give their own bits.
+    The equal mean of raw weights is an average by the rule "mean" that has seen every member; other means have no rule
+    of their own, and the manifest's evidence says how they were made.
 
     Args:
         members: snapshots of one role each, of one structure.
@@ -164,14 +168,26 @@ def _watched(
 
 
 def _mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> Array:
+    """The mean, in place of its float64 form where that is at most twice as large as the array or small by itself."""
+    if 8 * w.size <= max(2 * w.nbytes, ROOM):
+        return _narrowed(_wide_mean(members, shares, w, slice(None)), numpy_dtype(w.dtype)).reshape(w.shape)
+    mean = np.empty(w.size, numpy_dtype(w.dtype))
+    step = max(w.nbytes, ROOM) // 8
+    for start in range(0, w.size, step):
+        part = slice(start, start + step)
+        mean[part] = _narrowed(_wide_mean(members, shares, w, part), mean.dtype)
+    return mean.reshape(w.shape)
+
+
+def _wide_mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight, part: slice) -> Array:
     """A running mean in float64: it never leaves the members' range, and equal values stay as they are."""
-    total, mean = 0.0, np.empty(w.size, np.float64)
+    total, mean = 0.0, np.empty(len(range(*part.indices(w.size))), np.float64)
     for member, share in zip(members, shares, strict=True):
         if share == 0:
             continue
         total += share
-        _move(mean, _finite(member, w), None if total == share else share / total)
-    return _narrowed(mean, w)
+        _move(mean, _finite(member, w).reshape(-1)[part], None if total == share else share / total)
+    return mean
 
 
 def _move(mean: Array, value: Array, share: float | None) -> None:
@@ -194,15 +210,14 @@ def _finite(member: Snapshot, w: Weight) -> Array:
     return value
 
 
-def _narrowed(mean: Array, w: Weight) -> Array:
-    """The same memory in the weight's dtype: block by block, forward, so that nothing is overwritten unread."""
-    dtype = numpy_dtype(w.dtype)
+def _narrowed(mean: Array, dtype: np.dtype[Any]) -> Array:
+    """The same memory in another dtype: block by block, forward, so that nothing is overwritten unread."""
     if dtype.itemsize > 8:
-        return mean.astype(dtype).reshape(w.shape)
-    narrow = mean.view(np.uint8)[: w.nbytes].view(dtype)
+        return mean.astype(dtype)
+    narrow = mean.view(np.uint8)[: mean.size * dtype.itemsize].view(dtype)
     for out, x in blocks(narrow, mean):
         out[...] = x.astype(dtype)
-    return narrow.reshape(w.shape)
+    return narrow
 
 
 def _state(members: Sequence[Snapshot], weights: Sequence[float] | None) -> State | None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
 from polyak.combine.blocks import Array, count_nonfinite
-from polyak.errors import DtypeMismatch, UnexpectedWeight, UnknownFormat, WeightError
+from polyak.errors import DtypeMismatch, UnexpectedWeight, UnknownFormat
+from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Item, Snapshot, refuse_unmatched
 from polyak.weights import Globs, glob_match, is_floating, numpy_dtype
 
 # The formats that polyak writes, and the ends of names that mean them; the longer end comes first.
-FORMATS = {"safetensors-sharded": ".safetensors.index.json", "safetensors": ".safetensors", "npz": ".npz"}
+FORMATS = {
+    "safetensors-sharded": ".safetensors.index.json",
+    "safetensors": ".safetensors",
+    "keras": ".weights.h5",
+    "npz": ".npz",
+    "torch": ".pt",
+    "orbax": ".orbax",
+}
+_ALSO = {".pth": "torch"}
+_WRITERS = {"keras": "keras_write", "torch": "torch_write", "safetensors-sharded": "safetensors_sharded"}
 
 
 class Choosing(TypedDict, total=False):
@@ -23,15 +32,20 @@ class Choosing(TypedDict, total=False):
 
     Attributes:
         include, exclude: globs of weights, by their old paths.
-        rename: regular expressions and what each match becomes, as for ``re.sub``; applied one after the other.
+        rename: old name to new name: a mapping of globs or of compiled regular expressions, or a function; see
+            ``polyak.renaming``.
         cast: a floating-point dtype for every floating-point array; narrower ones round, and refuse what would
             become infinite.
+        layout: "torch" writes weights of Keras under names and in the layout of PyTorch; the other choices are of these
+            names then. ``layers`` gives the Keras class of layers by glob, where it is not known.
     """
 
     include: Globs
     exclude: Globs
-    rename: Mapping[str, str]
+    rename: Rename | None
     cast: str | None
+    layout: Literal["torch"] | None
+    layers: Mapping[str, str]
 
 
 def format_of(path: str, asked: str | None = None) -> str:
@@ -47,13 +61,18 @@ def format_of(path: str, asked: str | None = None) -> str:
     if asked is not None and asked in FORMATS:
         return asked
     if asked is None:
-        for name, end in FORMATS.items():
+        for name, end in (*FORMATS.items(), *((name, end) for end, name in _ALSO.items())):
             if path.endswith(end):
                 return name
     raise UnknownFormat(
         f"file {path!r}: expected the name or format of something that polyak writes, received {asked or path!r}",
         hint=f"end the name in {', '.join(FORMATS.values())}, or choose a format: {', '.join(FORMATS)}",
     )
+
+
+def writer_of(format: str) -> str:
+    """The module of ``polyak.files`` that writes a format."""
+    return _WRITERS.get(format, format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +95,15 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
 
     Raises:
         MissingWeight: a glob matches nothing.
-        WeightError: a pattern is no regular expression or matches nothing.
+        WeightError: a name, glob or expression to rename matches nothing.
         UnexpectedWeight: two arrays would have one name.
         DtypeMismatch: the dtype is no floating-point one; when an array is read, that a value is out of its range.
 
     Example:
         >>> held = Snapshot.from_arrays({"net.head.bias": np.float32([1]), "net.steps": np.int64(3)})
-        >>> view = converted(held, {"exclude": "*steps", "rename": {"^net": "", "[.]": "/"}, "cast": "float16"})
+        >>> view = converted(held, {"exclude": "*steps", "rename": {"net.*.*": "*/*"}, "cast": "float16"})
         >>> {name: array.dtype.name for name, array in view.snapshot.items()}
-        {'/head/bias': 'float16'}
+        {'head/bias': 'float16'}
     """
     for name in choosing.keys() - Choosing.__optional_keys__:
         raise TypeError(
@@ -93,7 +112,7 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     include, exclude = choosing.get("include", "*"), choosing.get("exclude", ())
     paths = [w.path for w in held.weights]
     refuse_unmatched(paths, include, exclude, held.origin)
-    rename = _renamer(paths, choosing.get("rename") or {}, held.origin)
+    rename = _renamer(paths, choosing.get("rename"), held.origin)
     cast = _castable(choosing.get("cast"))
     kept = [n for n, i in held.items_by_path.items() if _wanted(i.weight.path, include, exclude)]
     items = [_item(held, name, rename, cast) for name in kept]
@@ -137,32 +156,10 @@ def _castable(dtype: str | None) -> str | None:
     raise DtypeMismatch(f"cast={dtype!r}: expected a floating-point dtype", hint="such as float32, float16, bfloat16")
 
 
-def _renamer(paths: list[str], rename: Mapping[str, str], origin: str) -> Callable[[str], str]:
-    """The new name of each path; every pattern must match something."""
-    names = dict(zip(paths, paths, strict=True))
-    for text, new in rename.items():
-        pattern = _pattern(text)
-        if not any(pattern.search(name) for name in names.values()):
-            raise WeightError(
-                f"rename={text!r}: expected a pattern of weights, received one that matches none of {origin}",
-                hint=f"the paths look like {paths[0]!r}" if paths else None,
-            )
-        names = {path: _replaced(pattern, new, name) for path, name in names.items()}
-    return names.__getitem__
-
-
-def _replaced(pattern: re.Pattern[str], new: str, name: str) -> str:
-    try:
-        return pattern.sub(new, name)
-    except (re.error, IndexError) as error:
-        raise WeightError(f"rename={pattern.pattern!r}: {new!r} is no replacement for it: {error}") from error
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise WeightError(f"rename={text!r}: expected a regular expression, received {error}") from error
+def _renamer(paths: list[str], rename: Rename | None, origin: str) -> Callable[[str], str]:
+    """The new name of each path; every entry must match something."""
+    refuse_unused_renames(paths, rename, origin)
+    return {path: apply_rename(path, rename) for path in paths}.__getitem__
 
 
 def _refuse_twins(items: list[Item], origin: str) -> None:

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from polyak.combine.blocks import count_nonfinite, same_bits
-from polyak.manifest import AVERAGE, RAW, State
-from polyak.snapshot import Item, Snapshot
-from polyak.weights import Kind, numpy_dtype
+from polyak.combine.blocks import count_nonfinite
+from polyak.combine.doctor_averages import Judge, averages, of_averages
+from polyak.combine.finding import Finding, weights_counted
+from polyak.manifest import RAW
+from polyak.snapshot import Snapshot
 
-Immaturity = Callable[[State], float | None]
-# An average that is still this much its start differs from what the rule promises by more than noise.
-_IMMATURE = 0.01
 _NAMED = 3
+_SWAP = re.compile(r"\b(?:swap|exchang)|SwapEMA")
+_OPEN = re.compile(r"cannot tell|some tools|\bmay\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that a user of the file should know.
-
-    Attributes:
-        what: the finding, one line.
-        evidence: what in the file shows it.
-        mend: the command or call that mends it, or what to find out first.
-    """
-
-    what: str
-    evidence: str
-    mend: str
-
-
-def examine(held: Snapshot, path: str, immaturity: Immaturity) -> tuple[Finding, ...]:
+def examine(held: Snapshot, path: str, judge: Judge) -> tuple[Finding, ...]:
     """All findings; every array is read once or twice, one or two at a time.
 
     Args:
         path: of the file, as commands should name it.
-        immaturity: the share of an average that is still its start, of its state; None where that is unknown.
+        judge: what an average still has of its start, by its state; None where that is unknown.
 
     Raises:
         DamagedFile: an array does not have its digest.
@@ -49,20 +33,24 @@ def examine(held: Snapshot, path: str, immaturity: Immaturity) -> tuple[Finding,
         ['the file holds no checksums', 'NaN or infinity in 1 weight', 'the rule of average is not known']
     """
     return (
-        *_what_it_says(held),
+        *_what_it_says(held, path),
         *_roles(held, path),
         *_integrity(held, path),
         *_nonfinite(held, path),
-        *_equal_to_raw(held),
-        *_frozen(held),
-        *_immature(held, immaturity),
+        *of_averages(held, judge),
     )
 
 
-def _what_it_says(held: Snapshot) -> Iterator[Finding]:
+def _what_it_says(held: Snapshot, path: str) -> Iterator[Finding]:
     known = held.manifest
     said = "; ".join(known.evidence)
-    if known.confidence != "stated":
+    if known.confidence == "unknown":
+        yield Finding(
+            "raw or average: unknown",
+            said or "the file does not say who wrote it",
+            "ask the program that wrote it; polyak takes the weights for raw",
+        )
+    elif known.confidence != "stated":
         yield Finding(
             f"what the file holds is {known.confidence}, not stated",
             said or "the file does not say who wrote it",
@@ -70,27 +58,41 @@ def _what_it_says(held: Snapshot) -> Iterator[Finding]:
         )
     if known.note:
         yield Finding("its writer leaves something out", known.note, "read the note before you rely on the file")
-    if re.search(r"\bswap", f"{known.note} {said}"):
+    yield from _swapped(held, path)
+
+
+def _swapped(held: Snapshot, path: str) -> Iterator[Finding]:
+    """No file proves that its two sets are exchanged; tools that may have exchanged them are known."""
+    said = [line for line in (held.manifest.note, *held.manifest.evidence) if _SWAP.search(line)]
+    open_ones = [line for line in said if _OPEN.search(line)]
+    if open_ones and averages(held) and RAW in held.roles:
+        yield Finding(
+            "raw and average may be exchanged: ambiguous",
+            "; ".join(open_ones),
+            "evaluate both before you rely on either, and write files outside of the swap",
+        )
+    closed = [line for line in said if line not in open_ones]
+    if closed:
         yield Finding(
             "written while the average was swapped in",
-            said or known.note,
-            "what is called raw may be the average: swap back before saving (with ema.applied(): ends the swap)",
+            "; ".join(closed),
+            f"choose by role, not by the keys of the file: polyak transfer {path} OUT.safetensors --weights average",
         )
 
 
 def _roles(held: Snapshot, path: str) -> Iterator[Finding]:
-    averages = _averages(held)
-    if not averages:
+    found = averages(held)
+    if not found and held.manifest.confidence != "unknown":
         yield Finding(
             "no average",
             f"it holds {', '.join(held.roles) or 'nothing'}",
             f"average it with other checkpoints: polyak average {path} OTHER -o OUT.safetensors",
         )
-    elif len(held.roles) > 1:
+    elif found and len(held.roles) > 1:
         yield Finding(
             "several sets of weights",
             f"it holds {', '.join(held.roles)}",
-            f"say which where you load it: polyak transfer {path} OUT.safetensors --weights {averages[0]}",
+            f"say which where you load it: polyak transfer {path} OUT.safetensors --weights {found[0]}",
         )
 
 
@@ -105,7 +107,7 @@ def _nonfinite(held: Snapshot, path: str) -> Iterator[Finding]:
     if counts:
         named = ", ".join(f"{name} ({bad:,} of {held.items_by_path[name].weight.size:,})" for name, bad in _few(counts))
         yield Finding(
-            f"NaN or infinity in {_counted(len(counts))}",
+            f"NaN or infinity in {weights_counted(len(counts))}",
             named + (f" and {len(counts) - _NAMED:,} more" if len(counts) > _NAMED else ""),
             "go back to an earlier file, or leave them out: "
             f"polyak convert {path} OUT.safetensors --exclude {held.items_by_path[next(iter(counts))].weight.path!r}",
@@ -114,61 +116,3 @@ def _nonfinite(held: Snapshot, path: str) -> Iterator[Finding]:
 
 def _few(counts: dict[str, int]) -> list[tuple[str, int]]:
     return list(counts.items())[:_NAMED]
-
-
-def _equal_to_raw(held: Snapshot) -> Iterator[Finding]:
-    """Bit for bit, of trainable weights only: statistics and counters are copied, so they are equal anyway."""
-    raw = {i.weight.path: name for name, i in held.items_by_path.items() if i.role == RAW}
-    for role in _averages(held):
-        pairs = [(name, raw[i.weight.path]) for name, i in _trainable(held, role) if i.weight.path in raw]
-        if pairs and all(_same(held, name, other) for name, other in pairs):
-            yield Finding(
-                f"{role} is equal to raw",
-                f"the bits are the same in {_counted(len(pairs))}, all that are trainable",
-                "the average never moved or was overwritten: update it after each step, and save it before a copy",
-            )
-
-
-def _same(held: Snapshot, one: str, other: str) -> bool:
-    a, b = (held.items_by_path[name].weight for name in (one, other))
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and same_bits(held[one], held[other])
-
-
-def _frozen(held: Snapshot) -> Iterator[Finding]:
-    """An update smaller than half a unit in the last place is lost: in 8 bits of mantissa that is most of them."""
-    for role in _averages(held):
-        low = [i.weight for _, i in _trainable(held, role) if numpy_dtype(i.weight.dtype).itemsize < 4]
-        if low:
-            yield Finding(
-                f"{role} is stored in low precision",
-                f"{_counted(len(low))} in {', '.join(sorted({w.dtype for w in low}))}, such as {low[0].path}",
-                "if it was also updated in this dtype, it is frozen: keep the average in float32 while training",
-            )
-
-
-def _immature(held: Snapshot, immaturity: Immaturity) -> Iterator[Finding]:
-    for role in _averages(held):
-        state = held.manifest.roles[role]
-        share = None if state is None else immaturity(state)
-        if state is None:
-            yield Finding(
-                f"the rule of {role} is not known",
-                "the file holds neither rule nor count",
-                "ask the program that wrote it whether the average had warmed up",
-            )
-        elif state.count == 0 or (share is not None and share > _IMMATURE):
-            start = "" if share is None else f"; {share:.1%} of it is what it started from"
-            yield Finding(f"{role} is immature", f"{state.count:,} updates{start}", "train on, or use the raw weights")
-
-
-def _counted(n: int) -> str:
-    return "1 weight" if n == 1 else f"{n:,} weights"
-
-
-def _averages(held: Snapshot) -> list[str]:
-    return [r for r in held.roles if r == AVERAGE or r.startswith(f"{AVERAGE}:")]
-
-
-def _trainable(held: Snapshot, role: str) -> list[tuple[str, Item]]:
-    of_role = ((name, i) for name, i in held.items_by_path.items() if i.role == role)
-    return [(name, i) for name, i in of_role if i.weight.kind == Kind.TRAINABLE and i.weight.floating]

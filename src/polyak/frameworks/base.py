@@ -13,13 +13,15 @@ from numpy.typing import ArrayLike
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import MissingWeight, UnexpectedWeight
-from polyak.manifest import AVERAGE, Manifest, State
+from polyak.errors import MissingWeight, ModelError, UnexpectedWeight
+from polyak.manifest import AVERAGE, RAW, Manifest, State
 from polyak.snapshot import Array, Item, Snapshot, tool, versions
 from polyak.transfer.plan import Asked, make_plan
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import Target
 from polyak.weights import Kind, Weight, numpy_dtype
+
+Tree = dict[str, Any]
 
 
 class Framework(ABC):
@@ -78,6 +80,21 @@ class Average(ABC):
     def reset(self) -> None:
         """Start again from the model's present weights, with a count of zero."""
 
+    def hard_sync(self) -> Receipt:
+        """Copy the model's present weights, read them back and compare; the count starts again at zero.
+
+        Unlike ``reset`` it copies also where the rule starts from zeros. Inside a compiled step a rule does the
+        same: ``"copy,every=1000"``.
+
+        Raises:
+            Applied: the average is applied to its model.
+            NonFinite: a weight is NaN or infinite.
+        """
+        self.reset()
+        raw, kept = snapshot_of(self.source, RAW), {w.path for w in self.target.weights}
+        held = Snapshot((i for path, i in raw.items_by_path.items() if path in kept), {RAW: None}, raw.origin)
+        return make_plan(held, self.target, {"nonfinite": "allow"}).apply()
+
     @abstractmethod
     def refresh(self) -> str:
         """Follow the weights that the model has now: new ones start here, those that are gone are forgotten.
@@ -88,6 +105,42 @@ class Average(ABC):
         Raises:
             Applied: the average is applied to its model.
         """
+
+    def tree(self) -> Tree:
+        """The whole state as a tree of arrays of its own, for steps that are pure functions (Keras on JAX, PyTorch).
+
+        In a loop that compiles its step with ``jax.jit`` the tree is an argument and a result beside the model's own
+        lists of values; its memory may be donated. ``take`` brings it back into the average.
+
+        Raises:
+            ModelError: the average lives in variables (TensorFlow), which a compiled step moves itself.
+        """
+        raise _stateful(self, "tree", "update() inside the tf.function")
+
+    def stateless_update(self, tree: Tree, trainable_variables: Any, non_trainable_variables: Any = ()) -> Tree:
+        """``update()`` as a pure function, with the same bits: the state after it, from the state before.
+
+        Args:
+            tree: the state.
+            trainable_variables, non_trainable_variables: the model's new values, in the order of its lists of these
+                names, as ``model.stateless_call`` and ``optimizer.stateless_apply`` use them.
+
+        Raises:
+            ModelError: a list is not of the model's length, or the average lives in variables.
+        """
+        raise _stateful(self, "stateless_update", "update() inside the tf.function")
+
+    def stateless_call(self, tree: Tree, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with the averaged values of a tree; no gradient reaches the model's own weights."""
+        raise _stateful(self, "stateless_call", "the average itself inside the tf.function")
+
+    def take(self, tree: Tree) -> None:
+        """Go on from the state in a tree; it is copied.
+
+        Raises:
+            ModelError: it is no state of this average.
+        """
+        raise _stateful(self, "take", "update() inside the tf.function")
 
     @property
     @abstractmethod
@@ -180,6 +233,14 @@ class Average(ABC):
         if self.skipped:
             facts.append(f"{self.skipped} skipped as not finite")
         return f"<{self.label}: {', '.join(facts)}>"
+
+
+def _stateful(average: Average, method: str, instead: str) -> ModelError:
+    return ModelError(
+        f"{method}() of {average.label}: expected an average whose state is plain arrays (Keras on JAX or PyTorch), "
+        "received one that lives in variables",
+        hint=f"call {instead}: it moves the variables there",
+    )
 
 
 def _array(value: ArrayLike, dtype: str) -> Array:

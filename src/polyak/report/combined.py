@@ -12,7 +12,7 @@ from polyak.averaging.parts import rule_from_json
 from polyak.combine.average import Member
 from polyak.combine.convert import Converted
 from polyak.combine.difference import Change, Difference
-from polyak.combine.doctor import Finding
+from polyak.combine.finding import Finding
 from polyak.manifest import State
 from polyak.report.tables import ABSENT, number, shape, table
 from polyak.transfer.receipt import Receipt, counted

@@ -48,13 +48,23 @@ def _write(source: Snapshot, target: Target, moves: Moves, finite: bool, undo: U
     moved = []
     for source_path, target_path, dtype in moves:
         array = early[source_path] if source_path in early else source[source_path]
-        if finite:
-            _refuse_nonfinite(target_path, array, source.origin)
-        value = _converted(target_path, array, dtype, source.origin)
+        value = value_of(target_path, array, dtype, source.origin, finite)
         undo.append((f"weight {target_path!r}", target.hold(target_path)))
         target.write(target_path, value)
         moved.append(Moved(source_path, target_path, array.dtype.name, dtype, value.nbytes, digest(value)))
     return tuple(moved)
+
+
+def value_of(path: str, array: Array, dtype: str, origin: str, finite: bool) -> Array:
+    """What is written to a weight: the array in the weight's dtype.
+
+    Raises:
+        NonFinite: it has NaN or infinity, and ``finite`` is asked for.
+        DtypeMismatch: a value is out of the range of the dtype.
+    """
+    if finite:
+        _refuse_nonfinite(path, array, origin)
+    return _converted(path, array, dtype, origin)
 
 
 def _overwritten(moves: Moves) -> list[str]:

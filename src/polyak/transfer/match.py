@@ -8,19 +8,16 @@ every other key that exists on both sides may object. An objection is an error, 
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight, WeightError
-from polyak.snapshot import nearest_name
-from polyak.transfer.receipt import counted
+from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
+from polyak.renaming import Rename, apply_rename
 from polyak.weights import Kind, Weight
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
-Rename = Mapping[str, str] | Callable[[str], str]
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
 
@@ -106,7 +103,9 @@ def key_of(weight: Weight, by: Key) -> str | None:
         return weight.path
     if by == "position" and weight.kind is Kind.SEED:
         return None
-    return None if weight.evidence is None else str(getattr(weight.evidence, by)) or None
+    if weight.evidence is None or (by == "position" and weight.evidence.position < 0):
+        return None
+    return str(getattr(weight.evidence, by)) or None
 
 
 def natural_key(source: Sequence[Weight]) -> Key:
@@ -166,54 +165,6 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str, not
             f"{target_label}: expected at least one weight to transfer, received none from {source_label}",
             hint="check include= and exclude=",
         )
-
-
-def apply_rename(path: str, rename: Rename | None) -> str:
-    """A source path under its new name. In a mapping the stars of the old glob fill those of the new one.
-
-    Example:
-        >>> apply_rename("enc/0/kernel", {"enc/*": "encoder/*"})
-        'encoder/0/kernel'
-    """
-    if rename is None:
-        return path
-    if not isinstance(rename, Mapping):
-        name = rename(path)
-        if not isinstance(name, str):
-            raise WeightError(f"weight {path!r}: expected a name from the rename function, received {name!r}")
-        return name
-    for old, new in rename.items():
-        found = _stars(old, path)
-        if found:
-            return _fill(new, found.groups(), old)
-    return path
-
-
-def _fill(new: str, stars: tuple[str, ...], old: str) -> str:
-    if new.count("*") != len(stars):
-        raise WeightError(
-            f"rename={{{old!r}: {new!r}}}: expected {counted(len(stars), 'star')} in the new name, "
-            f"received {new.count('*')}",
-            hint='write for example rename={"enc/*": "encoder/*"}',
-        )
-    parts = new.split("*")
-    return "".join(part + star for part, star in zip(parts, (*stars, ""), strict=True))
-
-
-def refuse_unused_renames(source: Sequence[Weight], rename: Rename | None, where: str) -> None:
-    """Raise MissingWeight for an entry of a mapping that is the name or glob of no source weight."""
-    paths = [w.path for w in source]
-    for old in rename if isinstance(rename, Mapping) else ():
-        if not any(_stars(old, path) for path in paths):
-            raise MissingWeight(
-                f"rename={old!r}: expected a weight of {where}, received a name of none{nearest_name(old, paths)}",
-                hint='rename maps source names to target names: rename={"old/*": "new/*"}',
-            )
-
-
-def _stars(old: str, path: str) -> re.Match[str] | None:
-    """A match whose groups are what the stars of a glob stand for."""
-    return re.fullmatch("(.*)".join(re.escape(part) for part in old.split("*")), path, re.DOTALL)
 
 
 def _unique(names: Iterable[tuple[str | None, Weight]]) -> dict[str, Weight]:

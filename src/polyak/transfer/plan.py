@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import msgspec
+import xxhash
 
 from polyak.errors import DtypeMismatch, ShapeMismatch, WeightError
+from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot, refuse_unmatched
-from polyak.transfer import match
+from polyak.transfer import match, names
 from polyak.transfer.commit import commit
-from polyak.transfer.match import Key, Pair, Pairing, Rename
+from polyak.transfer.layout_asked import change
+from polyak.transfer.match import Key, Pair, Pairing
 from polyak.transfer.receipt import Receipt
+from polyak.transfer.shared import without_twins
 from polyak.transfer.target import Target
-from polyak.weights import Globs, Kind, Weight, glob_match, numpy_dtype, widens
+from polyak.weights import Globs, Kind, Weight, glob_match, is_floating, numpy_dtype, widens
 
 
 class Asked(TypedDict, total=False):
     """What a caller may ask of a transfer; everything else is refused.
 
     Attributes:
-        rename: source name to target name: a mapping with globs (``{"enc/*": "encoder/*"}``) or a function.
+        rename: source name to target name: a mapping of globs (``{"enc/*": "encoder/*"}``) or of compiled regular
+            expressions, or a function; see ``polyak.renaming``.
         include: globs of the target weights to move.
         exclude: globs of weights to leave alone, on either side.
         cast: "target" allows a narrower dtype where the target has one and the values are within its range.
         by: the evidence to pair by, where the kinds disagree; renamed weights are paired by their new name.
         nonfinite: "allow" moves NaN and infinity, too.
+        layout: the layout that the source is in, "keras" or "torch", where it does not say so itself.
+        layers: between the two layouts, the Keras class of layers by glob where it is not known, or "same" for arrays
+            that lie alike on both sides; ``rename`` and ``by="position"`` are of layers there.
     """
 
     rename: Rename | None
@@ -35,12 +44,17 @@ class Asked(TypedDict, total=False):
     cast: Literal["target"] | None
     by: Key | None
     nonfinite: Literal["refuse", "allow"]
+    layout: Literal["torch", "keras"] | None
+    layers: Mapping[str, str]
 
+
+VERSION = 1  # of a plan as data
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "cast": ("target", None),
     "by": (*get_args(Key), None),
     "nonfinite": ("refuse", "allow"),
+    "layout": ("torch", "keras", None),
 }
 
 
@@ -65,7 +79,7 @@ class Plan:
         target: what is written.
         moves: what goes where.
         skipped: weights of either side that the caller asked to leave alone.
-        left: random seeds that only one side has.
+        left: random seeds, and counters of PyTorch, that only one side has.
         finite: NaN and infinity are refused.
     """
 
@@ -110,14 +124,17 @@ class Plan:
         return replace(self, moves=kept, skipped=(*self.skipped, *dropped))
 
     def to_json(self) -> str:
-        """The plan as data: source, target, role, moves, skipped, left."""
+        """The plan as data, to be edited and applied later: see ``polyak.read_plan``."""
         body = {
+            "version": VERSION,
             "source": self.source.origin,
             "target": self.target.label,
             "role": self.role,
             "moves": [asdict(m) for m in self.moves],
             "skipped": self.skipped,
             "left": self.left,
+            "finite": self.finite,
+            "structure": {"source": structure(self.source.weights), "target": structure(self.target.weights)},
         }
         return msgspec.json.encode(body).decode()
 
@@ -125,7 +142,7 @@ class Plan:
         head = f"{self.role} weights: {self.source.origin} -> {self.target.label}"
         moves = (f"  {_names(m)}  {m.shape} {_dtypes(m)}" for m in self.moves)
         skipped = (f"  skipped as asked: {path}" for path in self.skipped)
-        left = (f"  random seed left alone: {path}" for path in self.left)
+        left = (f"  only on one side: {path}" for path in self.left)
         return "\n".join([head, *moves, *skipped, *left])
 
 
@@ -137,13 +154,29 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     Raises:
         MissingWeight, UnexpectedWeight: a weight without partner, or a name or glob that none has.
         ShapeMismatch, DtypeMismatch: partners that do not fit.
-        AmbiguousMatch: two kinds of evidence disagree, or two sources have one name.
+        AmbiguousMatch: two kinds of evidence disagree, or two sources have one name; between the layouts of Keras and
+            PyTorch, layers whose rule is not known.
     """
+    _refuse_unknown(asked)
+    source = without_twins(source, target, asked.get("exclude", ()))
+    changed = change(source, target, asked)
+    if changed is None:
+        return _paired(source, target, asked)
+    plan = _paired(changed.source, target, cast(Asked, changed.asked))
+    skipped = tuple(path for path in plan.skipped if path not in changed.alone)
+    return replace(plan, skipped=skipped, left=(*plan.left, *changed.alone))
+
+
+def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
+    """The plan within one layout."""
     _refuse_typos(source, target, asked)
     offered = [w for w in source.weights if not _excluded(w.path, asked) and not _excluded(_new_name(w, asked), asked)]
     by = asked.get("by") or match.natural_key(offered)
     found = match.pair(offered, target.weights, by, asked.get("rename"))
     pairing = _wanted(found, asked)
+    if by == "path" and not asked.get("by") and not asked.get("rename") and _lacks(pairing):
+        found = _by_other_names(found, offered, target, source.origin, asked)
+        pairing = _wanted(found, asked)
     if asked.get("by") is None:
         match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
     if asked.get("by") is None and by == "saved":
@@ -164,21 +197,37 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     )
 
 
-def _refuse_typos(source: Snapshot, target: Target, asked: Asked) -> None:
+def _lacks(pairing: Pairing) -> bool:
+    return any(w.kind is not Kind.SEED for w in (*pairing.missing, *pairing.unexpected))
+
+
+def _by_other_names(found: Pairing, offered: list[Weight], target: Target, where: str, asked: Asked) -> Pairing:
+    """The pairs by names that another tool gave, where they are a model's in one way only; else what was found."""
+    wanted = [w for w in target.weights if _asked_for(w.path, asked)]
+    if not names.foreign(offered):
+        return found
+    pairs = names.renamed(offered, wanted, where)
+    return found if pairs is None else match.pair(offered, target.weights, "path", pairs)
+
+
+def _refuse_unknown(asked: Asked) -> None:
     for name, value in asked.items():
         if name not in Asked.__optional_keys__:
             raise TypeError(f"a transfer has no argument {name!r}; it has {', '.join(sorted(Asked.__optional_keys__))}")
         if name in _CHOICES and value not in _CHOICES[name]:
             listed = ", ".join(repr(choice) for choice in _CHOICES[name])
             raise WeightError(f"{name}={value!r}: expected one of {listed}")
-    match.refuse_unused_renames(source.weights, asked.get("rename"), source.origin)
+
+
+def _refuse_typos(source: Snapshot, target: Target, asked: Asked) -> None:
+    refuse_unused_renames((w.path for w in source.weights), asked.get("rename"), source.origin)
     paths = [w.path for w in target.weights] + [name for w in source.weights for name in (_new_name(w, asked), w.path)]
     where = f"{target.label} and {source.origin}"
     refuse_unmatched(paths, asked.get("include", "*"), asked.get("exclude", ()), where)
 
 
 def _new_name(w: Weight, asked: Asked) -> str:
-    return match.apply_rename(w.path, asked.get("rename"))
+    return apply_rename(w.path, asked.get("rename"))
 
 
 def _excluded(path: str, asked: Asked) -> bool:
@@ -231,7 +280,7 @@ def _refuse_dtype(p: Pair, source: Snapshot, cast: str | None) -> None:
     native = p.source.evidence.dtype if p.source.evidence else p.source.dtype
     if p.target.dtype in (p.source.dtype, native) or widens(p.source.dtype, p.target.dtype):
         return
-    castable = _sort(p.source) == _sort(p.target) != "other"
+    castable = same_sort(p.source.dtype, p.target.dtype)
     if cast == "target" and castable:
         return
     raise DtypeMismatch(
@@ -240,10 +289,27 @@ def _refuse_dtype(p: Pair, source: Snapshot, cast: str | None) -> None:
     )
 
 
-def _sort(w: Weight) -> str:
-    if w.floating:
+def same_sort(a: str, b: str) -> bool:
+    """Whether a cast from one dtype to the other keeps what values mean: both floating-point, or both integers."""
+    return _sort(a) == _sort(b) != "other"
+
+
+def _sort(dtype: str) -> str:
+    if is_floating(dtype):
         return "floating"
-    return "integer" if numpy_dtype(w.dtype).kind in "iu" else "other"
+    return "integer" if numpy_dtype(dtype).kind in "iu" else "other"
+
+
+def structure(weights: Iterable[Weight]) -> str:
+    """A digest of paths, shapes and dtypes, in order of the paths.
+
+    Example:
+        >>> a, b = (Weight(path, (2,), "float32", Kind.TRAINABLE) for path in "ab")
+        >>> structure([a, b]) == structure([b, a]) != structure([a])
+        True
+    """
+    lines = sorted(f"{w.path}\0{w.shape}\0{w.dtype}" for w in weights)
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
 
 def _names(m: Move) -> str:

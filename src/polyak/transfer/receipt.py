@@ -38,7 +38,7 @@ class Receipt:
         role: which of the source's sets was moved.
         moved: the weights that arrived.
         skipped: weights of either side left alone because the caller asked.
-        left: random seeds that only one side has.
+        left: random seeds, and counters of PyTorch, that only one side has.
         count: updates behind the average that was moved, or None for raw weights.
     """
 
@@ -82,7 +82,7 @@ class Receipt:
             f"{len(self.skipped)} skipped as asked",
         ]
         if self.left:
-            parts.append(f"{counted(len(self.left), 'random seed')} left alone")
+            parts.append(f"{len(self.left):,} only on one side")
         head = f"{self.role} weights{count}: {self.source} -> {self.target}"
         return f"{head}\n  {', '.join(parts)}\n  digest {self.digest}"
 

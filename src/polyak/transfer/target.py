@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from polyak.manifest import State
 from polyak.snapshot import Array
@@ -17,9 +18,18 @@ class Target(ABC):
 
     A framework implements it over its own variables. ``hold`` returns a function that puts the
     present bits back; it must not fail where ``write`` may.
+
+    Attributes:
+        label: what errors and receipts call it.
+        fixed: the dtypes of its weights cannot change.
+        layout: how its arrays lie, "keras" or "torch"; "" where nothing says it.
+        aliases: further names of weights that have several, and the path of each.
     """
 
     label: str
+    fixed: bool = True
+    layout: str = ""
+    aliases: Mapping[str, str] = MappingProxyType({})
 
     @property
     @abstractmethod

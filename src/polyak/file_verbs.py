@@ -1,0 +1,162 @@
+"""The verbs of files: open, diff, average, convert, doctor. They take any source, live models and averages included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Unpack
+
+from polyak import dialects, files
+from polyak.averaging.parts import Parts, rule_from_json
+from polyak.averaging.rules import Mean
+from polyak.combine import average as many
+from polyak.combine.average import Member, Watch
+from polyak.combine.convert import Choosing, Converted, converted, format_of, writer_of
+from polyak.combine.difference import Difference, comparable, difference
+from polyak.combine.doctor import examine
+from polyak.combine.doctor_averages import Start
+from polyak.combine.finding import Finding
+from polyak.combine.soup import greedy
+from polyak.combine.watching import watched
+from polyak.errors import AmbiguousRole, RuleError
+from polyak.frameworks import Average, framework_of, snapshot_of
+from polyak.frameworks.hand_over import model_target
+from polyak.manifest import AVERAGE, RAW, Manifest, State, choose_role
+from polyak.snapshot import Snapshot
+from polyak.transfer.layouts import in_layout
+from polyak.transfer.receipt import Moved, Receipt
+
+PathLike = str | os.PathLike[str]
+Write = Callable[[Snapshot, PathLike], Manifest]
+
+
+def open(path: PathLike) -> Snapshot:
+    """Open a file or directory of weights, whatever wrote it. Arrays are read when asked for.
+
+    Raises:
+        FileError, UnknownFormat, DamagedFile.
+    """
+    return dialects.interpret(files.read(Path(path)))
+
+
+def diff(a: Any, b: Any, weights: str | None = None, atol: float = 0.0) -> Difference:
+    """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``. ``weights`` picks the sets."""
+    return difference(*comparable(held_by(a, weights), held_by(b, weights)), atol)
+
+
+def average(
+    sources: Sequence[Any],
+    weights: Sequence[float] | None = None,
+    out: PathLike | None = None,
+    role: str | None = None,
+    watch: Watch | None = None,
+) -> Snapshot | Receipt:
+    """The mean of checkpoints, computed array by array; see ``polyak.combine.average`` for what has a mean.
+
+    Args:
+        sources: paths, snapshots, models or averages of one structure.
+        weights: a share for each; equal ones by default. ``role`` says which set of each source is meant.
+        out: written there; the end of the name says in which format. Without it the answer is a lazy snapshot.
+    """
+    mean = many.mean(_members(sources, role), weights, watch)
+    return mean if out is None else written(mean, out, writer(out))
+
+
+def distances(
+    sources: Sequence[Any], mean: Any, weights: Sequence[float] | None = None, role: str | None = None
+) -> tuple[Member, ...]:
+    """How far each member lies from the mean that ``average`` made of them with these weights."""
+    return many.distances(_members(sources, role), source_of(mean, None), weights)
+
+
+def greedy_soup(
+    sources: Sequence[Any], score: Callable[[Snapshot], float], role: str | None = None
+) -> tuple[Snapshot, tuple[int, ...]]:
+    """The mean of those members that help, and their indices; see ``polyak.combine.soup``."""
+    return greedy(_members(sources, role), score)
+
+
+def convert(
+    source: Any, target: PathLike, weights: str | None = None, format: str | None = None, **choosing: Unpack[Choosing]
+) -> Receipt:
+    """Write a source in a format that polyak writes, read it back and compare; see ``polyak.combine.convert``."""
+    write, made = writer(target, format), view(source, weights, **choosing)
+    return written(made.snapshot, target, write, made)
+
+
+def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) -> Converted:
+    """What ``convert`` would write; nothing is read."""
+    layout, layers = choosing.pop("layout", None), choosing.pop("layers", {})
+    return converted(in_layout(held_by(source, weights), layout, layers), choosing)
+
+
+def doctor(source: Any, watch: Watch | None = None) -> tuple[Finding, ...]:
+    """What may be wrong with a file or snapshot, with the evidence and what mends it.
+
+    Args:
+        watch: told of each array before it is read: name, how many are done, of how many.
+    """
+    held = held_by(source, None)
+    path = str(source) if isinstance(source, (str, os.PathLike)) else "FILE"
+    return examine(held if watch is None else watched(held, watch), path, _start)
+
+
+def source_of(source: Any, weights: str | None) -> Snapshot:
+    """One set of a source: a path, a snapshot, an average or a model."""
+    if isinstance(source, (str, os.PathLike)):
+        source = open(source)
+    if isinstance(source, Snapshot):
+        return source.select(role=weights)
+    if isinstance(source, Average):
+        role = choose_role((AVERAGE,) if weights is None else (RAW, AVERAGE), weights, source.label)
+        return source.snapshot() if role == AVERAGE else snapshot_of(source.source, RAW)
+    target = model_target(source)
+    role, state = framework_of(source).role(source)
+    choose_role((role,), weights, target.label)
+    return snapshot_of(target, role, state)
+
+
+def held_by(source: Any, weights: str | None) -> Snapshot:
+    """A source with all of its sets, or with the one that was asked for."""
+    held = open(source) if isinstance(source, (str, os.PathLike)) else source
+    return held if isinstance(held, Snapshot) and weights is None else source_of(held, weights)
+
+
+def written(held: Snapshot, path: PathLike, write: Write, view: Converted | None = None) -> Receipt:
+    """Write, and prove by what is read back. ``view`` knows what was renamed, cast and left out."""
+    done, read_back = write(held, path), open(path)
+    sources = {s.name: (s.name, s.weight.dtype) for s in done.weights} if view is None else view.sources
+    # Reading compares the bytes with their digest; one array is held at a time.
+    found = {s.name: read_back[s.name if s.name in read_back else s.weight.path].dtype.name for s in done.weights}
+    moved = tuple(
+        Moved(sources[s.name][0], s.name, sources[s.name][1], found[s.name], s.weight.nbytes, s.digest)
+        for s in done.weights
+    )
+    count = held.state.count if held.state else None
+    skipped = () if view is None else view.skipped
+    return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, skipped, count=count)
+
+
+def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:
+    one = isinstance(sources, (str, os.PathLike, Snapshot))  # these are sequences or mappings, too
+    try:
+        return [source_of(s, role) for s in ([sources] if one else sources)]
+    except AmbiguousRole as error:
+        raise AmbiguousRole(error.message, hint=error.hint and error.hint.replace("weights=", "role=")) from None
+
+
+def writer(path: PathLike, format: str | None = None) -> Write:
+    """What writes a format, or a file of this name."""
+    write: Write = import_module(f"polyak.files.{writer_of(format_of(os.fspath(path), format))}").write
+    return write
+
+
+def _start(state: State) -> Start | None:
+    """What an average still has of its start; the equal mean starts with a value like all others."""
+    try:
+        rule = rule_from_json(state.rule)
+    except RuleError:
+        return None
+    return None if isinstance(rule, (Parts, Mean)) else Start(rule.immaturity(state.count), rule.origin == "zeros")

@@ -1,0 +1,73 @@
+"""PyTorch tensors as the target of a transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from polyak.errors import ModelError
+from polyak.snapshot import Array
+from polyak.transfer.target import PutBack, Target
+from polyak.weights import Weight, numpy_dtype
+
+
+class Tensors(Target):
+    """PyTorch tensors under the names of ``state_dict()``. They are read as copies and written in place."""
+
+    layout = "torch"
+
+    def __init__(
+        self, label: str, tensors: Mapping[str, torch.Tensor], weights: Sequence[Weight], aliases: Mapping[str, str]
+    ) -> None:
+        self.label = label
+        self.tensors = dict(tensors)
+        self.aliases = dict(aliases)
+        self._weights = tuple(weights)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._weights
+
+    def read(self, path: str) -> Array:
+        return to_numpy(self.tensors[path])
+
+    def write(self, path: str, value: Array) -> None:
+        tensor = self.tensors[path]
+        with torch.no_grad():
+            tensor.copy_(to_torch(value, tensor.dtype))
+
+    def hold(self, path: str) -> PutBack:
+        """A copy on the tensor's own device; copying it back keeps every bit."""
+        tensor = self.tensors[path]
+        held = tensor.detach().clone()
+
+        def put_back() -> None:
+            with torch.no_grad():
+                tensor.copy_(held)
+
+        return put_back
+
+
+def dtype_of(tensor: torch.Tensor) -> str:
+    """The name of a tensor's dtype, which NumPy knows, too. Raises ModelError."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    try:
+        numpy_dtype(name)
+    except TypeError:
+        raise ModelError(f"a tensor of {tensor.dtype}: expected a dtype of numbers that NumPy can hold") from None
+    return name
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A copy in C order; the bytes are taken as they are, because NumPy has no bfloat16 of its own."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    raw = plain.reshape(-1).view(torch.uint8).numpy()
+    return np.array(raw).view(numpy_dtype(dtype_of(tensor))).reshape(tuple(tensor.shape))
+
+
+def to_torch(value: Array, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of the array's bytes, which it owns."""
+    raw = np.array(value, order="C").reshape(-1).view(np.uint8)
+    return torch.from_numpy(raw).view(dtype).reshape(value.shape)

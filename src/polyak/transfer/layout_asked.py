@@ -1,0 +1,91 @@
+"""A transfer between two layouts, as one within the target's layout: what is asked, in the words of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polyak.errors import WeightError
+from polyak.snapshot import Snapshot, refuse_unmatched
+from polyak.transfer.layout_pairs import Pairing
+from polyak.transfer.layouts import said_layout, seen_as, told_by_classes
+from polyak.transfer.target import Target
+from polyak.weights import as_globs, glob_match
+
+OWN = ("layout", "layers")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A source as the target has it.
+
+    Attributes:
+        source: the view.
+        asked: what is left to ask of the transfer; the weights that stand alone are excluded in it.
+        alone: weights of either side that the other layout has nothing for.
+    """
+
+    source: Snapshot
+    asked: dict[str, Any]
+    alone: tuple[str, ...]
+
+
+def change(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Change | None:
+    """The view that a transfer needs; None where both sides have one layout, or nobody says that they differ.
+
+    Raises:
+        WeightError: ``by`` or ``layers`` does not go with what the two sides are.
+        MissingWeight, UnexpectedWeight, AmbiguousMatch, ShapeMismatch: the two sides do not fit.
+    """
+    layout = said_layout(source, asked.get("layout"))
+    theirs = target.layout or told_by_classes(target.weights)
+    if layout is None or not theirs or layout == theirs:
+        if asked.get("layers"):
+            raise WeightError(
+                f"layers=: expected two layouts, received {layout or 'an unknown one'} from {source.origin} and "
+                f"{theirs or 'an unknown one'} of {target.label}",
+                hint='say in which layout the source is: layout="torch" or layout="keras"',
+            )
+        return None
+    _refuse_typos(source, target, asked)
+    view = seen_as(source, target.weights, _pairing(source, target, asked), layout)
+    held = {w.path for w in target.weights}
+    alone = [path for path in view.alone if path in held]
+    exclude = [g for g in as_globs(asked.get("exclude", ())) if any(glob_match(path, g) for path in held)]
+    rest = {k: v for k, v in asked.items() if k not in ("rename", "by", "exclude", *OWN)}
+    return Change(view.snapshot, rest | {"exclude": (*exclude, *alone)}, view.alone)
+
+
+def refuse_two_layouts(source: Snapshot, target: Target) -> None:
+    """A plan that was stored says which array goes where, and not how it must be turned. Raises WeightError."""
+    ours, theirs = said_layout(source, None), target.layout or told_by_classes(target.weights)
+    if ours and theirs and ours != theirs:
+        raise WeightError(
+            f"the plan: expected two sides in one layout, received {ours!r} from {source.origin} and {theirs!r} of "
+            f"{target.label}",
+            hint="transfer between the layouts of Keras and PyTorch without plan=",
+        )
+
+
+def _pairing(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Pairing:
+    return Pairing(
+        rename=asked.get("rename"),
+        position=asked.get("by") == "position",
+        layers=asked.get("layers") or {},
+        include=asked.get("include", "*"),
+        exclude=asked.get("exclude", ()),
+        source=source.origin,
+        target=target.label,
+    )
+
+
+def _refuse_typos(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> None:
+    if asked.get("by") not in (None, "path", "position"):
+        raise WeightError(
+            f'by={asked["by"]!r}: expected "path" or "position" between two layouts',
+            hint="name the pairs with rename=, from layers of the source to layers of the target",
+        )
+    paths = [w.path for w in (*target.weights, *source.weights)]
+    refuse_unmatched(paths, (), asked.get("exclude", ()), f"{target.label} and {source.origin}")
+    refuse_unmatched([w.path for w in target.weights], asked.get("include", "*"), (), target.label)

@@ -1,0 +1,229 @@
+"""Live modules of PyTorch as sources and targets: every bit arrives, or nothing has changed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import AmbiguousMatch, ModelError, NonFinite, ShapeMismatch, TransferError, UnbuiltModel
+from polyak.weights import Kind
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+
+class Net(nn.Module):
+    """Parameters, statistics, a counter, a buffer that is not kept, and a weight with two names."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.blocks = nn.ModuleList([nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4)])
+        self.encoder = nn.Linear(4, 5, bias=False)
+        self.decoder = nn.Linear(4, 5, bias=False)
+        self.decoder.weight = self.encoder.weight
+        self.register_buffer("mask", torch.rand(2), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return self.decoder(x)
+
+
+def bits(module: Any) -> dict[str, bytes]:
+    return {n: t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in module.state_dict().items()}
+
+
+def test_weights_are_described_in_the_names_of_the_state_dict() -> None:
+    held = polyak.snapshot(Net())
+    assert set(held) == set(Net().state_dict())
+    kinds = {w.path: w.kind for w in held.weights}
+    assert kinds["blocks.0.weight"] is Kind.TRAINABLE
+    assert kinds["blocks.2.running_mean"] is Kind.STATISTIC
+    assert kinds["blocks.2.num_batches_tracked"] is Kind.COUNTER
+    evidence = {w.path: w.evidence for w in held.weights}["blocks.2.weight"]
+    assert (evidence.structure, evidence.layer, evidence.local) == ("blocks.#1.weight", "BatchNorm1d", "weight")
+    assert (held.roles, held.manifest.layout) == (("raw",), "torch")
+
+
+def test_weights_arrive_in_another_instance_bit_for_bit() -> None:
+    source, target = Net(0), Net(1)
+    source.train()(torch.rand(8, 3))
+    parameter = target.encoder.weight
+    receipt = polyak.transfer(source, target)
+    assert bits(source) == bits(target)
+    assert target.encoder.weight is parameter is target.decoder.weight
+    assert [m.target for m in receipt.moved].count("encoder.weight") == 1
+    assert "decoder.weight" not in {m.target for m in receipt.moved}
+
+
+@pytest.mark.parametrize("end", [".pt", ".safetensors", ".npz"])
+def test_a_file_has_all_names_of_a_shared_weight_and_loads_back(tmp_path: Path, end: str) -> None:
+    source, target = Net(0), Net(1)
+    polyak.save(source, tmp_path / f"a{end}")
+    assert set(polyak.open(tmp_path / f"a{end}")) == set(source.state_dict())
+    polyak.transfer(tmp_path / f"a{end}", target)
+    assert bits(source) == bits(target)
+
+
+def test_a_file_that_pytorch_wrote_loads_though_it_names_the_shared_weight_twice(tmp_path: Path) -> None:
+    source, target = Net(0), Net(1)
+    torch.save(source.state_dict(), tmp_path / "a.pt")
+    polyak.transfer(tmp_path / "a.pt", target)
+    assert bits(source) == bits(target)
+
+
+def test_two_values_for_a_shared_weight_are_refused(tmp_path: Path) -> None:
+    state = {n: t.clone() for n, t in Net(0).state_dict().items()}
+    state["decoder.weight"] += 1
+    torch.save(state, tmp_path / "a.pt")
+    target = Net(1)
+    before = bits(target)
+    with pytest.raises(AmbiguousMatch, match=r"'encoder\.weight' and 'decoder\.weight'"):
+        polyak.transfer(tmp_path / "a.pt", target)
+    assert bits(target) == before
+    polyak.transfer(tmp_path / "a.pt", target, exclude="decoder.weight")
+    assert bits(target) == bits(Net(0))
+
+
+def test_a_file_with_the_other_name_of_a_shared_weight_alone_is_enough(tmp_path: Path) -> None:
+    state = dict(Net(0).state_dict())
+    del state["encoder.weight"]
+    torch.save(state, tmp_path / "a.pt")
+    target = Net(1)
+    polyak.transfer(tmp_path / "a.pt", target)
+    assert bits(target) == bits(Net(0))
+
+
+def test_reads_are_copies() -> None:
+    module = nn.Linear(2, 2)
+    held = polyak.snapshot(module)
+    before = held["weight"].copy()
+    with torch.no_grad():
+        module.weight.add_(1)
+    np.testing.assert_array_equal(held["weight"], before)
+    held["weight"][:] = 9
+    assert not (module.weight == 9).any()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float16", "bfloat16", "complex64", "int8", "uint16", "bool", "float8_e4m3fn"]
+)
+def test_every_dtype_keeps_its_bits(dtype: str) -> None:
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        module = nn.Module()
+        module.register_buffer("x", (torch.rand(3, 2) * 9).to(getattr(torch, dtype)))
+        module.register_buffer("scalar", torch.tensor(seed).to(getattr(torch, dtype)))
+        made.append(module)
+    polyak.transfer(made[0], made[1])
+    assert bits(made[0]) == bits(made[1])
+    assert polyak.snapshot(made[0])["x"].dtype.name == dtype
+
+
+def test_a_parameter_that_is_not_contiguous_is_read_and_written_in_its_place() -> None:
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    target.weight = nn.Parameter(torch.zeros(3, 2).T)
+    storage = target.weight.data_ptr()
+    polyak.transfer(source, target)
+    assert torch.equal(source.weight, target.weight)
+    assert (target.weight.data_ptr(), target.weight.stride()) == (storage, (1, 2))
+
+
+def test_a_failure_in_the_middle_leaves_every_bit_as_it_was() -> None:
+    target = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        target[0].weight[0, 0] = float("nan")
+    before = bits(target)
+    source = {n: np.ones(tuple(t.shape), np.float32) for n, t in target.state_dict().items()}
+    source["1.bias"][0] = np.inf
+    with pytest.raises(NonFinite, match=r"1\.bias"):
+        polyak.transfer(polyak.Snapshot.from_arrays(source), target)
+    assert bits(target) == before
+    source["1.bias"] = np.ones(3, np.float32)
+    with pytest.raises(ShapeMismatch):
+        polyak.transfer(polyak.Snapshot.from_arrays(source), target)
+    assert bits(target) == before
+
+
+def test_memory_that_two_weights_share_in_part_is_noticed_when_read_back() -> None:
+    base = torch.zeros(4)
+    target = nn.ParameterDict({"a": nn.Parameter(base[:3]), "b": nn.Parameter(base[1:])})
+    before = bits(target)
+    arrays = {"a": np.float32([1, 2, 3]), "b": np.float32([4, 5, 6])}
+    with pytest.raises(TransferError, match="was put back"):
+        polyak.transfer(polyak.Snapshot.from_arrays(arrays), target)
+    assert bits(target) == before
+
+
+def test_a_module_whose_list_has_shifted_is_not_paired_by_guess() -> None:
+    source = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Linear(2, 2))
+    target = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with pytest.raises(polyak.PolyakError):
+        polyak.transfer(source, target)
+    polyak.transfer(source, target, by="structure")
+    assert torch.equal(source[2].weight, target[1].weight)
+
+
+def test_wrappers_do_not_change_the_names() -> None:
+    module = Net(0)
+    assert set(polyak.snapshot(nn.DataParallel(module))) == set(module.state_dict())
+    assert set(polyak.snapshot(torch.compile(module))) == set(module.state_dict())
+
+
+def test_an_averaged_model_holds_an_average(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
+    assert polyak.snapshot(averaged).roles == ("average",)
+    target = nn.Linear(2, 2)
+    polyak.transfer(averaged, target, rename={"module.*": "*"}, exclude="n_averaged")
+    assert torch.equal(target.weight, averaged.module.weight)
+
+
+def test_modules_without_values_yet_are_refused_and_built_with_a_sample() -> None:
+    with pytest.raises(UnbuiltModel, match="a lazy parameter without a shape"):
+        polyak.snapshot(nn.Sequential(nn.LazyLinear(2)))
+    with pytest.raises(UnbuiltModel, match="meta device"):
+        polyak.snapshot(nn.Linear(2, 2, device="meta"))
+    source, target = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.LazyLinear(2))
+    polyak.transfer(source, target, sample=(None, 3))
+    assert bits(source) == bits(target)
+
+
+def test_building_moves_no_statistic() -> None:
+    target = nn.Sequential(nn.LazyLinear(2), nn.BatchNorm1d(2))
+    before = target[1].running_var.clone()
+    polyak.transfer(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), target, sample=torch.rand(4, 3))
+    assert target.training
+    assert target[1].training
+    assert torch.equal(target[1].running_var, before)
+    assert int(target[1].num_batches_tracked) == 0
+
+
+def test_what_cannot_be_read_or_tracked_is_refused() -> None:
+    with pytest.raises(ModelError, match="at least one weight"):
+        polyak.snapshot(nn.ReLU())
+    module = nn.Module()
+    module.register_buffer("x", torch.eye(2).to_sparse())
+    with pytest.raises(ModelError, match="expected a dense tensor"):
+        polyak.snapshot(module)
+    with pytest.raises(ModelError, match="torch module") as refused:
+        polyak.track(nn.Linear(2, 2), "ema:0.9")
+    assert "AveragedModel" in refused.value.hint
+
+
+def test_nothing_but_pytorch_is_loaded_for_a_module(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch, polyak; polyak.save(torch.nn.Linear(2, 2), sys.argv[1]); "
+        "assert not {'tensorflow', 'keras', 'jax'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a.pt")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,55 @@
+"""New names: what a glob, an expression and a function make of a path, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import polyak
+from polyak.errors import MissingWeight, WeightError
+from polyak.renaming import apply_rename, refuse_unused_renames
+from polyak.snapshot import Snapshot
+
+
+@pytest.mark.parametrize(
+    ("path", "rename", "expected"),
+    [
+        ("a/x", {"a/*": "b/*"}, "b/x"),
+        ("a/x", {re.compile("^a"): "b"}, "b/x"),
+        ("a.b.c", {re.compile("[.]"): "/"}, "a/b/c"),
+        ("a.b.c", {re.compile("^a"): "x", re.compile("^x[.]"): ""}, "b.c"),
+        ("l1/w", {re.compile(r"l(\d)"): r"layers/\1"}, "layers/1/w"),
+        ("a", {re.compile("a"): "b", "a": "c"}, "c"),
+        ("a", {"a": "b", "b": "a"}, "b"),
+        ("a", {re.compile("z"): "b"}, "a"),
+    ],
+)
+def test_a_path_under_its_new_name(path: str, rename: Any, expected: str) -> None:
+    assert apply_rename(path, rename) == expected
+
+
+def test_an_entry_that_matches_nothing_is_refused() -> None:
+    refuse_unused_renames(["a/x"], {re.compile("^a/"): "b/", re.compile("^b/"): ""}, "x")
+    with pytest.raises(MissingWeight, match="rename='c': expected a pattern of weights, received one that"):
+        refuse_unused_renames(["a/x"], {re.compile("c"): ""}, "x")
+
+
+def test_a_replacement_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(WeightError, match=r"rename='a': .* is no replacement for it: invalid group"):
+        apply_rename("a", {re.compile("a"): r"\3"})
+
+
+def test_the_same_renames_serve_models_and_files(tmp_path: Any) -> None:
+    source = Snapshot.from_arrays({"net.enc.w": np.float32([1])})
+    rename = {re.compile(r"^net\."): "", re.compile(r"\."): "/"}
+    polyak.convert(source, tmp_path / "x.npz", rename=rename)
+    polyak.transfer(source, tmp_path / "y.safetensors", rename=rename)
+    module, module.enc = tf.Module(), tf.Module()
+    module.enc.w = tf.Variable([0.0])
+    polyak.transfer(source, module, rename=rename)
+    assert list(polyak.open(tmp_path / "x.npz")) == list(polyak.open(tmp_path / "y.safetensors")) == ["enc/w"]
+    assert module.enc.w.numpy().tolist() == [1.0]
