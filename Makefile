@@ -4,11 +4,13 @@
 #   VENV=.venv             where the environment lives
 #   WORKERS=2              test processes
 #   PYTEST_ARGS="-k kernel -x"   more arguments for pytest
+#   BENCH_ARGS="--size 64"       arguments for the benches
 
 VENV        ?= .venv
 PYTHON      ?=
 WORKERS     ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS  ?=
 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
@@ -21,7 +23,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format typecheck pytest slow kill peers pins clean distclean
+.PHONY: help demo test lint format typecheck pytest slow kill peers bench pins clean distclean
 
 help: ## this list
 	@echo "polyak: make TARGET"
@@ -55,6 +57,9 @@ slow kill peers: $(VENV)/.test
 slow: ## tests that take minutes
 kill: ## tests that end processes in the middle of a write
 peers: ## side by side with other libraries, where these are installed
+
+bench: $(VENV)/.test ## speed and memory of readers and writers; BENCH_ARGS="--size 256 --only npz"
+	$(BIN)/python -m bench.files $(BENCH_ARGS)
 
 # --- the environment -------------------------------------------------------------------------------------------------
 # A stamp stands for an installed set of pins, so nothing is done twice. The test set holds the demo's.
