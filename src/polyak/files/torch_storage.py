@@ -20,6 +20,7 @@ from polyak.weights import numpy_dtype
 
 _SPREAD = 2**26  # bytes by which a view may be larger than its storage: torch stores expanded tensors as views
 _MOST_DEFLATED = 2**31
+_PAGES = 2**23  # bytes of the map that are held at a time
 
 
 @dataclass
@@ -53,23 +54,46 @@ class Block:
 
     def read(self) -> memoryview:
         """The content, verified when it is first read. Raises DamagedFile."""
-        data = memoryview(self.view)[self.start : self.start + self.stored]
         if self.deflated:
-            data = memoryview(self._inflated(data))
-        if self.crc is not None and not self.verified and zlib.crc32(data) != self.crc:
-            raise DamagedFile(
-                f"{self.place} at byte {self.start}: expected bytes with CRC-32 {self.crc:08x}, "
-                f"received {zlib.crc32(data):08x}",
-                hint="the file is damaged; restore it from a copy",
-            )
-        self.verified = True
-        return data
+            data = memoryview(self._inflated(memoryview(self.view)[self.start : self.start + self.stored]))
+            self._verify(data)
+            return data
+        self._verify(memoryview(self.view)[self.start : self.start + self.stored])
+        return memoryview(self.view)[self.start : self.start + self.stored]
+
+    def copy(self, first: int, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """A copy of so many bytes of the content; only few pages of the map are held at a time."""
+        content, made = self.read(), np.empty(count, np.uint8)
+        for at in range(0, count, _PAGES):
+            made[at : at + _PAGES] = content[first + at : first + min(at + _PAGES, count)]
+            self._release(first + at, _PAGES)
+        return made
 
     def release(self) -> None:
         """Let go of the pages that were read; they would count as the process's memory for as long as the map lives."""
-        if sys.platform == "linux":
-            first = self.start // mmap.PAGESIZE * mmap.PAGESIZE
-            self.view.madvise(mmap.MADV_DONTNEED, first, self.start + self.stored - first)
+        self._release(0, self.stored)
+
+    def _verify(self, data: memoryview) -> None:
+        if self.crc is None or self.verified:
+            return
+        found = 0
+        for at in range(0, len(data), _PAGES):
+            found = zlib.crc32(data[at : at + _PAGES], found)
+            self._release(at, _PAGES)
+        if found != self.crc:
+            raise DamagedFile(
+                f"{self.place} at byte {self.start}: expected bytes with CRC-32 {self.crc:08x}, received {found:08x}",
+                hint="the file is damaged; restore it from a copy",
+            )
+        self.verified = True
+
+    def _release(self, first: int, count: int) -> None:
+        if sys.platform != "linux" or self.deflated:
+            return
+        start = (self.start + first) // mmap.PAGESIZE * mmap.PAGESIZE
+        end = min(self.start + first + count, self.start + self.stored)
+        if end > start:
+            self.view.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _inflated(self, data: memoryview) -> bytes:
         try:
@@ -118,12 +142,26 @@ class Storages:
         if 0 in view.shape:
             return np.empty(view.shape, dtype)
         block = self.blocks[view.storage.key]
-        data = block.read()
-        steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(view.shape, view.strides, strict=True))
-        start = _start(view) + view.offset * dtype.itemsize
-        array: Array = np.ndarray(view.shape, dtype, data, start, steps).copy(order="C")
-        block.release()
+        first, count = _start(view) + view.offset * dtype.itemsize, math.prod(view.shape) * dtype.itemsize
+        if _is_whole(view):
+            array: Array = block.copy(first, count).view(dtype).reshape(view.shape)
+        else:
+            array = _strided(block, view, first, dtype)
         return _signed(_swapped(array) if self.swapped else array, view)
+
+
+def _is_whole(view: View) -> bool:
+    """Whether the elements of a view lie one after the other."""
+    steps = [math.prod(view.shape[i + 1 :]) for i in range(len(view.shape))]
+    return all(n <= 1 or s == step for n, s, step in zip(view.shape, view.strides, steps, strict=True))
+
+
+def _strided(block: Block, view: View, first: int, dtype: np.dtype[Any]) -> Array:
+    data = block.read()
+    steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(view.shape, view.strides, strict=True))
+    array: Array = np.ndarray(view.shape, dtype, data, first, steps).copy(order="C")
+    block.release()
+    return array
 
 
 def _start(view: View) -> int:
