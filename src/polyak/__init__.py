@@ -23,29 +23,18 @@ if TYPE_CHECKING:
     from polyak.averaging.profile import Profile, profile
     from polyak.combine.average import Member
     from polyak.combine.difference import Difference
-    from polyak.combine.doctor import Finding
+    from polyak.combine.finding import Finding
     from polyak.errors import PolyakError, PolyakWarning
+    from polyak.file_verbs import average, convert, diff, distances, doctor, greedy_soup, open
     from polyak.frameworks import Average
+    from polyak.frameworks.adopting import adopt
+    from polyak.plan_verbs import plan, read_plan, transfer
     from polyak.snapshot import Snapshot
+    from polyak.targets import Target
     from polyak.transfer.plan import Plan
     from polyak.transfer.receipt import Receipt
-    from polyak.verbs import (
-        EMA,
-        SWA,
-        PowerEMA,
-        average,
-        convert,
-        diff,
-        distances,
-        doctor,
-        greedy_soup,
-        open,
-        plan,
-        save,
-        snapshot,
-        track,
-        transfer,
-    )
+    from polyak.transfer.stored import StoredPlan
+    from polyak.verbs import EMA, SWA, PowerEMA, save, snapshot, track
 
     __version__ = version("polyak")
 
@@ -55,16 +44,18 @@ _HOMES = {
     "averaging.profile": ("Profile", "profile"),
     "combine.average": ("Member",),
     "combine.difference": ("Difference",),
-    "combine.doctor": ("Finding",),
+    "combine.finding": ("Finding",),
     "errors": ("PolyakError", "PolyakWarning"),
+    "file_verbs": ("average", "convert", "diff", "distances", "doctor", "greedy_soup", "open"),
     "frameworks": ("Average",),
+    "frameworks.adopting": ("adopt",),
+    "plan_verbs": ("plan", "read_plan", "transfer"),
     "snapshot": ("Snapshot",),
+    "targets": ("Target",),
     "transfer.plan": ("Plan",),
     "transfer.receipt": ("Receipt",),
-    "verbs": (
-        *("EMA", "SWA", "PowerEMA", "average", "convert", "diff", "distances", "doctor", "greedy_soup"),
-        *("open", "plan", "save", "snapshot", "track", "transfer"),
-    ),
+    "transfer.stored": ("StoredPlan",),
+    "verbs": ("EMA", "SWA", "PowerEMA", "save", "snapshot", "track"),
 }
 _MODULES = {"errors": "errors", "rules": "averaging.rules"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -111,6 +102,9 @@ __all__ = [
     "Profile",
     "Receipt",
     "Snapshot",
+    "StoredPlan",
+    "Target",
+    "adopt",
     "average",
     "convert",
     "diff",
@@ -122,6 +116,7 @@ __all__ = [
     "parse",
     "plan",
     "profile",
+    "read_plan",
     "rules",
     "save",
     "snapshot",

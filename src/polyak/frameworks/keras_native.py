@@ -21,7 +21,9 @@ from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
+from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown
+from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
@@ -74,6 +76,8 @@ class KerasNative(Framework):
 class KerasVariables(Target):
     """Keras variables under structural paths. While an average is applied they read as what the model computes with."""
 
+    layout = "keras"
+
     def __init__(self, model: Described, engine: Engine) -> None:
         self.label = model.label
         self.variables = model.variables
@@ -116,6 +120,8 @@ class _Raw(KerasVariables):
 class _Shadows(Target):
     """The shadows of an average."""
 
+    layout = "keras"
+
     def __init__(self, average: NativeAverage, weights: tuple[Weight, ...]) -> None:
         self.label = average.label
         self._average = average
@@ -138,7 +144,7 @@ class _Shadows(Target):
         return lambda: self._average.held.shadows.__setitem__(path, old)
 
 
-class NativeAverage(StoredByKeras):
+class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     """An average whose shadows are arrays of the library that Keras runs on."""
 
     def __init__(self, framework: KerasNative, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
@@ -150,6 +156,7 @@ class NativeAverage(StoredByKeras):
         self._shadows: Ref = Ref(())
         self._entered = Ref(0)
         self._in_use = Ref(False)
+        self.view = Ref(View())
         if model.built:
             self._bind()
         else:
@@ -231,9 +238,10 @@ class NativeAverage(StoredByKeras):
     # Moving
 
     def update(self) -> None:
-        held = self.held
+        program = self.program
         self.refuse_applied()
-        self.held = self.engine.step(self.program, held, self.raw_values())
+        with self.still:
+            self.held = self.engine.step(program, self.held, self.raw_values())
         self.report_skips()
 
     def reset(self) -> None:
@@ -284,13 +292,23 @@ class NativeAverage(StoredByKeras):
         self._in_use.value = any(holds_average(v) for v in self.raw.variables.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raw = self.raw
-        scope = [
-            (raw.variables[path], self.engine.cast(shadow, raw.variables[path].dtype))
-            for path, shadow in self.held.shadows.items()
-        ]
-        with keras.StatelessScope(state_mapping=scope):
-            return self.followed()(*args, **kwargs)
+        held = self.held
+        self.engine.refuse_traced(held.count)
+        return self.call_with(held.shadows, *args, **kwargs)
+
+    def pairing(self) -> object:
+        return self.raw
+
+    def seen(self) -> Seen:
+        variables, shadows = self._fresh().variables, self.held.shadows
+        values = {
+            path: self.engine.cast(shadows[path] if path in shadows else self.engine.value(variable), variable.dtype)
+            for path, variable in variables.items()
+        }
+        return Seen(variables, values)
+
+    def same(self, one: Any, other: Any) -> bool:
+        return self.engine.to_numpy(one).tobytes() == self.engine.to_numpy(other).tobytes()
 
     # State
 
@@ -301,7 +319,7 @@ class NativeAverage(StoredByKeras):
         self.set_counts(count, skipped)
 
     def set_counts(self, count: int, skipped: int) -> None:
-        self.held = replace(self.held, count=self.engine.counter(count), skipped=self.engine.counter(skipped))
+        self.held = self._counted(self.held.shadows, count, skipped)
         self._reported.value = skipped
 
     # Binding
@@ -331,7 +349,11 @@ class NativeAverage(StoredByKeras):
         made = {w.path: self.engine.start(self._value(raw, w.path), w.dtype, starts_at_zero(self.rule, w)) for w in new}
         known = {**made, **kept}
         shadows = {w.path: known[w.path] for w in self.shadow_weights()}
-        return Held(shadows, self.engine.counter(0), self.engine.counter(0))
+        return self._counted(shadows, 0, 0)
+
+    def _counted(self, shadows: dict[str, Any], count: int, skipped: int) -> Held:
+        beside = next(iter(shadows.values()))
+        return Held(shadows, self.engine.counter(count, beside), self.engine.counter(skipped, beside))
 
     def _refuse_nonfinite(self, weights: Sequence[Weight], raw: Described) -> None:
         for w in weights:

@@ -12,6 +12,8 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_stored import StoredByKeras
+from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
+from polyak.frameworks.stateful import Ref
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.walk import Found
@@ -55,8 +57,28 @@ class KerasOnTensorFlow(TensorFlowFramework):
         return average, {**bound.raw.variables, **bound.shadows.variables}
 
 
-class KerasAverage(TensorFlowAverage, StoredByKeras):
+class KerasAverage(TensorFlowAverage, StoredByKeras, ViewedByKeras):
     """The average of a Keras model on TensorFlow."""
+
+    def __init__(self, framework: KerasOnTensorFlow, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
+        super().__init__(framework, model, rule, kinds)
+        self.view = Ref(View())
+
+    def pairing(self) -> object:
+        return self.bound
+
+    def seen(self) -> Seen:
+        bound = self._fresh()
+        shadows = bound.shadows.variables
+        # A copy also where nothing is cast: a read may share the buffer that the next update writes into.
+        values = {
+            path: tf.identity(tf.cast(shadows.get(path, variable).read_value(), variable.dtype))
+            for path, variable in bound.raw.variables.items()
+        }
+        return Seen(bound.raw.trackables, values)
+
+    def same(self, one: Any, other: Any) -> bool:
+        return bool(one.numpy().tobytes() == other.numpy().tobytes())
 
 
 def framework() -> KerasOnTensorFlow:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from threading import RLock
 from typing import Any
 
-from polyak.averaging.parts import Parts, rule_from_json
+from polyak.averaging.parts import Parts, as_rule, rule_from_json
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, UnbuiltModel, notify
+from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
 from polyak.frameworks.base import Average
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
@@ -32,6 +33,7 @@ class StatefulAverage(Average):
         self._followed = Ref(model)
         self._kinds = Ref(dict(kinds))
         self._reported = Ref(0)
+        self._still = Ref(RLock())
 
     @property
     @abstractmethod
@@ -54,6 +56,11 @@ class StatefulAverage(Average):
     def set_counts(self, count: int, skipped: int) -> None:
         """Go on with these counts; the updates that were skipped so far count as reported."""
 
+    @property
+    def still(self) -> Any:
+        """A lock: who holds it sees no update half done. ``update`` and polyak's own train functions take it."""
+        return self._still.value
+
     def followed(self) -> Any:
         return self._followed.value
 
@@ -63,6 +70,33 @@ class StatefulAverage(Average):
             self.set_state(self.rule, 0, 0)
         else:
             self.set_state(rule_from_json(state.rule), state.count, state.skipped)
+
+    def change_rule(self, rule: Rule | Parts | str | Mapping[str, Rule | str | None]) -> None:
+        """Go on by another rule, such as a larger decay for the end of a run. Values and counts stay.
+
+        The next update is number ``count + 1`` of the new rule: what was averaged so far counts as that many updates
+        made with it, and ``immaturity`` and ``profile`` are reckoned so. In ``fit`` the change holds from the next
+        epoch on.
+
+        Raises:
+            RuleError: the rule is not valid, leaves out other weights than the present one, or a tf.function of yours
+                contains the present one already.
+            Applied: the average is applied to its model.
+
+        Example:
+            >>> import tensorflow as tf, polyak
+            >>> module = tf.Module(); module.w = tf.Variable(0.0)
+            >>> ema = polyak.EMA(module, 0.5, start="copy"); ema.update()
+            >>> ema.change_rule("ema:0.75,start=copy"); _ = module.w.assign(1.0); ema.update()
+            >>> ema.values()["w"].tolist(), ema.count
+            (0.25, 2)
+        """
+        self.refuse_applied()
+        new = as_rule(rule)
+        refuse_other_parts(new, self.source.weights, {w.path for w in self.target.weights})
+        self.set_state(new, self.count, self.skipped)
+        if self.count == 0:
+            self.reset()
 
     def hold_state(self) -> PutBack:
         """Remember rule and counts; the result puts them back."""
@@ -132,6 +166,7 @@ class ShadowTarget(Target):
 
     def __init__(self, average: StatefulAverage, shadows: Target) -> None:
         self.label = f"average {average.label}"
+        self.layout = shadows.layout
         self._average = average
         self._shadows = shadows
 
@@ -163,3 +198,17 @@ def refuse_grown(followed: Mapping[str, Any], now: Mapping[str, Any], label: str
             f"weight {grown[0]!r} was created after the average of {label} ({len(grown)} in all)",
             hint="make a new average, then polyak.transfer(old, new, exclude=...) what they share",
         )
+
+
+def refuse_other_parts(rule: Rule | Parts, weights: Sequence[Weight], followed: Collection[str]) -> None:
+    """Raise RuleError for a rule by parts that has no place here, or follows other weights than those."""
+    if isinstance(rule, Parts):
+        rule.check([w.path for w in weights])
+    for w in weights:
+        wanted = not isinstance(rule, Parts) or rule.rule_of(w.path) is not None
+        if wanted != (w.path in followed):
+            raise RuleError(
+                f"weight {w.path!r}: the present rule {'leaves it out' if wanted else 'follows it'}, the new rule "
+                f"{rule} {'follows it' if wanted else 'leaves it out'}",
+                hint="track the model anew with this rule, then polyak.transfer(old, new, exclude=...) what they share",
+            )

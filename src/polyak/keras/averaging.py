@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import keras
@@ -11,8 +12,9 @@ from polyak.averaging.parts import Parts, as_rule, rule_from_json
 from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, WeightsChanged, notify
 from polyak.frameworks import Average, framework_of
+from polyak.frameworks.adopting import Adopted
 from polyak.frameworks.hand_over import warn_if_immature
-from polyak.keras.beside import refuse_conflicts
+from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers
 from polyak.keras.keeping import Best, Judge, both_sets
 from polyak.keras.loops import Stand, neighbours
@@ -33,7 +35,8 @@ class Averaging(keras.callbacks.Callback):
     runs and after it the model holds the average, too, so that every file that Keras writes of it keeps both.
 
     Args:
-        rule: a rule, its text ("ema:0.999"), a mapping of globs to those, or an average that goes on.
+        rule: a rule, its text ("ema:0.999"), a mapping of globs to those, an average that goes on, or what
+            ``polyak.adopt(model.optimizer)`` took over from the optimizer.
         evaluate: what is validated in ``fit``, and what ``evaluate`` and ``predict`` use with this callback: the raw
             weights, the average, or both, which puts ``val_loss`` and ``val_average_loss`` in the logs of an epoch.
         finish: what the model holds after ``fit``; the other set is in ``average`` or ``raw``.
@@ -62,7 +65,7 @@ class Averaging(keras.callbacks.Callback):
 
     def __init__(
         self,
-        rule: RuleLike | Average = "ema:0.999",
+        rule: RuleLike | Average | Adopted = "ema:0.999",
         *,
         evaluate: Evaluate = "raw",
         finish: Finish = "raw",
@@ -77,11 +80,13 @@ class Averaging(keras.callbacks.Callback):
         self.best_epoch: Best | None = None
         self.raw: Snapshot | None = None
         self._judge = None if best is None else Judge.of(best)
-        self._given = rule if isinstance(rule, Average) else None
-        self._rule = rule.rule if isinstance(rule, Average) else as_rule(rule)
+        self._given = rule if isinstance(rule, (Average, Adopted)) else None
+        self._rule = rule.rule if isinstance(rule, (Average, Adopted)) else as_rule(rule)
         self._average: Average | None = None
+        self._moving: list[Rule | Parts] = []
         self._stands: dict[str, Stand] = {}
         self._validating = False
+        self._all: list[Averaging] = [self]
 
     @property
     def average(self) -> Average:
@@ -112,7 +117,10 @@ class Averaging(keras.callbacks.Callback):
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
-        refuse_conflicts(neighbours(), self)
+        listed = neighbours()
+        refuse_conflicts(listed, self)
+        self._all = [c for c in listed if isinstance(c, Averaging)] or [self]
+        refuse_several(self._all)
         if self._average is None or self._average.followed() is not model:
             self._average = self._follow(model)
         # Files that other callbacks write or restore, in whichever order they come, find the average here.
@@ -125,8 +133,14 @@ class Averaging(keras.callbacks.Callback):
         if changed:
             notify(WeightsChanged(changed))
         self.best_epoch = None
-        self._stand("train_function", fitting().moving(self.model, self.average))
-        self._stand("evaluate", self._validate)
+        if self._serves_all:
+            self._move_by_rule()
+            self._stand("evaluate", self._validate)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """A rule that was changed meanwhile holds from here on: compiled steps contain the one they were made with."""
+        if self._serves_all and [c.rule for c in self._all] != self._moving:
+            self._move_by_rule()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._judge is None:
@@ -163,6 +177,8 @@ class Averaging(keras.callbacks.Callback):
     # In fit
 
     def _follow(self, model: Any) -> Average:
+        if isinstance(self._given, Adopted):
+            return self._given.bind(model)
         if self._given is not None and self._given.followed() is model:
             return self._given
         return framework_of(model).track(model, self._rule, {})
@@ -176,19 +192,23 @@ class Averaging(keras.callbacks.Callback):
     def _validate(self, *args: Any, **kwargs: Any) -> Any:
         """``model.evaluate``, as ``fit`` calls it to validate."""
         plain = self._stands["evaluate"].plain
-        self._validating = True
+        for each in self._all:
+            each._validating = True
         try:
-            if self.evaluate == "average":
-                with self.average.applied():
-                    return plain(*args, **kwargs)
-            found = plain(*args, **kwargs)
-            if self.evaluate == "both":
-                with self.average.applied():
-                    more = plain(*args, **{**kwargs, "callbacks": None, "verbose": 0})
-                found = {**found, **{f"{self.name}_{metric}": value for metric, value in more.items()}}
+            with ExitStack() as stack:
+                for each in self._all:
+                    if each.evaluate == "average":
+                        stack.enter_context(each.average.applied())
+                found = plain(*args, **kwargs)
+            for each in self._all:
+                if each.evaluate == "both":
+                    with each.average.applied():
+                        more = plain(*args, **{**kwargs, "callbacks": None, "verbose": 0})
+                    found = {**found, **{f"{each.name}_{metric}": value for metric, value in more.items()}}
             return found
         finally:
-            self._validating = False
+            for each in self._all:
+                each._validating = False
 
     # In evaluate and predict
 
@@ -213,6 +233,17 @@ class Averaging(keras.callbacks.Callback):
                 f"{function}: expected this version of Keras ({keras.__version__}) to run the average, it did not",
                 hint="use `with averaging.average.applied():` and report this",
             )
+
+    @property
+    def _serves_all(self) -> bool:
+        """Of several in one list the last one moves and validates all averages: the others have begun before it."""
+        return self._all[-1] is self
+
+    def _move_by_rule(self) -> None:
+        if "train_function" in self._stands:
+            self._stands.pop("train_function").leave()
+        self._moving = [c.rule for c in self._all]
+        self._stand("train_function", fitting().moving(self.model, [c.average for c in self._all]))
 
     # Places that are taken
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -20,6 +20,7 @@ class Asked(Protocol):
 
     evaluate: str
     finish: str
+    best: str | None
     name: str
 
 
@@ -35,6 +36,25 @@ def refuse_conflicts(callbacks: Iterable[Any], asked: Asked) -> None:
         if isinstance(other, _WRITES) and other.save_best_only and judges_average(other.monitor, asked):
             why = f"chooses by {other.monitor!r}, a metric of the average, and Keras loads the raw weights of its file"
             _refuse(other, why, _CHOOSES.format(metric=other.monitor))
+
+
+def refuse_several(averagings: Sequence[Asked]) -> None:
+    """Raise ModelError where several of our own want the same name, the same place in the logs, or the same model."""
+    for wish, wanted, instead in (
+        ("of one name", [a.name for a in averagings], "give each a name=: it is a part of its metrics' names"),
+        (
+            'with evaluate="average"',
+            [True for a in averagings if a.evaluate == "average"],
+            'use evaluate="both": each average has metrics of its own',
+        ),
+        (
+            'with finish="average" or best=',
+            [True for a in averagings if a.finish == "average" or a.best],
+            "ask it of one: fit can end with one set in the model",
+        ),
+    ):
+        if len(set(wanted)) < len(wanted):
+            raise ModelError(f"polyak.keras.Averaging {wish}: expected one in the list, received several", hint=instead)
 
 
 def judges_average(metric: str, asked: Asked) -> bool:

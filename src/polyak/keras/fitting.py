@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -17,8 +18,8 @@ Function = Callable[..., Any]
 class Fitting(Protocol):
     """One backend's way."""
 
-    def moving(self, model: Any, average: Any) -> Function:
-        """The model's train function with the average in it."""
+    def moving(self, model: Any, averages: Sequence[Any]) -> Function:
+        """The model's train function with the averages in it."""
 
     def averaged(self, model: Any, average: Any, plain: Function) -> Function:
         """The model's test or predict function, run with the averaged weights."""
@@ -46,6 +47,15 @@ def optimizers(model: Any) -> list[Any]:
 def updates(found: list[Any]) -> list[Any]:
     """How many real updates each optimizer has made: gradient accumulation and skipped steps do not count."""
     return [o.iterations for o in found]
+
+
+@contextmanager
+def together(averages: Iterable[Any]) -> Iterator[None]:
+    """Another thread that reads one of the averages waits meanwhile."""
+    with ExitStack() as stack:
+        for average in averages:
+            stack.enter_context(average.still)
+        yield
 
 
 def exchanged(model: Any, average: Average, plain: Function) -> Function:

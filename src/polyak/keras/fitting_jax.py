@@ -14,17 +14,18 @@ import jax
 import keras
 from keras import ops
 
-from polyak.frameworks.engine_jax import held_from, stepped, tree_of
-from polyak.keras.fitting import Function, updates
+from polyak.frameworks.engine import held_from, tree_of
+from polyak.frameworks.engine_jax import stepped
+from polyak.keras.fitting import Function, together, updates
 
 TRAINABLE, OTHERS, OPTIMIZER = 0, 1, 2
 
 
 class _Fitting:
-    def moving(self, model: Any, average: Any) -> Function:
-        step = _step(model, average)
+    def moving(self, model: Any, averages: Sequence[Any]) -> Function:
+        step = _step(model, averages)
         if model.jit_compile and not model.run_eagerly:
-            step = jax.jit(step, donate_argnums=(0, 1), out_shardings=_shardings(model, average))
+            step = jax.jit(step, donate_argnums=(0, 1), out_shardings=_shardings(model, averages))
 
         def train_function(state: Any, iterator: Any) -> Any:
             for i in range(model.steps_per_execution):
@@ -34,9 +35,12 @@ class _Fitting:
                     if i:
                         break
                     raise
-                logs, state, tree = step(state, tree_of(average.held), data)
-                average.held = held_from(tree)
-            average.report_skips()
+                with together(averages):
+                    logs, state, trees = step(state, [tree_of(a.held) for a in averages], data)
+                    for average, tree in zip(averages, trees, strict=True):
+                        average.held = held_from(tree)
+            for average in averages:
+                average.report_skips()
             return logs, state
 
         return train_function
@@ -55,17 +59,20 @@ class _Fitting:
         return function
 
 
-def _step(model: Any, average: Any) -> Function:
-    raw, program = average.raw.variables, average.program
+def _step(model: Any, averages: Sequence[Any]) -> Function:
+    followed = [(a.raw.variables, a.program) for a in averages]
 
-    def step(state: Any, tree: Any, data: Any) -> Any:
+    def step(state: Any, trees: Any, data: Any) -> Any:
         before = _updates(model, state)
         logs, new = model.train_step(state, data)
         after = _updates(model, new)
         real = ops.any(ops.stack([a != b for a, b in zip(after, before, strict=True)]))
         place = _by_variable(model, new)
-        values = {path: place[id(raw[path])] for path in tree["shadows"]}
-        return logs, new, stepped(program, tree, values, real)
+        moved = []
+        for (raw, program), tree in zip(followed, trees, strict=True):
+            values = {path: place[id(raw[path])] for path in tree["shadows"]}
+            moved.append(stepped(program, tree, values, real))
+        return logs, new, moved
 
     return step
 
@@ -93,13 +100,12 @@ def _averaged_state(model: Any, average: Any, state: Any) -> list[list[Any]]:
     return [copies(variables, arrays) for variables, arrays in zip(sides, state[:2], strict=True)]
 
 
-def _shardings(model: Any, average: Any) -> Any:
+def _shardings(model: Any, averages: Sequence[Any]) -> Any:
     """Where results are to be, if the model is spread over devices: a shadow is where its weight is."""
     if keras.distribution.distribution() is None:
         return None
-    shadows = {path: shadow.sharding for path, shadow in average.held.shadows.items()}
-    count = average.held.count.sharding
-    return (None, model._get_state_sharding_spec(), {"shadows": shadows, "count": count, "skipped": count})
+    trees = [jax.tree.map(lambda array: array.sharding, tree_of(a.held)) for a in averages]
+    return (None, model._get_state_sharding_spec(), trees)
 
 
 FITTING = _Fitting()

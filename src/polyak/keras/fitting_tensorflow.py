@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from polyak.keras.fitting import Function, exchanged, optimizers, updates
+from polyak.keras.fitting import Function, exchanged, optimizers, together, updates
 
 
 class _Fitting:
-    def moving(self, model: Any, average: Any) -> Function:
+    def moving(self, model: Any, averages: Sequence[Any]) -> Function:
         plain_step, plain_function = model.train_step, model.train_function
 
         def train_step(data: Any) -> Any:
@@ -19,7 +20,9 @@ class _Fitting:
             logs = plain_step(data)
             pairs = zip(before, updates(found), strict=True)
             # Controlled: the counts are read after the step has written them.
-            average.update_if(tf.reduce_any([tf.not_equal(old, tf.convert_to_tensor(new)) for old, new in pairs]))
+            real = tf.reduce_any([tf.not_equal(old, tf.convert_to_tensor(new)) for old, new in pairs])
+            for average in averages:
+                average.update_if(real)
             return logs
 
         model.train_step = train_step
@@ -29,7 +32,12 @@ class _Fitting:
         finally:
             del model.train_step
             model.train_function = plain_function
-        return function
+
+        def train_function(iterator: Any) -> Any:
+            with together(averages):
+                return function(iterator)
+
+        return train_function
 
     def averaged(self, model: Any, average: Any, plain: Function) -> Function:
         return exchanged(model, average, plain)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from polyak.keras.fitting import Function, exchanged, optimizers, updates
+from polyak.keras.fitting import Function, exchanged, optimizers, together, updates
 
 
 class _Fitting:
-    def moving(self, model: Any, average: Any) -> Function:
+    def moving(self, model: Any, averages: Sequence[Any]) -> Function:
         plain = model.train_function
 
         def train_function(data: Any) -> Any:
             found = optimizers(model)
-            before = [int(n) for n in updates(found)]
-            logs = plain(data)
-            if before != [int(n) for n in updates(found)]:
-                average.update()
+            with together(averages):
+                before = [int(n) for n in updates(found)]
+                logs = plain(data)
+                if before != [int(n) for n in updates(found)]:
+                    for average in averages:
+                        average.update()
             return logs
 
         return train_function

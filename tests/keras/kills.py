@@ -1,0 +1,312 @@
+"""Runs that are killed and resumed: does the end have the bits of a run that nobody disturbed?
+
+    KERAS_BACKEND=jax python tests/keras/kills.py fit-steps --count 30
+
+A run trains a small model with dropout, statistics, Adam and an average, and writes checkpoints. SIGKILL ends it at a
+random moment, most often within or beside the writing of a checkpoint; another process goes on from what lies on the
+disk, and may be killed, too. The order of the data follows from the number of real updates, ``optimizer.iterations``:
+that is what makes a resumed run comparable.
+
+With BackupAndRestore of Keras 3.15 it is exact: weights, the optimizer's state, the average and its count.
+What Keras leaves to its user, and the run here therefore does itself:
+
+- It writes in place: ``double_checkpoint=True`` is needed to survive a kill within a write.
+- It begins the epoch again in which it was killed, with weights from the middle of it: the stream of data starts where
+  ``iterations`` of the checkpoint says, and the run ends by the count of updates and not by epochs.
+- Its files hold no random seeds. The average has a copy of them, and ``Seeds`` gives it back.
+- On PyTorch dropout draws from PyTorch's own generator, which no file holds: it is seeded with the step's number.
+- On TensorFlow a stream that runs out adds one to ``iterations``: the stream here is longer than the run.
+
+Each process is a fork of one that has imported Keras and has done nothing with it yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import h5py
+import keras
+import numpy as np
+
+import polyak
+import polyak.keras
+
+STEPS, EPOCH, EVERY = 48, 8, 3
+RULE = "ema:0.9"
+MOST_KILLS_A_RUN = 3
+
+Tell = Callable[[], None]
+
+
+def network() -> Any:
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Dense(16, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+    model = keras.Sequential([keras.Input((8,)), *hidden, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def batch(step: int) -> tuple[Any, Any]:
+    draw = np.random.default_rng(step)
+    x = draw.normal(size=(16, 8)).astype("float32")
+    return x, x.sum(axis=1, keepdims=True)
+
+
+def stream(first: int) -> Iterator[tuple[Any, Any]]:
+    return (batch(step) for step in itertools.count(first))
+
+
+def seed_torch(step: int) -> None:
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.manual_seed(step)
+
+
+def digest(model: Any, average: Any) -> str:
+    """Of all that must be equal at the end: weights, seeds, the optimizer's state, the average, its count."""
+    optimizer = {f"optimizer/{i}": np.asarray(keras.ops.convert_to_numpy(v)) for i, v in enumerate(_state(model))}
+    arrays = {**polyak.snapshot(model), **{f"average/{p}": a for p, a in average.values().items()}, **optimizer}
+    listed = [f"{path} {array.dtype} {array.tobytes().hex()}" for path, array in sorted(arrays.items())]
+    return f"{average.count} updates, {hashlib.sha256('|'.join(listed).encode()).hexdigest()}"
+
+
+def _state(model: Any) -> list[Any]:
+    return [v.value for v in model.optimizer.variables]
+
+
+# --- the ways to keep a run ------------------------------------------------------------------------------------------
+
+
+class Steps(keras.callbacks.Callback):
+    """Says after each step, before the checkpoint of it is written, that there was one; ends the run after the last."""
+
+    def __init__(self, averaging: Any, tell: Tell) -> None:
+        super().__init__()
+        self._averaging, self._tell = averaging, tell
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        seed_torch(self._averaging.average.count)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._tell()
+        if self._averaging.average.count == STEPS:
+            self.model.stop_training = True
+
+
+class Seeds(keras.callbacks.Callback):
+    """Gives random seeds back, from the average that BackupAndRestore has restored."""
+
+    def __init__(self, averaging: Any) -> None:
+        super().__init__()
+        self._averaging = averaging
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        give_seeds_back(self._averaging.average, self.model)
+
+
+def give_seeds_back(average: Any, model: Any) -> None:
+    dropout = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dropout))
+    dropout.seed_generator.state.assign(average.values()["dropout/seed_generator/state"])
+
+
+def fitted(place: Path, tell: Tell, save_freq: str | int) -> str:
+    model = network()
+    averaging = polyak.keras.Averaging(RULE)
+    backup = keras.callbacks.BackupAndRestore(
+        place, save_freq=save_freq, double_checkpoint=True, delete_checkpoint=False
+    )
+    callbacks = [averaging, Steps(averaging, tell), backup, Seeds(averaging)]
+    files = [place / "latest.weights.h5", place / "latest.weights.h5.bkp"]
+    first = next((done for done in map(_iterations, files) if done is not None), 0)
+    if first < STEPS:
+        model.fit(stream(first), epochs=STEPS // EPOCH, steps_per_epoch=EPOCH, verbose=0, callbacks=callbacks)
+    else:  # killed after the last checkpoint, which has all
+        averaging.set_model(model)
+        model.load_weights(files[0])
+        give_seeds_back(averaging.average, model)
+    return digest(model, averaging.average)
+
+
+def _iterations(path: Path) -> int | None:
+    """The real updates behind a checkpoint of Keras; None for one that cannot be read."""
+    try:
+        with h5py.File(path) as file:
+            return int(file["optimizer/vars/0"][()])
+    except (OSError, KeyError):
+        return None
+
+
+def by_steps(place: Path, tell: Tell) -> str:
+    return fitted(place, tell, EVERY)
+
+
+def by_epochs(place: Path, tell: Tell) -> str:
+    return fitted(place, tell, "epoch")
+
+
+def managed(place: Path, tell: Tell) -> str:
+    """A loop of one's own with TensorFlow's CheckpointManager."""
+    import tensorflow as tf
+
+    model = network()
+    average = polyak.track(model, RULE)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer, average=average)
+    manager = tf.train.CheckpointManager(checkpoint, str(place), max_to_keep=2)
+    checkpoint.restore(manager.latest_checkpoint)
+    for step in range(int(model.optimizer.iterations), STEPS):
+        seed_torch(step)
+        model.train_on_batch(*batch(step))
+        average.update()
+        tell()
+        if (step + 1) % EVERY == 0:
+            manager.save()
+    return digest(model, average)
+
+
+def saved(place: Path, tell: Tell) -> str:
+    """A loop of one's own with polyak.save for weights and average, and a folder that takes its name when complete."""
+    model = network()
+    average = polyak.track(model, RULE)
+    kept = sorted(place.glob("step-*"))
+    if kept:
+        polyak.transfer(kept[-1] / "run.safetensors", model, weights="raw")
+        polyak.transfer(kept[-1] / "run.safetensors", average, weights="average")
+        model.optimizer.load_own_variables(dict(np.load(kept[-1] / "optimizer.npz")))
+    for step in range(int(model.optimizer.iterations), STEPS):
+        seed_torch(step)
+        model.train_on_batch(*batch(step))
+        average.update()
+        tell()
+        if (step + 1) % EVERY == 0:
+            _save(model, average, place / f"step-{step + 1:06}")
+    return digest(model, average)
+
+
+def _save(model: Any, average: Any, folder: Path) -> None:
+    beside = Path(tempfile.mkdtemp(dir=folder.parent))
+    polyak.save(average, beside / "run.safetensors", weights="both")
+    store: dict[str, Any] = {}
+    model.optimizer.save_own_variables(store)
+    np.savez(beside / "optimizer.npz", **{key: np.asarray(keras.ops.convert_to_numpy(v)) for key, v in store.items()})
+    beside.rename(folder)
+
+
+VARIANTS = {"fit-steps": by_steps, "fit-epochs": by_epochs, "saved": saved, "managed": managed}
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A forked process that trains; ``steps`` has a byte for each step, ``answer`` the digest at the end."""
+
+    def __init__(self, variant: str, place: Path) -> None:
+        self.steps, told = os.pipe()
+        self.answer, answered = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _in_child(variant, place, told, answered)
+        os.close(told)
+        os.close(answered)
+
+    def kill_after(self, steps: int, delay: float) -> bool:
+        """SIGKILL so many steps and seconds from now; False if the run ended before."""
+        for _ in range(steps):
+            if not os.read(self.steps, 1):
+                break
+        time.sleep(delay)
+        os.kill(self.pid, signal.SIGKILL)
+        return self.ended() is None
+
+    def ended(self) -> str | None:
+        """The digest; None where the process was killed. Raises RuntimeError for one that failed."""
+        while os.read(self.steps, 4096):
+            pass
+        with os.fdopen(self.answer) as answer:
+            text = answer.read()
+        os.close(self.steps)
+        _, status = os.waitpid(self.pid, 0)
+        if os.WIFSIGNALED(status):
+            return None
+        if os.WEXITSTATUS(status):
+            raise RuntimeError(f"a run failed with status {os.WEXITSTATUS(status)}; its error stands above")
+        return text
+
+
+def _in_child(variant: str, place: Path, told: int, answered: int) -> None:
+    status = 1
+    try:
+        text = VARIANTS[variant](place, lambda: os.write(told, b"."))
+        os.write(answered, text.encode())
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def campaign(variant: str, count: int, seed: int) -> dict[str, Any]:
+    """So many kills, in runs that are killed up to three times each; how many ends equal the undisturbed one."""
+    draw = random.Random(seed)
+    kills, ends = 0, []
+    expected, seconds_a_step = _undisturbed(variant)
+    while kills < count:
+        with tempfile.TemporaryDirectory() as folder:
+            killed, end = _disturbed(variant, Path(folder), min(MOST_KILLS_A_RUN, count - kills), draw, seconds_a_step)
+        kills += killed
+        ends.append(end)
+    equal = sum(end == expected for end in ends)
+    return {"variant": variant, "backend": keras.backend.backend(), "kills": kills, "runs": len(ends), "equal": equal}
+
+
+def _undisturbed(variant: str) -> tuple[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(variant, Path(folder))
+        os.read(run.steps, 1)
+        began = time.monotonic()
+        end = run.ended()
+        assert end is not None
+        return end, (time.monotonic() - began) / STEPS
+
+
+def _disturbed(
+    variant: str, place: Path, most: int, draw: random.Random, seconds_a_step: float
+) -> tuple[int, str | None]:
+    killed = 0
+    for _ in range(most):
+        run = Run(variant, place)
+        killed += run.kill_after(draw.randint(1, STEPS // 2), draw.uniform(0.0, 2.0 * seconds_a_step))
+    return killed, Run(variant, place).ended()
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("variant", choices=VARIANTS)
+    arguments.add_argument("--count", type=int, default=30)
+    arguments.add_argument("--seed", type=int, default=0)
+    asked = arguments.parse_args()
+    found = campaign(asked.variant, asked.count, asked.seed)
+    print(json.dumps(found))
+    return 0 if found["equal"] == found["runs"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

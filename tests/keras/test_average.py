@@ -1,0 +1,513 @@
+"""An average of a Keras model, by the same code and with the same bits on every backend."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from tests.keras.zoo import (
+    BACKEND,
+    NAMES,
+    WIDTH,
+    ZOO,
+    as_weights,
+    assert_same_bits,
+    averaged,
+    dense,
+    replay,
+    scramble,
+    values,
+    vectors,
+)
+
+import polyak
+from polyak.errors import (
+    Applied,
+    ImmatureWarning,
+    MissingWeight,
+    NonFinite,
+    NonFiniteWarning,
+    RuleError,
+    ShapeMismatch,
+    UnbuiltModel,
+    UnexpectedWeight,
+)
+
+RULES = (
+    "mean",
+    "ema:0.9",
+    "ema:0.9,start=debiased",
+    "ema:0.9,start=copy",
+    "ema:0.9,start=initial",
+    "ema:0.9,start=zero",
+    "ema:0.3,start=initial,check=off",
+    "power:sigma_rel=0.1",
+    "copy",
+    "mean,every=2",
+    "ema:0.5,start=copy,every=2,after=2",
+    "copy,every=3",
+    "mean,after=3",
+)
+
+
+def followed(name: str) -> tuple[Any, Any]:
+    """A model whose weights have gone on from the average that follows it. The tests share it: all is set anew."""
+    model, ema = _followed(name)
+    scramble(model, 0)
+    ema.reset()
+    for seed in (1, 2):
+        scramble(model, seed)
+        ema.update()
+    scramble(model, 3)
+    return model, ema
+
+
+@cache
+def _followed(name: str) -> tuple[Any, Any]:
+    model = ZOO[name].built()
+    return model, polyak.EMA(model, decay=0.5, start="initial")
+
+
+def moved(model: Any, ema: Any, updates: int) -> list[Any]:
+    raw = []
+    for seed in range(updates):
+        scramble(model, seed)
+        raw.append(values(model))
+        ema.update()
+    return raw
+
+
+# Moving
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_update_is_the_numpy_kernel_on_every_make(name: str) -> None:
+    """The mean's weights 1, 1/2, 1/3 take the kernel's three ways."""
+    model = ZOO[name].built()
+    ema = polyak.SWA(model)
+    start = values(model)
+    raw = moved(model, ema, 4)
+    assert_same_bits(ema.values(), replay(ema.rule, start, raw, averaged(model)))
+    assert_same_bits(values(model), raw[-1])
+    assert (ema.count, ema.skipped) == (4, 0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_update_is_the_numpy_kernel_under_every_rule(rule: str) -> None:
+    model = ZOO["sequential"].built()
+    scramble(model, 99)
+    ema = polyak.track(model, rule)
+    start = values(model)
+    raw = moved(model, ema, 7)
+    assert_same_bits(ema.values(), replay(ema.rule, start, raw, averaged(model)))
+    assert ema.count == 7
+
+
+def test_statistics_seeds_and_integers_are_copied() -> None:
+    for name, copied in (
+        ("sequential", {"batch_normalization/moving_mean", "batch_normalization/moving_variance"}),
+        ("OwnWeights", {"shift", "calls"}),
+    ):
+        model, ema = followed(name)
+        raw = values(model)
+        ema.update()
+        left = set(raw) - averaged(model)
+        assert copied <= left
+        assert_same_bits({p: ema.values()[p] for p in left}, {p: raw[p] for p in left})
+        assert any((ema.values()[p] != raw[p]).any() for p in averaged(model))
+
+
+def test_the_seed_of_a_dropout_is_copied() -> None:
+    model = ZOO["Containers"].built()
+    ema = polyak.EMA(model, decay=0.5)
+    (path,) = (w.path for w in polyak.snapshot(ema).weights if w.kind == "seed")
+    model(vectors(), training=True)
+    raw = values(model)
+    ema.update()
+    assert ema.values()[path].tolist() == raw[path].tolist()
+
+
+def test_parts_move_by_their_own_rules_and_may_be_left_out() -> None:
+    model = ZOO["Attributes"].built()
+    ema = polyak.track(model, {"first/*": "ema:0.5,start=initial", "second/*": None, "*": "mean"})
+    start = values(model)
+    raw = moved(model, ema, 3)
+    parts = {glob: polyak.parse(rule) for glob, rule in (("first", "ema:0.5,start=initial"), ("norm", "mean"))}
+    expected: dict[str, Any] = {}
+    for part, rule in parts.items():
+        whole = replay(rule, start, raw, averaged(model))
+        expected |= {path: value for path, value in whole.items() if path.startswith(part)}
+    assert_same_bits(ema.values(), {path: expected[path] for path in ema.values()})
+    assert ema.values().keys() == expected.keys()
+    with ema.applied():
+        assert_same_bits(values(model), as_weights(ema, model))
+    assert_same_bits(values(model), raw[-1])
+
+
+def test_every_weight_needs_a_rule_and_every_glob_a_weight() -> None:
+    model = ZOO["Attributes"].built()
+    with pytest.raises(RuleError, match=r"weight 'first/bias': expected a rule|weight 'first/kernel': expected a rule"):
+        polyak.track(model, {"second/*": "mean", "norm/*": "mean"})
+    with pytest.raises(RuleError, match=r"glob 'haed\*' matches no weight"):
+        polyak.track(model, {"haed*": "mean", "*": None})
+
+
+def test_several_averages_of_one_model_are_independent() -> None:
+    model = ZOO["shared_layer"].built()
+    fast, slow = polyak.EMA(model, decay=0.5, start="initial"), polyak.EMA(model, decay=0.75, start="initial")
+    start = values(model)
+    scramble(model, 0)
+    now = values(model)
+    fast.update()
+    fast.update()
+    slow.update()
+    assert_same_bits(fast.values(), replay(fast.rule, start, [now, now], averaged(model)))
+    assert_same_bits(slow.values(), replay(slow.rule, start, [now], averaged(model)))
+    assert (fast.count, slow.count) == (2, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_leaves_the_whole_average_as_it_is(bad: float) -> None:
+    model, ema = followed("Attributes")
+    kept, count, skipped = ema.values(), ema.count, ema.skipped
+    model.first.bias.assign([0, bad, 0, 0])
+    with pytest.warns(NonFiniteWarning, match=r"weight 'first/bias' is not finite: 1 update\(s\) skipped"):
+        ema.update()
+    assert_same_bits(ema.values(), kept)
+    assert (ema.count, ema.skipped) == (count, skipped + 1)
+    scramble(model, 5)
+    ema.update()
+    assert (ema.count, ema.skipped) == (count + 1, skipped + 1)
+    assert all(np.isfinite(value).all() for value in ema.values().values())
+
+
+def test_weights_that_are_not_finite_start_no_average() -> None:
+    model = ZOO["Attributes"].built()
+    model.first.bias.assign([0, np.nan, 0, 0])
+    with pytest.raises(NonFinite, match="weight 'first/bias': expected finite values to start an average from"):
+        polyak.EMA(model, decay=0.9)
+
+
+def test_large_finite_weights_never_make_an_infinite_average() -> None:
+    model = ZOO["shared_layer"].built()
+    model.layers[1].bias.assign([3e38] * WIDTH)
+    ema = polyak.EMA(model, decay=0.9, start="initial")
+    model.layers[1].bias.assign([-3e38] * WIDTH)
+    with pytest.warns(NonFiniteWarning):
+        ema.update()
+    assert all(np.isfinite(value).all() for value in ema.values().values())
+
+
+def test_reset_starts_again_from_the_present_weights() -> None:
+    model, ema = followed("sequential")
+    ema.reset()
+    assert ema.count == 0
+    assert_same_bits(ema.values(), {p: v.astype(ema.values()[p].dtype) for p, v in values(model).items()})
+    assert ema.immaturity == 1.0
+
+
+# A model without weights yet
+
+
+def test_a_model_without_weights_yet_is_bound_by_its_first_update() -> None:
+    model = ZOO["sequential_deferred"].new()
+    ema = polyak.EMA(model, decay=0.9)
+    assert repr(ema) == "<ema:0.9 of Sequential: waits for the model to be built>"
+    with pytest.raises(UnbuiltModel, match=r"Sequential 'sequential[_0-9]*': expected a built model") as error:
+        ema.update()
+    assert "call it once on a batch" in str(error.value.hint)
+    model(vectors())
+    ema.update()
+    assert ema.count == 1
+    assert_same_bits(ema.values(), values(model))
+
+
+def test_a_rule_that_starts_at_the_initial_weights_needs_them() -> None:
+    with pytest.raises(UnbuiltModel, match="starts at the initial weights; Containers has none yet") as error:
+        polyak.EMA(ZOO["Containers"].new(), decay=0.9, start="initial")
+    assert 'start="copy"' in str(error.value.hint)
+
+
+@pytest.mark.parametrize("verb", ["values", "applied", "call"])
+def test_an_average_of_an_unbuilt_model_has_no_values(verb: str) -> None:
+    ema = polyak.EMA(ZOO["Containers"].new(), decay=0.9)
+    use = {"values": ema.values, "applied": ema.applied().__enter__, "call": lambda: ema(vectors())}[verb]
+    with pytest.raises(UnbuiltModel, match="Containers"):
+        use()
+
+
+def test_a_transfer_into_an_unbuilt_model_says_how() -> None:
+    _, ema = followed("sequential_deferred")
+    with pytest.raises(UnbuiltModel, match="expected a built model") as error:
+        polyak.transfer(ema, ZOO["sequential_deferred"].new())
+    assert "sample=" in str(error.value.hint)
+    other = ZOO["sequential_deferred"].new()
+    polyak.transfer(ema, other, sample=(None, WIDTH))
+    assert_same_bits(values(other), ema.values())
+
+
+# applied()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inside_the_block_the_model_holds_the_average_and_afterwards_its_own_bits(name: str) -> None:
+    model, ema = followed(name)
+    raw, average = values(model), ema.values()
+    with ema.applied():
+        assert_same_bits(values(model), as_weights(ema, model))
+        assert any((values(model)[path] != raw[path]).any() for path in raw)
+        model(ZOO[name].sample())
+    assert_same_bits(values(model), raw)
+    assert_same_bits(ema.values(), average)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_exception_leaves_the_raw_weights(error: type[BaseException]) -> None:
+    model, ema = followed("Attributes")
+    raw = values(model)
+
+    def fail() -> None:
+        with ema.applied():
+            scramble(model, 9)
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert_same_bits(values(model), raw)
+    count = ema.count
+    ema.update()
+    assert ema.count == count + 1
+
+
+def test_blocks_may_be_nested_also_with_another_average() -> None:
+    model, ema = followed("Attributes")
+    other = polyak.track(model, "copy")
+    scramble(model, 4)
+    raw, average, copied = values(model), as_weights(ema, model), as_weights(other, model)
+    with ema.applied():
+        with other.applied():
+            assert_same_bits(values(model), copied)
+            with ema.applied():
+                assert_same_bits(values(model), average)
+            assert_same_bits(values(model), copied)
+        assert_same_bits(values(model), average)
+        for each in (ema, other):
+            with pytest.raises(Applied):
+                each.update()
+    assert_same_bits(values(model), raw)
+
+
+def test_two_averages_that_leave_in_the_other_order_end_with_the_raw_weights() -> None:
+    model, ema = followed("Attributes")
+    other = polyak.track(model, "copy")
+    scramble(model, 4)
+    raw, copied = values(model), as_weights(other, model)
+    first, second = ema.applied(), other.applied()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert_same_bits(values(model), copied)
+    second.__exit__(None, None, None)
+    assert_same_bits(values(model), raw)
+    other.update()
+
+
+def test_odd_bits_survive() -> None:
+    """Infinities, NaN with a payload, negative zero and subnormal numbers come back bit for bit."""
+    model, ema = followed("OwnWeights")
+    odd = np.array([np.inf, -0.0, 1e-45, 0.0], np.float32)
+    odd[3:].view(np.uint32)[:] = 0x7FC12345
+    model.shift.assign(odd)
+    raw = values(model)
+    assert raw["shift"].tobytes() == odd.tobytes()
+    for _ in range(3):
+        with ema.applied():
+            assert np.isfinite(values(model)["shift"]).all()
+    assert_same_bits(values(model), raw)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forward_pass_with_the_average_is_that_of_the_applied_model(name: str) -> None:
+    """PyTorch's products depend on where in memory an array begins, by one unit in the last place."""
+    model, ema = followed(name)
+    average, sample = ema.values(), ZOO[name].sample()
+    before = keras.ops.convert_to_numpy(model(sample))
+    with ema.applied():
+        expected = keras.ops.convert_to_numpy(model(sample))
+    raw = values(model)
+    found = keras.ops.convert_to_numpy(ema(sample))
+    if BACKEND == "torch":
+        np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(found, expected)
+    assert (found != before).any()
+    assert_same_bits(values(model), raw)
+    assert_same_bits(ema.values(), average)
+
+
+def test_a_forward_pass_in_training_mode_leaves_statistics_and_seeds_alone() -> None:
+    model, ema = followed("OwnTrainStep")
+    raw, average = values(model), ema.values()
+    ema(vectors(), training=True)
+    assert_same_bits(values(model), raw)
+    assert_same_bits(ema.values(), average)
+
+
+# Values
+
+
+def test_values_are_set_all_or_nothing() -> None:
+    _, ema = followed("Attributes")
+    kept, count = ema.values(), ema.count
+    wanted = {path: np.full_like(value, 0.5) for path, value in kept.items()}
+    path = "first/kernel"
+    for given, error in (
+        ({p: v for p, v in wanted.items() if p != path}, MissingWeight),
+        (wanted | {"nowhere": 1.0}, UnexpectedWeight),
+        (wanted | {path: np.zeros((2, 2), np.float32)}, ShapeMismatch),
+        (wanted | {path: np.full_like(kept[path], np.nan)}, NonFinite),
+    ):
+        with pytest.raises(error):
+            ema.set_values(given)
+        assert_same_bits(ema.values(), kept)
+    ema.set_values(wanted)
+    assert_same_bits(ema.values(), wanted)
+    assert ema.count == count
+
+
+def test_nothing_that_was_handed_over_is_aliased() -> None:
+    """Values given to an average, and those taken from it, are copies: training changes neither."""
+    _, ema = followed("Containers")
+    given = {path: np.ones_like(value) for path, value in ema.values().items()}
+    ema.set_values(given)
+    taken = ema.values()
+    for value in given.values():
+        value[...] = 7
+    assert_same_bits(ema.values(), taken)
+    for value in taken.values():
+        value[...] = 9
+    assert all((value == 1).all() for value in ema.values().values())
+
+
+def test_a_snapshot_stays_as_it_is_while_training_goes_on() -> None:
+    """Also while a compiled step takes over the memory of the arrays that it is given."""
+    model = ZOO["sequential"].built()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    ema = polyak.EMA(model, decay=0.5)
+    x = vectors(16)
+    model.fit(x, x, 4, 1, verbose=0)
+    ema.update()
+    taken = polyak.snapshot(ema).copy(), polyak.snapshot(model).copy()
+    kept = [{path: np.array(value) for path, value in snapshot.items()} for snapshot in taken]
+    direct, direct_raw = ema.values(), values(model)
+    for _ in range(3):
+        model.fit(x, x, 4, 1, verbose=0)
+        ema.update()
+    for snapshot, expected in zip(taken, kept, strict=True):
+        assert_same_bits(dict(snapshot), expected)
+    assert_same_bits(direct, kept[0])
+    assert_same_bits(direct_raw, kept[1])
+    assert any((ema.values()[path] != kept[0][path]).any() for path in direct)
+
+
+# Transfer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_average_arrives_in_another_instance(name: str) -> None:
+    _, ema = followed(name)
+    other = ZOO[name].built()
+    polyak.transfer(ema, other, cast="target")
+    assert_same_bits(values(other), as_weights(ema, other))
+
+
+def test_an_average_arrives_in_another_average_which_goes_on() -> None:
+    model, ema = followed("sequential")
+    other = ZOO["sequential"].built()
+    twin = polyak.SWA(other)
+    polyak.transfer(ema, twin)
+    assert (twin.rule, twin.count) == (ema.rule, ema.count)
+    assert_same_bits(twin.values(), ema.values())
+    for each in (model, other):
+        scramble(each, 11)
+    polyak.transfer(model, other)
+    ema.update()
+    twin.update()
+    assert_same_bits(twin.values(), ema.values())
+
+
+def test_a_wrong_transfer_leaves_the_target_as_it_was() -> None:
+    _, ema = followed("sequential")
+    other = keras.Sequential([keras.Input((WIDTH,)), dense(), keras.layers.Dense(5), keras.layers.BatchNormalization()])
+    before = values(other)
+    with pytest.raises(ShapeMismatch):
+        polyak.transfer(ema, other)
+    assert_same_bits(values(other), before)
+
+
+@pytest.mark.parametrize("name", ["sequential", "Containers", "Recurrent", "pure_bfloat16", "OwnWeights"])
+def test_a_file_brings_the_average_into_another_instance(name: str, tmp_path: Path) -> None:
+    _, ema = followed(name)
+    polyak.save(ema, tmp_path / "run.safetensors")
+    other = ZOO[name].built()
+    polyak.transfer(tmp_path / "run.safetensors", other, weights="average", cast="target")
+    assert_same_bits(values(other), as_weights(ema, other))
+    twin = polyak.track(ZOO[name].built(), "mean")
+    polyak.transfer(tmp_path / "run.safetensors", twin, weights="average")
+    assert (twin.rule, twin.count) == (ema.rule, ema.count)
+    assert_same_bits(twin.values(), ema.values())
+
+
+def test_a_model_that_holds_its_average_keeps_both_in_keras_own_files(tmp_path: Path) -> None:
+    model = ZOO["sequential"].built()
+    model.average = polyak.EMA(model, decay=0.5)
+    moved(model, model.average, 3)
+    scramble(model, 8)
+    model.save_weights(tmp_path / "both.weights.h5")
+    snapshot = polyak.open(tmp_path / "both.weights.h5")
+    assert snapshot.roles == ("raw", "average")
+    other = ZOO["sequential"].built()
+    polyak.transfer(tmp_path / "both.weights.h5", other, weights="average")
+    assert_same_bits(values(other), as_weights(model.average, other))
+    twin = ZOO["sequential"].built()
+    twin.average = polyak.EMA(twin, decay=0.5)
+    twin.load_weights(tmp_path / "both.weights.h5")
+    # Keras' files hold no random seeds of layers.
+    seeds = {w.path for w in polyak.snapshot(model).weights if w.kind == "seed"}
+    assert_same_bits(*({p: v for p, v in values(m).items() if p not in seeds} for m in (twin, model)))
+    assert_same_bits(twin.average.values(), model.average.values())
+    assert twin.average.count == 3
+
+
+def test_keras_refuses_to_write_a_file_of_exchanged_weights(tmp_path: Path) -> None:
+    model = ZOO["sequential"].built()
+    model.average = polyak.EMA(model, decay=0.5)
+    with model.average.applied(), pytest.raises(Applied, match="this file would hold averaged values as raw weights"):
+        model.save_weights(tmp_path / "wrong.weights.h5")
+
+
+def test_an_immature_average_is_handed_over_with_a_warning() -> None:
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, decay=0.999, start="initial")
+    ema.update()
+    with pytest.warns(ImmatureWarning):
+        polyak.transfer(ema, ZOO["sequential"].built())
+
+
+def test_nothing_here_warns_without_need() -> None:
+    model, ema = followed("sequential")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ema.update()
+        with ema.applied():
+            model(vectors())
+
+
+def test_keras_runs_on_the_backend_that_was_asked_for() -> None:
+    assert keras.backend.backend() == BACKEND
+    assert type(polyak.EMA(ZOO["sequential"].built(), decay=0.9)).__name__ in ("KerasAverage", "NativeAverage")
