@@ -114,7 +114,7 @@ class RuleChanged(PolyakWarning):
 
 
 class WeightsChanged(PolyakWarning):
-    """A model has other weights than when its average was made; the average follows them now."""
+    """A model has other weights, or other values in them, than when its average last saw it."""
 
 
 def notify(warning: PolyakWarning) -> None:

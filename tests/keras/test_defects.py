@@ -28,7 +28,7 @@ from tests.keras.peers import (
 )
 
 import polyak
-from polyak.errors import AmbiguousMatch, PolyakError, ShapeMismatch
+from polyak.errors import AmbiguousMatch, PolyakError, ShapeMismatch, WeightsChanged
 from polyak.keras import Averaging
 
 
@@ -190,6 +190,17 @@ def test_k11_polyak_starts_again_from_new_weights() -> None:
     averaging.average.reset()
     assert averaging.average.count == 0
     assert same(by_position(averaging.average), model.get_weights())
+
+
+def test_k11_polyak_says_that_weights_have_jumped() -> None:
+    model, averaging = network(adam()), Averaging("ema:0.9,start=copy")
+    train(model, 2, averaging)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WeightsChanged)
+        train(model, 2, averaging)
+    model.set_weights([np.full_like(w, 7.0) for w in model.get_weights()])
+    with pytest.warns(WeightsChanged, match="6 of 6 weights .* have been changed since the last update"):
+        train(model, 2, averaging)
 
 
 def test_k12_pairing_by_zip_with_a_frozen_teacher_pairs_nothing() -> None:

@@ -609,11 +609,11 @@ def test_an_exception_in_any_hook_leaves_raw_weights_and_a_whole_average(hook: s
 
 @pytest.mark.parametrize("at", [0, 1, STEPS - 1])
 def test_data_that_cannot_be_had_leave_raw_weights_and_a_whole_average(at: int) -> None:
-    if BACKEND == "jax" and at == 0:
-        pytest.skip("Keras itself loses the weights on JAX if the first batch of a fit cannot be had")
     model, twin = _twins()
     record, averaging = Record(model), Averaging(RULE, evaluate="both")
-    for each, callbacks in ((model, [record, averaging]), (twin, [Record(twin)])):
+    runs = [(model, [record, averaging]), (twin, [Record(twin)])]
+    # On JAX Keras itself loses the weights if the first batch cannot be had; they should be those of an untouched twin.
+    for each, callbacks in runs[: 1 if BACKEND == "jax" and at == 0 else 2]:
         with pytest.raises(Exception, match="a bad file"):
             each.fit(Fuse(at), epochs=2, shuffle=False, verbose=0, callbacks=callbacks, validation_data=data(2))
     _assert_plain_and_equal(model, twin, averaging, record)

@@ -163,7 +163,8 @@ def test_the_rule_is_changed_in_the_middle_of_fit(later: str, compiled: bool) ->
     model.compile(adam(), "mse", run_eagerly=not compiled, jit_compile=compiled and BACKEND == "jax")
     train(model, 6, ChangeRule(averaging, 2, later), averaging, record)
     ema = averaging.average
-    assert (ema.count, str(ema.rule)) == (6, later)
+    assert (ema.count, str(ema.rule)) == (6, f"{COPY} until 3 then {later}")
+    assert ema.immaturity == pytest.approx(0.9**2 * polyak.parse(later).kept(4, 6))
     for path in ("a/kernel", "head/bias"):
         expected = changed_oracle(record.steps, path, [COPY] * 3 + [later] * 3)
         np.testing.assert_allclose(ema.values()[path], expected, rtol=3e-6, atol=3e-7)
@@ -190,7 +191,7 @@ def test_a_changed_rule_leaves_values_and_counts_and_is_in_the_file(tmp_path: An
     polyak.save(ema, tmp_path / "a.safetensors")
     state = polyak.open(tmp_path / "a.safetensors").state
     assert state is not None
-    assert state.rule == polyak.parse("ema:0.99,start=copy").to_json()
+    assert state.rule == polyak.parse(f"{COPY} until 1 then ema:0.99,start=copy").to_json()
 
 
 def test_before_the_first_update_another_rule_starts_as_it_would_have() -> None:

@@ -96,6 +96,10 @@ class Average(ABC):
         return make_plan(held, self.target, {"nonfinite": "allow"}).apply()
 
     @abstractmethod
+    def report_skips(self) -> None:
+        """Warn of updates that were skipped since the last report."""
+
+    @abstractmethod
     def refresh(self) -> str:
         """Follow the weights that the model has now: new ones start here, those that are gone are forgotten.
 

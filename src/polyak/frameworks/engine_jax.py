@@ -46,6 +46,9 @@ class JaxOps:
     def log1p(self, x: Any) -> Any:
         return jnp.log1p(x)
 
+    def cos(self, x: Any) -> Any:
+        return jnp.cos(x)
+
     def prod(self, array: Any) -> Any:
         return jnp.prod(array, axis=-1)
 
@@ -54,6 +57,11 @@ class JaxOps:
 
 
 OPS = JaxOps()
+
+
+def in_float64() -> Any:
+    """A context in which JAX computes with 64 bits, as rules are written."""
+    return jax.enable_x64(True)
 
 
 class JaxEngine(Engine):
@@ -84,7 +92,7 @@ class JaxEngine(Engine):
 
     def from_numpy(self, value: Array, like: Any) -> Any:
         # JAX may keep the buffer that it is given, and it belongs to the caller.
-        return jax.device_put(np.array(value, copy=True), like.sharding)
+        return _placed(np.array(value, copy=True), like, like.sharding)
 
     def is_finite(self, array: Any) -> bool:
         return bool(jnp.isfinite(array).all())
@@ -92,7 +100,7 @@ class JaxEngine(Engine):
     def counter(self, value: int, beside: Any) -> Any:
         spread = beside.sharding
         whole = NamedSharding(spread.mesh, PartitionSpec()) if isinstance(spread, NamedSharding) else spread
-        return jax.device_put(np.int32(value), whole)
+        return _placed(np.int32(value), beside, whole)
 
     def step(self, program: Program, held: Held, values: Arrays) -> Held:
         new = held_from(compiled(program)(tree_of(held), dict(values)))
@@ -113,6 +121,11 @@ def _refuse_traced(array: Any) -> None:
             hint="pass its state through: tree = ema.tree(), then ema.stateless_update(tree, ...) and "
             "ema.stateless_call(tree, x) in the function, and ema.take(tree) after it",
         )
+
+
+def _placed(value: Any, like: Any, sharding: Any) -> Any:
+    """An array that is bound to its devices only if ``like`` is: a compiled step is compiled anew for bound ones."""
+    return jax.device_put(value, sharding) if like.committed else jnp.asarray(value)
 
 
 @lru_cache(maxsize=64)
@@ -154,7 +167,7 @@ class _Share:
 
 
 def _shares(program: Program, count: Any) -> list[_Share]:
-    with jax.enable_x64(True):
+    with in_float64():
         n = count.astype(jnp.float64) + 1.0
         weights = [jnp.asarray(rule.weight(n, OPS), jnp.float64) for rule, _ in program.moved]
         return [_Share(w, 1.0 - w, w > 0.0, w < 0.5, w >= 1.0) for w in weights]

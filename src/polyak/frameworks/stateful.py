@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from threading import RLock
 from typing import Any
 
-from polyak.averaging.parts import Parts, as_rule, rule_from_json
+from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
 from polyak.frameworks.base import Average
@@ -69,14 +69,18 @@ class StatefulAverage(Average):
         if state is None:
             self.set_state(self.rule, 0, 0)
         else:
-            self.set_state(rule_from_json(state.rule), state.count, state.skipped)
+            self.set_state(self._rule_of(state.rule), state.count, state.skipped)
+
+    def _rule_of(self, data: Any) -> Rule | Parts:
+        """A stored rule. One of the user's own is known only as that which the average has already."""
+        return self.rule if data == self.rule.to_json() else rule_from_json(data)
 
     def change_rule(self, rule: Rule | Parts | str | Mapping[str, Rule | str | None]) -> None:
         """Go on by another rule, such as a larger decay for the end of a run. Values and counts stay.
 
-        The next update is number ``count + 1`` of the new rule: what was averaged so far counts as that many updates
-        made with it, and ``immaturity`` and ``profile`` are reckoned so. In ``fit`` the change holds from the next
-        epoch on.
+        The next update is number ``count + 1`` of the new rule, and ``rule`` says both: "A until 1000 then B". So the
+        shares of the past and ``immaturity`` are those of what really happened. A rule that shall count from one again
+        is given with ``after``: "mean,after=1000" begins a new mean. In ``fit`` the change holds from the next epoch.
 
         Raises:
             RuleError: the rule is not valid, leaves out other weights than the present one, or a tf.function of yours
@@ -88,13 +92,14 @@ class StatefulAverage(Average):
             >>> module = tf.Module(); module.w = tf.Variable(0.0)
             >>> ema = polyak.EMA(module, 0.5, start="copy"); ema.update()
             >>> ema.change_rule("ema:0.75,start=copy"); _ = module.w.assign(1.0); ema.update()
-            >>> ema.values()["w"].tolist(), ema.count
-            (0.25, 2)
+            >>> ema.values()["w"].tolist(), ema.count, str(ema.rule)
+            (0.25, 2, 'ema:0.5,start=copy until 1 then ema:0.75,start=copy')
         """
         self.refuse_applied()
         new = as_rule(rule)
         refuse_other_parts(new, self.source.weights, {w.path for w in self.target.weights})
-        self.set_state(new, self.count, self.skipped)
+        paths = [w.path for w in self.source.weights]
+        self.set_state(continued(self.rule, self.count, new, paths), self.count, self.skipped)
         if self.count == 0:
             self.reset()
 
@@ -110,7 +115,7 @@ class StatefulAverage(Average):
     def compare_memo(self, text: bytes | str) -> None:
         """Warn if restored values were made under another rule than the average has now."""
         self._reported.value = None
-        restored = rule_from_json(decode_memo(text).rule)
+        restored = self._rule_of(decode_memo(text).rule)
         if restored != self.rule:
             notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
 

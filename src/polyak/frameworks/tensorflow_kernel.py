@@ -37,6 +37,9 @@ class TensorFlowOps:
     def log1p(self, x: Any) -> Any:
         return tf.math.log1p(_f64(x))
 
+    def cos(self, x: Any) -> Any:
+        return tf.cos(_f64(x))
+
     def prod(self, array: Any) -> Any:
         return tf.reduce_prod(array, axis=-1)
 
@@ -47,11 +50,19 @@ class TensorFlowOps:
 OPS = TensorFlowOps()
 
 
+# One compiled loop over a tensor reads and writes each number once; it costs some milliseconds a tensor to compile.
+_MOST_FUSED = 512
+_LEAST_FUSED = 2**20
+
+
 def move(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
     """Move each shadow of (shadow, weight) by ``w``, a float64 scalar in [0, 1], if ``go``.
 
     The same four cases as ``polyak.averaging.kernel.lerp``; a scalar decides once for all tensors.
     """
+    if _is_worth_fusing(pairs):
+        _fused(pairs, w, go)
+        return
     case = tf.cast(w > 0, tf.int32) + tf.cast(w >= 0.5, tf.int32) + tf.cast(w >= 1, tf.int32)
     branches = [_nothing, lambda: _near(pairs, w), lambda: _far(pairs, 1 - w), lambda: _copy(pairs)]
     tf.switch_case(tf.where(go, case, 0), branches)
@@ -59,6 +70,9 @@ def move(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
 
 def glide(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
     """``move`` for a weight that is known to lie between 0 and one half: a graph of a third of the size."""
+    if _is_worth_fusing(pairs):
+        _fused(pairs, w, go)
+        return
     tf.cond(go, lambda: _near(pairs, w), _nothing)
 
 
@@ -89,6 +103,31 @@ def _wide(variable: tf.Variable) -> tf.Tensor:
     return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
 
 
+def _is_worth_fusing(pairs: Pairs) -> bool:
+    """Large tensors, not too many of them, and not spread over replicas, each of which traces for itself."""
+    spread = any(isinstance(shadow, tf.distribute.DistributedValues) for shadow, _ in pairs)
+    return not spread and len(pairs) <= _MOST_FUSED and sum(s.shape.num_elements() for s, _ in pairs) >= _LEAST_FUSED
+
+
+def _fused(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
+    """``move`` as one program of XLA without branches: every case is a scalar that selects among values."""
+
+    def moved(shadow: tf.Variable, weight: tf.Variable, w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> tf.Tensor:
+        a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
+        # The largest number changes nothing, for guarded steps stay below it; but it stands between the product and
+        # the difference, which XLA would fuse into one operation that rounds once. So the bits are NumPy's.
+        near = a - tf.minimum(tf.cast(w, a.dtype) * (a - x), a.dtype.max)
+        far = x - tf.minimum(tf.cast(rest, a.dtype) * (x - a), a.dtype.max)
+        between = tf.where(w < 0.5, near, far)
+        return tf.where(go & (w > 0), tf.where(w >= 1, x, between), a)
+
+    def program(w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> None:
+        for shadow, weight in pairs:
+            shadow.assign(moved(shadow, weight, w, rest, go))
+
+    tf.function(program, jit_compile=True, autograph=False)(w, 1 - w, go)
+
+
 def _near(pairs: Pairs, w: tf.Tensor) -> None:
     by_dtype = _cast_once(w, pairs)
     for shadow, weight in pairs:
@@ -117,4 +156,5 @@ def _nothing() -> None:
 
 
 def _f64(x: Any) -> tf.Tensor:
-    return tf.cast(x, tf.float64)
+    # tf.cast would take a Python number through float32.
+    return tf.constant(x, tf.float64) if isinstance(x, int | float) else tf.cast(x, tf.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
@@ -16,10 +16,12 @@ from polyak.frameworks.adopting import Adopted
 from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers
-from polyak.keras.keeping import Best, Judge, both_sets
+from polyak.keras.keeping import Best, Judge, Marks, both_sets
 from polyak.keras.loops import Stand, neighbours
+from polyak.recalibrating import recalibrate
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import make_plan
+from polyak.transfer.receipt import Receipt
 
 Evaluate = Literal["raw", "average", "both"]
 Finish = Literal["raw", "average"]
@@ -84,7 +86,9 @@ class Averaging(keras.callbacks.Callback):
         self._rule = rule.rule if isinstance(rule, (Average, Adopted)) else as_rule(rule)
         self._average: Average | None = None
         self._moving: list[Rule | Parts] = []
+        self._made: tuple[tuple[Any, ...], Callable[..., Any]] | None = None
         self._stands: dict[str, Stand] = {}
+        self._marks: Marks | None = None
         self._validating = False
         self._all: list[Averaging] = [self]
 
@@ -113,6 +117,17 @@ class Averaging(keras.callbacks.Callback):
         """How the average moves."""
         return self._rule if self._average is None else self._average.rule
 
+    def recalibrate(self, data: Any, steps: int | None = None) -> Receipt:
+        """After ``fit``: recompute the average's batch normalisation statistics; see ``polyak.recalibrate``.
+
+        A model that ``fit`` finished with the average gets them, too; one that holds raw weights is not touched.
+        """
+        receipt = recalibrate(self.average, data, steps)
+        if self.raw is not None:
+            held = self.average.snapshot()
+            make_plan(held, framework_of(self.model).target(self.model), _partly(held, self.average)).apply()
+        return receipt
+
     # Called by Keras
 
     def set_model(self, model: Any) -> None:
@@ -129,11 +144,16 @@ class Averaging(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         _refuse_use_ema(self.model)
         self._go_on_with_raw()
-        changed = self.average.refresh()
-        if changed:
+        jumped = "" if self._marks is None else self._marks.jumped(self.average)
+        grown = self.average.refresh()
+        if grown:
+            self._all[-1]._made = None
+        for changed in filter(None, (jumped, grown)):
             notify(WeightsChanged(changed))
         self.best_epoch = None
         if self._serves_all:
+            if self.model.train_function is None:
+                raise _own_loop(self.model)
             self._move_by_rule()
             self._stand("evaluate", self._validate)
 
@@ -143,6 +163,9 @@ class Averaging(keras.callbacks.Callback):
             self._move_by_rule()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._serves_all and not self._stands["train_function"].used:
+            raise _own_loop(self.model)
+        self.average.report_skips()
         if self._judge is None:
             return
         value = self._judge.value(logs or {})
@@ -154,6 +177,7 @@ class Averaging(keras.callbacks.Callback):
         if self.best_epoch is not None:
             make_plan(self.best_epoch.raw, self.average.source, {"nonfinite": "allow"}).apply()
             make_plan(self.best_epoch.average, self.average.target, {}).apply()
+        self._marks = Marks.of(self.average)
         held = self.average.snapshot()
         warn_if_immature(held)
         if self.finish == "average":
@@ -240,10 +264,15 @@ class Averaging(keras.callbacks.Callback):
         return self._all[-1] is self
 
     def _move_by_rule(self) -> None:
+        """A step that was compiled for an earlier ``fit`` serves again where nothing that it contains has changed."""
         if "train_function" in self._stands:
             self._stands.pop("train_function").leave()
         self._moving = [c.rule for c in self._all]
-        self._stand("train_function", fitting().moving(self.model, [c.average for c in self._all]))
+        averages = [c.average for c in self._all]
+        contained = (self.model.train_function, *averages, *self._moving)
+        if self._made is None or not _are_same(self._made[0], contained):
+            self._made = contained, fitting().moving(self.model, averages)
+        self._stand("train_function", self._made[1])
 
     # Places that are taken
 
@@ -258,10 +287,22 @@ class Averaging(keras.callbacks.Callback):
         self._stands.clear()
 
 
+def _are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise ModelError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
     return value
+
+
+def _own_loop(model: Any) -> ModelError:
+    return ModelError(
+        f"fit of {type(model).__name__}: expected Keras' own loop, which calls model.train_function for each step; "
+        "received one that does not, so that the average would not move",
+        hint="make the average with polyak.EMA(model, ...) and call its update() in your loop",
+    )
 
 
 def _refuse_use_ema(model: Any) -> None:

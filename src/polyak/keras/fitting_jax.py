@@ -19,6 +19,7 @@ from polyak.frameworks.engine_jax import stepped
 from polyak.keras.fitting import Function, together, updates
 
 TRAINABLE, OTHERS, OPTIMIZER = 0, 1, 2
+_STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
 
 
 class _Fitting:
@@ -31,16 +32,15 @@ class _Fitting:
             for i in range(model.steps_per_execution):
                 try:
                     data = next(iterator)
-                except StopIteration:
-                    if i:
+                    with together(averages):
+                        logs, state, trees = step(state, [tree_of(a.held) for a in averages], data)
+                        for average, tree in zip(averages, trees, strict=True):
+                            average.held = held_from(tree)
+                except BaseException as error:
+                    if i and isinstance(error, StopIteration):
                         break
+                    _give_back(model, state)
                     raise
-                with together(averages):
-                    logs, state, trees = step(state, [tree_of(a.held) for a in averages], data)
-                    for average, tree in zip(averages, trees, strict=True):
-                        average.held = held_from(tree)
-            for average in averages:
-                average.report_skips()
             return logs, state
 
         return train_function
@@ -57,6 +57,14 @@ class _Fitting:
             return outputs, (*state[:2], *new[2:])
 
         return function
+
+
+def _give_back(model: Any, state: Any) -> None:
+    """Leave the weights where Keras looks for them when ``fit`` ends by an exception. Before the first step of an epoch
+    it has emptied its variables and noted the weights nowhere.
+    """
+    if not any(array.is_deleted() for array in jax.tree.leaves(state)):
+        model._jax_state = dict(zip(_STATE, state, strict=True))
 
 
 def _step(model: Any, averages: Sequence[Any]) -> Function:

@@ -9,8 +9,9 @@ from typing import Any
 
 from polyak.errors import ModelError
 from polyak.frameworks import Average, snapshot_of
-from polyak.manifest import AVERAGE, RAW
+from polyak.manifest import AVERAGE, RAW, digest
 from polyak.snapshot import Snapshot
+from polyak.weights import Kind
 
 _LARGER = re.compile(r"acc|auc|precision|recall|f1|f_beta|iou|r2|similarity|true_(pos|neg)")
 _SMALLER = re.compile(r"loss|err|mse|mae|mape|msle|divergence|perplexity|false_(pos|neg)|hinge|entropy")
@@ -75,3 +76,29 @@ def both_sets(average: Average) -> tuple[Snapshot, Snapshot]:
     """Copies of the raw weights and of the average."""
     raw = snapshot_of(average.source, RAW).copy()
     return raw, snapshot_of(average.target, AVERAGE, average.state).copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Digests of both sets by which one knows later whether something else has written them."""
+
+    raw: Mapping[str, str]
+    average: Mapping[str, str]
+
+    @classmethod
+    def of(cls, average: Average) -> Marks:
+        """Of the weights that are averaged, as they are now."""
+        paths = [w.path for w in average.target.weights if w.kind is Kind.TRAINABLE]
+        raw, held = ({path: digest(side.read(path)) for path in paths} for side in (average.source, average.target))
+        return cls(raw, held)
+
+    def jumped(self, average: Average) -> str:
+        """What to say of weights that were changed, but not together with their average; "" if none were."""
+        now = Marks.of(average)
+        other = [path for path, mark in self.raw.items() if now.raw.get(path, mark) != mark]
+        if not other or any(now.average.get(path, mark) != mark for path, mark in self.average.items()):
+            return ""
+        return (
+            f"{len(other)} of {len(self.raw)} weights of {average.label}, {other[0]!r} first, have been changed since "
+            "the last update; the average still is one of the old ones: average.reset() begins it anew"
+        )

@@ -1,7 +1,8 @@
 """Which loop of Keras is calling: ``fit`` with this callback in its list, or somebody else.
 
 Keras gives callbacks neither the list that they stand in nor a call when a loop ends by an exception. What polyak puts
-in the place of a model's function therefore asks who calls, each time, and steps aside for everybody else.
+in the place of a model's function therefore asks who calls, each time, and steps aside for everybody else: for a while
+where another callback of such a loop evaluates or trains, and for good where no such loop is running.
 """
 
 from __future__ import annotations
@@ -35,6 +36,15 @@ def serves(callback: Any, frame: FrameType | None) -> bool:
     return isinstance(callbacks, keras.callbacks.CallbackList) and any(c is callback for c in callbacks.callbacks)
 
 
+def is_within(callback: Any, frame: FrameType | None) -> bool:
+    """Whether a frame was called, over however many others, by a loop of Keras with this callback in its list."""
+    while frame is not None:
+        if serves(callback, frame):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Stand:
     """What stands in the place of a model's function while loops with a callback run.
 
@@ -54,10 +64,12 @@ class Stand:
         setattr(model, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if serves(self._callback, sys._getframe(1)):
+        caller = sys._getframe(1)
+        if serves(self._callback, caller):
             self.used = True
             return self._instead(*args, **kwargs)
-        self.leave()
+        if not is_within(self._callback, caller):
+            self.leave()
         return self.plain(*args, **kwargs)
 
     def leave(self) -> None:
