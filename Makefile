@@ -4,12 +4,13 @@
 #   VENV=.venv             where the environment lives
 #   WORKERS=2              test processes
 #   PYTEST_ARGS="-k kernel -x"   more arguments for pytest
-#   BENCH_ARGS="--size 64"       arguments for the benches
+#   BENCH=files BENCH_ARGS="--size 64"   which bench, and its arguments
 
 VENV        ?= .venv
 PYTHON      ?=
 WORKERS     ?= 2
 PYTEST_ARGS ?=
+BENCH       ?= files
 BENCH_ARGS  ?=
 
 BIN    := $(VENV)/bin
@@ -51,15 +52,18 @@ pytest: $(VENV)/.test ## tests and doctests alone, without slow, kill and peers;
 	KERAS_BACKEND=torch $(PYTEST) tests/keras $(PYTEST_ARGS)
 
 # pytest leaves with 5 where no test carries the mark; that is said, and is no failure.
-slow kill peers: $(VENV)/.test
+slow kill: $(VENV)/.test
 	@$(PYTEST) -m $@ $(PYTEST_ARGS) || { rc=$$?; test $$rc -eq 5 && echo "make $@: no test carries this mark"; }
 
 slow: ## tests that take minutes
 kill: ## tests that end processes in the middle of a write
-peers: ## side by side with other libraries, where these are installed
 
-bench: $(VENV)/.test ## speed and memory of readers and writers; BENCH_ARGS="--size 256 --only npz"
-	$(BIN)/python -m bench.files $(BENCH_ARGS)
+# The tools run in an environment of their own, which sees the tests' one.
+peers: $(VENV)/peers/.installed ## side by side with other libraries, which it installs; prints the figures as a table
+	POLYAK_PEERS=1 $(VENV)/peers/bin/python -m pytest tests/peers -m "peers or not peers" $(PYTEST_ARGS)
+
+bench: $(VENV)/.test ## speed and memory: BENCH=files (readers and writers) or BENCH=fit (what an average adds to a step)
+	$(BIN)/python -m bench.$(BENCH) $(BENCH_ARGS)
 
 # --- the environment -------------------------------------------------------------------------------------------------
 # A stamp stands for an installed set of pins, so nothing is done twice. The test set holds the demo's.
@@ -86,6 +90,15 @@ $(VENV)/.test: $(VENV)/bin/python requirements/demo.txt requirements/test.txt py
 	@$(PIP) install --no-deps -r requirements/test.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/.demo $@
+
+$(VENV)/peers/.installed: $(VENV)/.test requirements/peers.txt
+	@echo "Installing the tools to compare with into $(VENV)/peers ..."
+	@$(BIN)/python -m venv --clear $(VENV)/peers
+	@$(VENV)/peers/bin/python -c 'import pathlib, sys, sysconfig; place = sysconfig.get_paths()["purelib"]; \
+	  pathlib.Path(place, "tests.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+	@$(VENV)/peers/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps -r requirements/peers.txt
+	@touch $@
 
 # --- the pins --------------------------------------------------------------------------------------------------------
 # Resolved from the extras of pyproject.toml in fresh environments; the demo's are held to the tests'.

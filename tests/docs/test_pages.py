@@ -1,52 +1,52 @@
 """Every Python example of the README and of the pages in docs/ runs, page by page, in an empty directory.
 
 So do the ``$ polyak ...`` lines of console blocks, in their places between the Python; what they say must be what the
-page says, where ``...`` stands for anything.
+page says, where ``...`` stands for anything. A page that names Keras backends runs on each of them, in a process of
+its own.
 """
 
+import os
 import re
-import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-
-from polyak.cli import main
+from tests.docs import running
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"^\$ (polyak .*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
-PAGES = [
-    p
-    for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if any(kind == "python" for kind, _ in BLOCK.findall(p.read_text()))
-]
+ALL = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = [page for page in ALL if running.has_python(page)]
+HERE = [page for page in PAGES if not running.backends(page)]
+ELSEWHERE = [(page, backend) for page in PAGES for backend in running.backends(page)]
 
 
-def run_python(page, start, text, namespace):
-    line = page.read_text()[:start].count("\n") + 1
-    exec(compile("\n" * line + text, str(page), "exec"), namespace)  # noqa: S102 - our own pages
-
-
-def run_console(text):
-    for command, expected in COMMAND.findall(text):
-        done = CliRunner().invoke(main, shlex.split(command)[1:], prog_name="polyak")
-        assert done.exit_code in (0, 1), done.output
-        pattern = re.escape(expected.strip()).replace(r"\.\.\.", ".*")
-        said = "\n".join(line.rstrip() for line in done.output.strip().splitlines())
-        assert re.fullmatch(pattern, said, re.DOTALL), f"{command}\n{said}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", HERE, ids=lambda p: p.name)
 def test_the_examples_of_the_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": f"page_{page.stem}"}
-    for found in BLOCK.finditer(page.read_text()):
-        kind, text = found.groups()
-        if kind == "python":
-            run_python(page, found.start(), text, namespace)
-        else:
-            run_console(text)
+    assert running.run(page, "tensorflow")
+
+
+@pytest.mark.parametrize(("page", "backend"), ELSEWHERE, ids=[f"{page.name}-{backend}" for page, backend in ELSEWHERE])
+def test_the_examples_of_the_page_run_on(page, backend, tmp_path):
+    command = [sys.executable, "-W", "ignore", running.__file__, str(page)]
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda p: p.name)
+def test_every_block_of_python_is_seen_and_names_a_backend_that_exists(page):
+    assert len(re.findall(r"^ *```python", page.read_text(), re.MULTILINE)) == sum(
+        kind == "python" for kind, _, _ in running.BLOCK.findall(page.read_text())
+    )
+    assert set(running.backends(page)) <= set(running.BACKENDS)
+
+
+def test_the_quickstart_runs_on_every_backend():
+    assert {backend for page, backend in ELSEWHERE if page.name == "quickstart.md"} == set(running.BACKENDS)
 
 
 def test_the_pages_of_the_chores_are_listed():
@@ -54,6 +54,15 @@ def test_the_pages_of_the_chores_are_listed():
     listed = re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / "howto" / "README.md").read_text())
     assert pages == set(listed)
     assert pages <= {p.name for p in PAGES}
+
+
+def test_each_part_of_polyak_has_its_row_in_the_list_of_parts():
+    rows = re.findall(r"^\| `([\w.]+(?:/|\.py))` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    folder = ROOT / "src" / "polyak"
+    packages = {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    units = packages | {path.name for path in folder.glob("*.py")}
+    assert units == set(rows)
+    assert len(rows) == len(set(rows))
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda p: p.name)

@@ -55,6 +55,10 @@ class Engine(ABC):
     def value(self, variable: Any) -> Any:
         """The array in a Keras variable; it may change with the variable."""
 
+    def settle(self, model: Any) -> None:
+        """Bring back into a model's variables what a loop that was cut short has taken out of them."""
+        del model
+
     @abstractmethod
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
         """A new array in this dtype: the values of another, or zeros."""

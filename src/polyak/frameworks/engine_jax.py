@@ -80,6 +80,11 @@ class JaxEngine(Engine):
             )
         return value
 
+    def settle(self, model: Any) -> None:
+        # What Keras keeps of an evaluation that raised are averaged values: it would write them over the raw ones later.
+        if vars(model).get("_jax_state"):
+            model.jax_state_sync()
+
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
         return jnp.zeros_like(array, dtype=dtype, device=array.sharding) if zeros else self.cast(array, dtype)
 

@@ -278,10 +278,13 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
             self._tell_watchers(raw)
             yield
         finally:
-            for variable, _ in pairs:
-                leave(variable, owner, self.engine.hands)
-            self._tell_watchers(raw)
-            self._entered.value -= 1
+            try:
+                self.engine.settle(self.followed())
+            finally:
+                for variable, _ in pairs:
+                    leave(variable, owner, self.engine.hands)
+                self._tell_watchers(raw)
+                self._entered.value -= 1
 
     def _tell_watchers(self, raw: Described) -> None:
         for average in watchers(raw.variables.values()):

@@ -21,7 +21,8 @@ def schedule_free(model: Any) -> Snapshot:
     The model holds y = (1 - beta_1) z + beta_1 x, where gradients are taken; the optimizer's ``momentum`` is z. The
     point to evaluate and to keep is x = (y - (1 - beta_1) z) / beta_1. By the paper it is the equal mean of all z, and
     so it is on JAX; Keras 3.15 on TensorFlow and PyTorch reads z too late for that, and x is what it then makes of it.
-    Weights that are not trained are copied. No memory is taken beside the snapshot: transfer it into a second model, or save it.
+    Weights that are not trained are copied. No memory is taken beside the snapshot: transfer it into a second model, or
+    save it.
 
     Raises:
         ModelError: the optimizer is no ScheduleFreeAdamW, has made no variables yet, or beta_1 is 0.
