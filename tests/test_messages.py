@@ -126,12 +126,12 @@ CASES = {
     "no decay": Case(
         errors.RuleError,
         lambda d: polyak.EMA(module(w=1.0)),
-        "expected exactly one of decay, half_life and tau; received none of them",
+        "expected exactly one of decay, half_life, horizon and tau; received none of them",
     ),
     "two decays": Case(
         errors.RuleError,
         lambda d: polyak.EMA(module(w=1.0), decay=0.9, tau=0.1),
-        "expected exactly one of decay, half_life and tau; received decay and tau",
+        "expected exactly one of decay, half_life, horizon and tau; received decay and tau",
     ),
     "a negative decay": Case(
         errors.RuleError,
@@ -159,7 +159,8 @@ CASES = {
         errors.RuleError,
         lambda d: polyak.track(module(w=1.0), "emma:0.9"),
         "'emma:0.9': unknown rule 'emma'\n"
-        "hint: did you mean 'ema'? known rules: copy, diffusers, ema, inverse-gamma, mean, power, swa, tf, tf-models",
+        "hint: did you mean 'ema'? known rules: copy, cosine, diffusers, edm2, ema, inverse-gamma, inverse-power, linear, "
+        "mean, polynomial, power, swa, tail, tf, tf-models",
     ),
     "a rule for no weight": Case(
         errors.RuleError,

@@ -17,18 +17,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.metadata import version
 
-    from polyak import errors
+    from polyak import derived, errors, testing
     from polyak.averaging import rules
     from polyak.averaging.parse import parse
     from polyak.averaging.profile import Profile, profile
     from polyak.combine.average import Member
     from polyak.combine.difference import Difference
     from polyak.combine.finding import Finding
+    from polyak.combine.synthesis import Synthesis
     from polyak.errors import PolyakError, PolyakWarning
     from polyak.file_verbs import average, convert, diff, distances, doctor, greedy_soup, open
     from polyak.frameworks import Average
     from polyak.frameworks.adopting import adopt
+    from polyak.periodic import Snapshots
     from polyak.plan_verbs import plan, read_plan, transfer
+    from polyak.posthoc_verbs import synthesize
+    from polyak.recalibrating import recalibrate
+    from polyak.report.pictures import plot_profile
     from polyak.snapshot import Snapshot
     from polyak.targets import Target
     from polyak.transfer.plan import Plan
@@ -45,11 +50,16 @@ _HOMES = {
     "combine.average": ("Member",),
     "combine.difference": ("Difference",),
     "combine.finding": ("Finding",),
+    "combine.synthesis": ("Synthesis",),
     "errors": ("PolyakError", "PolyakWarning"),
     "file_verbs": ("average", "convert", "diff", "distances", "doctor", "greedy_soup", "open"),
     "frameworks": ("Average",),
     "frameworks.adopting": ("adopt",),
+    "periodic": ("Snapshots",),
     "plan_verbs": ("plan", "read_plan", "transfer"),
+    "posthoc_verbs": ("synthesize",),
+    "recalibrating": ("recalibrate",),
+    "report.pictures": ("plot_profile",),
     "snapshot": ("Snapshot",),
     "targets": ("Target",),
     "transfer.plan": ("Plan",),
@@ -57,7 +67,7 @@ _HOMES = {
     "transfer.stored": ("StoredPlan",),
     "verbs": ("EMA", "SWA", "PowerEMA", "save", "snapshot", "track"),
 }
-_MODULES = {"errors": "errors", "rules": "averaging.rules"}
+_MODULES = {"derived": "derived", "errors": "errors", "rules": "averaging.rules", "testing": "testing"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
@@ -102,11 +112,14 @@ __all__ = [
     "Profile",
     "Receipt",
     "Snapshot",
+    "Snapshots",
     "StoredPlan",
+    "Synthesis",
     "Target",
     "adopt",
     "average",
     "convert",
+    "derived",
     "diff",
     "distances",
     "doctor",
@@ -115,11 +128,15 @@ __all__ = [
     "open",
     "parse",
     "plan",
+    "plot_profile",
     "profile",
     "read_plan",
+    "recalibrate",
     "rules",
     "save",
     "snapshot",
+    "synthesize",
+    "testing",
     "track",
     "transfer",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,12 +14,18 @@ from polyak.averaging.parse import decay_from, parse
 from polyak.averaging.rules import (
     EMA,
     Copy,
+    CosineRamp,
     Delayed,
     DiffusersEMA,
     Every,
     InverseGamma,
+    InversePower,
+    LinearRamp,
     Mean,
+    PolynomialDecay,
     PowerEMA,
+    Scaled,
+    Splice,
     TensorFlowEMA,
     TFModels,
 )
@@ -56,6 +63,35 @@ TEXTS: list[tuple[str, Rule]] = [
     ("power:gamma=6.94", PowerEMA(6.94)),
     ("ema:0.999,every=10,after=1000", Delayed(Every(EMA(0.999), 10), 1000)),
     ("ema:0.999,after=1000,every=10", Every(Delayed(EMA(0.999), 1000), 10)),
+    ("cosine:0.996,steps=1000", CosineRamp(0.996, 1000)),
+    ("cosine:0.996,steps=5epochs,steps_per_epoch=200,final=0.999", CosineRamp(0.996, 1000, 0.999)),
+    ("linear:0.999,steps=1e3", LinearRamp(0.999, 1000)),
+    ("linear:1,steps=1000,initial=0.996,check=off", LinearRamp(1.0, 1000, 0.996)),
+    ("polynomial:eta=3", PolynomialDecay(3)),
+    ("inverse-power", InversePower()),
+    ("inverse_power:power=0.5,lag=10,freq=400", InversePower()),
+    ("edm2:sigma_rel=0.1", PowerEMA.from_sigma_rel(0.1)),
+    ("tail:last=0.25,steps=10000", Delayed(Mean(), 7500)),
+    ("tail:last=1,steps=10", Delayed(Mean(), 0)),
+    ("tail:last=0.5,steps=10epochs,steps_per_epoch=7,every=7", Every(Delayed(Mean(), 35), 7)),
+    ("inverse-gamma,scaled=8", Scaled(InverseGamma(), 8)),
+    ("ema:0.9 until 1000 then ema:0.99", Splice(((0, EMA(0.9)), (1000, EMA(0.99))))),
+    ("ema:0.9,every=2  until 10 then mean,after=10", Splice(((0, Every(EMA(0.9), 2)), (10, Delayed(Mean(), 10))))),
+    ("(mean until 10 then copy),every=5", Every(Splice(((0, Mean()), (10, Copy()))), 5)),
+    (
+        "((mean until 10 then copy),every=5) until 20 then mean",
+        Splice(((0, Every(Splice(((0, Mean()), (10, Copy()))), 5)), (20, Mean()))),
+    ),
+    ("ema:horizon=100", EMA(0.99)),
+    ("ema:half_life=500updates", EMA(2 ** (-1 / 500))),
+    ("ema:half_life=500 steps", EMA(2 ** (-1 / 500))),
+    ("ema:half_life=2000steps,accumulate=4", EMA(2 ** (-1 / 500))),
+    ("ema:half_life=2000samples,batch=64", EMA(2 ** (-64 / 2000))),
+    ("ema:half_life=2000samples,batch=16,accumulate=4", EMA(2 ** (-64 / 2000))),
+    ("ema:half_life=0.5epochs,steps_per_epoch=100", EMA(2 ** (-1 / 50))),
+    ("ema:half_life=1e6tokens,tokens_per_step=4e3", EMA(2 ** (-4e3 / 1e6))),
+    ("mean,after=2epochs,every=1epoch,steps_per_epoch=50", Every(Delayed(Mean(), 100), 50)),
+    ("mean,every=8steps,accumulate=4", Every(Mean(), 2)),
     ("ema:0.999,every=10,start=zero,every=2", Every(Every(EMA(0.999, "zero"), 10), 2)),
 ]
 
@@ -88,10 +124,10 @@ def test_a_rule_prints_its_shortest_text(rule: Rule, text: str) -> None:
 
 INSIST = "to insist, construct polyak.rules.EMA({0}) directly or write 'ema:{0},check=off'"
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
-    ({}, "expected exactly one of decay, half_life and tau; received none of them", None),
+    ({}, "expected exactly one of decay, half_life, horizon and tau; received none of them", None),
     (
         {"decay": 0.9, "tau": 0.1},
-        "expected exactly one of decay, half_life and tau; received decay and tau",
+        "expected exactly one of decay, half_life, horizon and tau; received decay and tau",
         None,
     ),
     (
@@ -148,7 +184,10 @@ def test_half_of_the_average_is_left_after_a_half_life(half_life: float) -> None
     assert decay_from(half_life=half_life) ** half_life == pytest.approx(0.5, rel=1e-6)
 
 
-KNOWN = "known rules: copy, diffusers, ema, inverse-gamma, mean, power, swa, tf, tf-models"
+KNOWN = (
+    "known rules: copy, cosine, diffusers, edm2, ema, inverse-gamma, inverse-power, linear, mean, polynomial, power, "
+    "swa, tail, tf, tf-models"
+)
 BAD_TEXTS = [
     ("emaa:0.9", "unknown rule 'emaa'", f"did you mean 'ema'? {KNOWN}"),
     ("inverse_gama", "unknown rule 'inverse_gama'", f"did you mean 'inverse-gamma'? {KNOWN}"),
@@ -171,10 +210,14 @@ BAD_TEXTS = [
     ("ema:0.9,0.99", "setting 'decay' is given twice", None),
     (
         "ema:0.9,tau=0.1",
-        "expected exactly one of decay, half_life and tau; received decay and tau",
+        "expected exactly one of decay, half_life, horizon and tau; received decay and tau",
         None,
     ),
-    ("ema:0.9,tau=0.1,check=off", "expected exactly one of decay, half_life and tau; received decay and tau", None),
+    (
+        "ema:0.9,tau=0.1,check=off",
+        "expected exactly one of decay, half_life, horizon and tau; received decay and tau",
+        None,
+    ),
     ("ema:0.9,speed=3", "rule 'ema': unknown setting 'speed'", "its settings: decay, start"),
     ("mean,tau=0.1", "rule 'mean': unknown setting 'tau'", "its settings: none"),
     ("mean,check=off", "rule 'mean': unknown setting 'check'", "its settings: none"),
@@ -196,6 +239,58 @@ BAD_TEXTS = [
     ("mean,every=1.5", "every=1.5: expected a whole number of updates", None),
     ("mean,every=0", "rule 'every': k=0: expected a whole number of updates, at least 1", None),
     ("mean,after=-1", "rule 'after': after=-1: expected a whole number of updates, at least 0", None),
+    ("ema:half_life=2000samples", "samples: expected batch= beside it, received none", "add for example batch=64"),
+    ("ema:half_life=3days", "3days: unknown unit 'days'", "units: updates, steps, epochs, samples, tokens"),
+    (
+        "ema:0.999,batch=64",
+        "batch=64: expected a quantity in samples beside it, received none",
+        "write the unit behind the number, as in half_life=2000samples; a bare number counts updates",
+    ),
+    (
+        "ema:half_life=20updates,accumulate=4",
+        "accumulate=4: expected a quantity in steps beside it, received none",
+        "write the unit behind the number, as in half_life=2000steps; a bare number counts updates",
+    ),
+    ("ema:half_life=20samples,batch=0", "batch=0: expected a number in (0, inf)", None),
+    (
+        "ema:half_life=20samples,batch=64",
+        "half_life=0.3125 is less than one update",
+        "if you mean decay=0.3125 write decay=0.3125; " + INSIST.format(repr(2 ** (-1 / 0.3125))),
+    ),
+    (
+        "mean,after=0.3epochs,steps_per_epoch=111",
+        "after=0.3epochs: expected a whole number of updates, received 33.3",
+        "write after=33, in updates",
+    ),
+    ("ema:0.99samples,batch=2", "decay=0.99samples: expected a share for each, decay=0.99/sample", None),
+    ("ema:half_life=20/sample,batch=2", "20/samples: expected a number of samples, received a rate", None),
+    ("ema:decay=1.5/sample,batch=2", "decay=1.5/samples: expected a number in (0, 1)", None),
+    ("mean,after=1e999epochs,steps_per_epoch=2", "1e999epochs=inf: expected a number in (-inf, inf)", None),
+    (
+        "ema:half_life=2samples,batch=1e-300,accumulate=1e-300",
+        "samples in an update=0: expected a number in (0, inf)",
+        None,
+    ),
+    (
+        "power:gamma=2epochs,steps_per_epoch=3",
+        "rule 'power': gamma=2epochs: expected a number in (-1, 1e15]",
+        "for example 'power:sigma_rel=0.1'",
+    ),
+    ("mean,scaled=2epochs,steps_per_epoch=3", "rule 'scaled': kappa=2epochs: expected a number in [1e-6, 1e6]", None),
+    ("ema:horizon=1.5", "horizon=1.5 is less than two updates", "if you mean decay=1.5 write decay=1.5"),
+    ("tail:last=0.5", "expected last= and steps=, received last", "for example 'tail:last=0.25,steps=10000'"),
+    ("tail:last=2,steps=10", "last=2: expected a number in (0, 1]", None),
+    ("(mean", "expected balanced parentheses, at most eight deep", None),
+    ("mean)", "expected balanced parentheses, at most eight deep", None),
+    ("(" * 900 + "mean" + ")" * 900, "expected balanced parentheses, at most eight deep", None),
+    ("(mean),start=3", "expected every, after or scaled after parentheses, received 'start'", None),
+    ("mean until soon then copy", "until=soon: expected a whole number of updates", None),
+    (
+        "mean until 10 then",
+        "expected RULE until NUMBER then RULE",
+        "for example 'ema:0.9 until 1000 then mean'",
+    ),
+    ("mean until 0 then copy", "rule 'splice': expected ascending updates that begin with 0, received [0, 0]", None),
     ("mean" + ",every=2" * 9, "rule 'every': more than 8 wrappers of one rule", None),
 ]
 
@@ -204,7 +299,7 @@ BAD_TEXTS = [
 def test_bad_texts_are_refused_with_the_text_and_a_way_out(text: str, message: str, hint: str | None) -> None:
     with pytest.raises(RuleError) as caught:
         parse(text)
-    assert caught.value.message == f"{text!r}: {message}"
+    assert caught.value.message == f"{text if len(text) <= 80 else text[:77] + '...'!r}: {message}"
     assert caught.value.hint == hint
 
 
@@ -215,7 +310,7 @@ def test_what_is_no_text_is_refused(value: Any) -> None:
     assert caught.value.message == f"expected a rule or its text, like 'ema:0.999'; received {value!r}"
 
 
-@given(st.text(max_size=30) | st.text("ema:,=.0159eryvtux- ", max_size=30).map("ema:".__add__))
+@given(st.text(max_size=30) | st.text("ema:,=.0159eryvtux- ()/", max_size=30).map("ema:".__add__))
 def test_any_text_gives_a_rule_or_a_rule_error(text: str) -> None:
     try:
         rule = parse(text)
@@ -231,3 +326,29 @@ def test_a_long_text_is_shown_short() -> None:
     with pytest.raises(RuleError) as caught:
         parse("x" * 10_000)
     assert len(str(caught.value)) < 400
+
+
+# A share that is kept for each sample is kept 64 times in a batch of 64: the closed forms of each way to say it.
+@pytest.mark.parametrize(
+    ("text", "decay"),
+    [
+        ("ema:decay=0.9999/sample,batch=8", 0.9999**8),
+        ("ema:0.9999/sample,batch=4,accumulate=2", 0.9999**8),
+        ("ema:tau=0.0001/sample,batch=8", 0.9999**8),
+        ("ema:horizon=10000samples,batch=8", 0.9999**8),
+        ("ema:decay=0.5/epoch,steps_per_epoch=100", 0.5 ** (1 / 100)),
+        ("ema:decay=0.999/step,accumulate=4", 0.999**4),
+        ("ema:half_life=1epoch,steps_per_epoch=100,accumulate=2", 0.5 ** (2 / 100)),
+        ("tf:horizon=1e9tokens,tokens_per_step=1e6", math.exp(1e6 * math.log1p(-1e-9))),
+        ("ema:0.01/sample,batch=4,check=off", 0.01**4),
+    ],
+)
+def test_a_decay_in_a_unit_is_kept_as_often_as_an_update_has_units(text: str, decay: float) -> None:
+    assert parse(text).decay == pytest.approx(decay, rel=1e-12)  # type: ignore[attr-defined]
+
+
+@given(st.floats(10, 1e6), st.integers(1, 64))
+def test_a_changed_batch_size_and_scaled_agree(samples: float, kappa: int) -> None:
+    small = parse(f"ema:half_life={samples!r}samples,batch=1,start=initial,check=off")
+    large = parse(f"ema:half_life={samples!r}samples,batch={kappa},start=initial,check=off")
+    assert small.scaled(kappa).decay == pytest.approx(large.decay, rel=1e-12)  # type: ignore[attr-defined]

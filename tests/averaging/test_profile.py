@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.averaging.strategies import rules
 
 from polyak.averaging.base import Rule
 from polyak.averaging.profile import profile
@@ -18,32 +19,10 @@ from polyak.averaging.rules import (
     EMA,
     Copy,
     Delayed,
-    DiffusersEMA,
-    Every,
-    InverseGamma,
     Mean,
     PowerEMA,
-    TensorFlowEMA,
-    TFModels,
 )
 from polyak.errors import RuleError
-
-decays = st.floats(0.0, 1.0, exclude_max=True)
-plain_rules: st.SearchStrategy[Rule] = st.one_of(
-    st.builds(EMA, decays, st.sampled_from(["copy", "initial", "debiased", "zero", "warm"])),
-    st.builds(TensorFlowEMA, decays),
-    st.builds(TFModels, decays),
-    st.builds(DiffusersEMA, decays),
-    st.builds(InverseGamma, decays, st.floats(0.1, 100), st.floats(0.1, 3)),
-    st.just(Mean()),
-    st.builds(PowerEMA, st.floats(-0.99, 50)),
-    st.just(Copy()),
-)
-rules = st.recursive(
-    plain_rules,
-    lambda inner: st.builds(Every, inner, st.integers(1, 6)) | st.builds(Delayed, inner, st.integers(0, 20)),
-    max_leaves=3,
-)
 
 
 def replayed_shares(rule: Rule, n: int) -> np.ndarray:

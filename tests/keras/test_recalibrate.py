@@ -292,3 +292,33 @@ def test_mixed_precision_keeps_its_statistics_in_float32() -> None:
     assert {str(model.get_weights()[i].dtype) for i in STATISTICS} == {"float32"}
     expected = float64_pass(model.get_weights(), [X[i : i + 32] for i in range(0, 96, 32)])
     np.testing.assert_allclose(model.get_weights()[4], expected[0], atol=0.05)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own datasets")
+def test_endless_datasets_need_steps() -> None:
+    import tensorflow as tf
+
+    model = trained()
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(24).repeat()
+    with pytest.raises(ModelError, match="expected data that end, received an endless dataset"):
+        polyak.recalibrate(model, data)
+    polyak.recalibrate(model, data, steps=4)
+    assert_recalibrated(model.get_weights(), BATCHES)
+
+
+def test_it_works_on_a_model_that_the_average_was_transferred_to() -> None:
+    ema, other = polyak.EMA(trained(), 0.9), normalising()
+    polyak.transfer(ema, other)
+    weights = bits(other)
+    polyak.recalibrate(other, iter(BATCHES))
+    assert_recalibrated(other.get_weights(), BATCHES)
+    assert [b for i, b in enumerate(bits(other)) if i not in STATISTICS] == [
+        b for i, b in enumerate(weights) if i not in STATISTICS
+    ]
+
+
+def test_a_loader_of_pytorch_gives_batches() -> None:
+    torch = pytest.importorskip("torch")
+    model, rows = trained(), torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    polyak.recalibrate(model, torch.utils.data.DataLoader(rows, batch_size=24))
+    assert_recalibrated(model.get_weights(), BATCHES)

@@ -41,6 +41,7 @@ class Ops(Protocol):
     def floor(self, x: Numbers) -> Numbers: ...
     def expm1(self, x: Numbers) -> Numbers: ...
     def log1p(self, x: Numbers) -> Numbers: ...
+    def cos(self, x: Numbers) -> Numbers: ...
     def prod(self, array: Numbers) -> Numbers: ...
     def arange(self, start: int, stop: int) -> Numbers: ...
 
@@ -78,6 +79,9 @@ class NumpyOps:
 
     def log1p(self, x: Numbers) -> Numbers:
         return np.log1p(x)
+
+    def cos(self, x: Numbers) -> Numbers:
+        return np.cos(x)
 
     def prod(self, array: Numbers) -> Numbers:
         return np.prod(array, axis=-1)
@@ -126,6 +130,11 @@ class Rule(ABC):
         return 1.0 - ops.prod(1.0 - self._at(steps, ops))
 
     @property
+    def inner(self) -> tuple[Rule, ...]:
+        """The rules that this one is made of; none for a plain rule."""
+        return ()
+
+    @property
     def origin(self) -> Origin:
         """What the shadow holds before the first update: the model's weights, or zeros."""
         return "weights"
@@ -155,6 +164,34 @@ class Rule(ABC):
         """
         return self.kept(self.anchor + 1, n)
 
+    def scaled(self, kappa: float) -> Rule:
+        """The rule for updates that stand for ``kappa`` of this rule's each, as with a ``kappa`` times larger batch.
+
+        By samples its shares are those of this rule: a decay becomes decay**kappa, what is relative to the run's length
+        stays as it is, numbers of updates are divided by kappa. A rule without such a form is wrapped in ``Scaled``.
+
+        Args:
+            kappa: new batch size / old batch size, in [1e-6, 1e6].
+
+        Raises:
+            RuleError: kappa is out of range.
+
+        Source: Busbridge et al., How to scale your EMA, arXiv 2307.13813, definition 1.2.
+
+        Example:
+            >>> from polyak.averaging.rules import EMA
+            >>> round(EMA(0.9999).scaled(8).decay, 10)
+            0.9992002799
+        """
+        kappa = real(f"rule '{self.name}': kappa", kappa, "[1e-6, 1e6]", lambda k: 1e-6 <= k <= 1e6)
+        return self if kappa == 1.0 else self._scale(kappa)
+
+    def _scale(self, kappa: float) -> Rule:
+        # The wrapper is made of rules, so it cannot be known when this module is read.
+        from polyak.averaging.wrappers import Scaled
+
+        return Scaled(self, kappa)
+
     def to_json(self) -> dict[str, Any]:
         """The rule as JSON data, read back by ``polyak.averaging.rules.from_json``."""
         return {"rule": self.name} | {field.name: getattr(self, field.name) for field in fields(self)}
@@ -162,7 +199,7 @@ class Rule(ABC):
     def __str__(self) -> str:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         settings = [plain(v) if key == "decay" else f"{key}={plain(v)}" for key, v in changed.items()]
-        if changed.get("decay", 1.0) < LEAST_USUAL_DECAY:
+        if "decay" in changed and not LEAST_USUAL_DECAY <= changed["decay"] < 1.0:
             settings.append("check=off")
         return ":".join([self.name, ",".join(settings)]) if settings else self.name
 
@@ -225,6 +262,24 @@ def count(what: str, value: object, least: int) -> int:
 def set_count(rule: Rule, field: str, least: int) -> None:
     """Make a field of a new rule an int; RuleError as ``count``."""
     object.__setattr__(rule, field, count(f"rule '{rule.name}': {field}", getattr(rule, field), least))
+
+
+def kept_smoothly(rule: Rule, first: int, last: int, edges: Float64) -> float:
+    """``rule.kept`` over a long stretch, by the midpoints of blocks in which the weight hardly changes.
+
+    Args:
+        edges: numbers at which blocks may begin, ascending; those within the stretch are used.
+
+    Example:
+        >>> from polyak.averaging.rules import Mean
+        >>> round(kept_smoothly(Mean(), 1001, 2000, np.arange(1.0, 3000.0)), 9)
+        0.5
+    """
+    inner = np.floor(edges[(edges > first) & (edges <= last)])
+    edges = np.unique(np.concatenate([[first], inner, [last + 1.0]]))
+    middle = (edges[:-1] + edges[1:] - 1.0) / 2.0
+    with np.errstate(divide="ignore"):
+        return float(np.exp(np.sum(np.diff(edges) * np.log1p(-rule.weight(middle)))))
 
 
 def required(rule: type[Rule]) -> list[str]:

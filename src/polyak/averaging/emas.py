@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 import numpy as np
 
-from polyak.averaging.base import Numbers, Ops, Origin, Rule, set_real
+from polyak.averaging.base import Numbers, Ops, Origin, Rule, kept_smoothly, set_real
 from polyak.errors import RuleError
 
 Start: TypeAlias = Literal["copy", "initial", "debiased", "zero", "warm"]
@@ -33,6 +33,16 @@ def _ramp_kept(first: int, last: int, c: int, decay: float) -> float:
     if turn < first:
         return rest
     return rest * math.prod((first + c - 9 + j) / (turn + c - 8 + j) for j in range(9))
+
+
+def scaled_decay(decay: float, kappa: float) -> float:
+    """decay**kappa.
+
+    Example:
+        >>> scaled_decay(0.81, 0.5)
+        0.9
+    """
+    return float(decay**kappa)
 
 
 def _forgotten(decay: float, k: int) -> float:
@@ -119,6 +129,9 @@ class EMA(Rule):
             share *= _forgotten(self.decay, first - 1) / _forgotten(self.decay, last)
         return share
 
+    def _scale(self, kappa: float) -> Rule:
+        return EMA(scaled_decay(self.decay, kappa), self.start)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -146,6 +159,9 @@ class TensorFlowEMA(Rule):
 
     def kept(self, first: int, last: int) -> float:
         return _ramp_kept(first, last, 10, self.decay) if last >= first else 1.0
+
+    def _scale(self, kappa: float) -> Rule:
+        return TensorFlowEMA(scaled_decay(self.decay, kappa))
 
 
 @final
@@ -176,6 +192,9 @@ class TFModels(Rule):
 
     def kept(self, first: int, last: int) -> float:
         return _ramp_kept(first, last, 10, self.decay) if last >= first else 1.0
+
+    def _scale(self, kappa: float) -> Rule:
+        return TFModels(scaled_decay(self.decay, kappa))
 
 
 @final
@@ -208,6 +227,9 @@ class DiffusersEMA(Rule):
         if last < first:
             return 1.0
         return _ramp_kept(first, last, 9, self.decay) if first > 1 else 0.0
+
+    def _scale(self, kappa: float) -> Rule:
+        return DiffusersEMA(scaled_decay(self.decay, kappa))
 
 
 @final
@@ -256,7 +278,4 @@ class InverseGamma(Rule):
             return Rule.kept(self, first, last) if first > 1 or last < first else 0.0
         # Blocks of 1e-4 of the update's number: the weight is smooth enough that its midpoint stands for the block.
         count = math.ceil(1e4 * math.log((last + 1) / first)) + 1
-        edges = np.unique(np.floor(np.geomspace(first, last + 1, count)))
-        middle = (edges[:-1] + edges[1:] - 1.0) / 2.0
-        with np.errstate(divide="ignore"):
-            return float(np.exp(np.sum(np.diff(edges) * np.log1p(-self.weight(middle)))))
+        return kept_smoothly(self, first, last, np.geomspace(first, last + 1, count))

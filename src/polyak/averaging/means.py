@@ -40,6 +40,9 @@ class Mean(Rule):
     def kept(self, first: int, last: int) -> float:
         return max(first - 1, 0) / last if last >= first else 1.0
 
+    def _scale(self, kappa: float) -> Rule:
+        return self
+
 
 def _sigma_rel(gamma: float) -> float:
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
@@ -110,6 +113,67 @@ class PowerEMA(Rule):
     def kept(self, first: int, last: int) -> float:
         return float((max(first - 1, 0) / last) ** (self.gamma + 1.0)) if last >= first else 1.0
 
+    def _scale(self, kappa: float) -> Rule:
+        return self
+
+
+def _fallen(x: float, s: float) -> float:
+    """Ln gamma(x + s) - ln gamma(x), for x of at least 64, by Stirling's series: no difference of large numbers."""
+
+    def rest(z: float) -> float:
+        return (1.0 / 12.0 - (1.0 / 360.0 - 1.0 / (1260.0 * z * z)) / (z * z)) / z
+
+    return (x + s - 0.5) * math.log1p(s / x) + s * (math.log(x) - 1.0) + rest(x + s) - rest(x)
+
+
+_FEW = 64
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PolynomialDecay(Rule):
+    """Polynomial-decay averaging: the newest gets (eta + 1) / (n + eta). eta = 0 is the equal mean.
+
+    Args:
+        eta: how fast old values fade, in [0, 1e4]; the value at time t has about the density t**eta.
+
+    Source: Shamir & Zhang, Stochastic gradient descent for non-smooth optimization, ICML 2013, arXiv 1212.1824,
+    section 4.
+
+    Example:
+        >>> [round(float(PolynomialDecay(3).weight(n)), 6) for n in (1, 2, 3)]
+        [1.0, 0.8, 0.666667]
+        >>> print(PolynomialDecay(3))
+        polynomial:eta=3
+    """
+
+    name: ClassVar[str] = "polynomial"
+    eta: float
+
+    def __post_init__(self) -> None:
+        set_real(self, "eta", "[0, 1e4]", lambda eta: 0 <= eta <= 1e4)
+
+    @property
+    def anchor(self) -> int:
+        return 1
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        # The quotient of n = 1 is exactly 1.
+        return (self.eta + 1.0) / (n + self.eta)
+
+    def kept(self, first: int, last: int) -> float:
+        if first <= 1 or last < first:
+            return 1.0 if last < first else 0.0
+        # The product of (i - 1) / (i + eta): one by one where Stirling's series is coarse, then as gammas.
+        turn = min(last, max(first - 1, _FEW))
+        share = Rule.kept(self, first, turn)
+        if turn < last:
+            share *= math.exp(_fallen(turn, self.eta + 1.0) - _fallen(last, self.eta + 1.0))
+        return share
+
+    def _scale(self, kappa: float) -> Rule:
+        return self
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -129,3 +193,6 @@ class Copy(Rule):
 
     def kept(self, first: int, last: int) -> float:
         return 0.0 if last >= first else 1.0
+
+    def _scale(self, kappa: float) -> Rule:
+        return self

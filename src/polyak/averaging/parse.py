@@ -1,4 +1,4 @@
-"""Rules as text ("ema:0.999,every=10") and decays as people give them (decay, half_life or tau)."""
+"""Rules as text: "ema:0.999,every=10", "ema:half_life=2000samples,batch=64", "ema:0.9 until 1000 then mean"."""
 
 from __future__ import annotations
 
@@ -7,100 +7,45 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from polyak.averaging.base import LEAST_USUAL_DECAY, Rule, plain, real
+from polyak.averaging.base import Rule, plain, real
+from polyak.averaging.decays import USUAL, converted, decay_from, paced, single
+from polyak.averaging.means import Mean
 from polyak.averaging.rules import RULES, WRAPPERS, PowerEMA, build
+from polyak.averaging.splice import Splice
+from polyak.averaging.units import PACE, Pace, Quantity, quantity, refuse_idle
+from polyak.averaging.wrappers import Delayed
 from polyak.errors import RuleError
 
-_ALIASES = {"swa": "mean"}
-_USUAL = {"decay": "[0.5, 1)", "half_life": "[1, inf)", "tau": "(0, 0.5]"}
+__all__ = ["decay_from", "parse"]
 
-
-def decay_from(*, decay: float | None = None, half_life: float | None = None, tau: float | None = None) -> float:
-    """The decay from exactly one of three ways to give it; values that probably mean something else are refused.
-
-    Args:
-        decay: share of the average kept at each update, in [0.5, 1). Keras calls it ``ema_momentum``.
-        half_life: number of updates after which half is left, at least 1: decay = 2**(-1 / half_life).
-        tau: share of the newest value, in (0, 0.5]: decay = 1 - tau. mmcv calls it ``momentum``.
-
-    Raises:
-        RuleError: none or several are given, or the value is out of range, or suspicious; the hint says its likely
-            meaning and how to insist.
-
-    Example:
-        >>> decay_from(decay=0.999), decay_from(tau=0.25), round(decay_from(half_life=500), 9)
-        (0.999, 0.75, 0.998614666)
-        >>> decay_from(decay=99.9)
-        Traceback (most recent call last):
-        polyak.errors.RuleError: decay=99.9 is above 1
-        hint: if you mean 99.9 percent write decay=0.999
-    """
-    pairs = {"decay": decay, "half_life": half_life, "tau": tau}
-    key, value = _single({key: value for key, value in pairs.items() if value is not None})
-    number = real(key, value, _USUAL[key], lambda x: x > 0 or (key == "decay" and x == 0))
-    {"decay": _check_decay, "half_life": _check_half_life, "tau": _check_tau}[key](number)
-    return _convert(key, number)
-
-
-def _single(given: dict[str, Any]) -> tuple[str, Any]:
-    if len(given) != 1:
-        received = " and ".join(given) or "none of them"
-        raise RuleError(f"expected exactly one of decay, half_life and tau; received {received}")
-    return next(iter(given.items()))
-
-
-def _convert(key: str, number: float) -> float:
-    decay = {"decay": number, "half_life": 2.0 ** (-1.0 / number) if number else 0.0, "tau": 1.0 - number}[key]
-    if decay == 1.0 and key != "decay":
-        raise RuleError(f"{key}={plain(number)} is a decay of 1 in float64: the average would never move")
-    return decay
-
-
-def _insist(decay: float) -> str:
-    return f"to insist, construct polyak.rules.EMA({plain(decay)}) directly or write 'ema:{plain(decay)},check=off'"
-
-
-def _forgets(key: str, number: float, decay: float) -> str:
-    return f"{key}={plain(number)} would forget {100 * (1 - decay):.10g}% of the average at each update"
-
-
-def _check_decay(decay: float) -> None:
-    if decay == 0.0:
-        raise RuleError("decay=0 is a copy of the newest weights", hint=f"write the rule 'copy'; {_insist(decay)}")
-    if decay < LEAST_USUAL_DECAY:
-        meant = f"if you mean tau={plain(decay)} write tau={plain(decay)}, i.e. decay={1 - decay:.12g}"
-        raise RuleError(_forgets("decay", decay, decay), hint=f"{meant}; {_insist(decay)}")
-    if decay == 1.0:
-        raise RuleError("decay=1 would never move the average", hint="write a decay below 1, such as decay=0.999")
-    if decay > 1.0:
-        percent = f"if you mean {plain(decay)} percent write decay={decay / 100:.12g}"
-        updates = f"if you mean {plain(decay)} updates write half_life={plain(decay)}"
-        raise RuleError(f"decay={plain(decay)} is above 1", hint=percent if 50 <= decay < 100 else updates)
-
-
-def _check_tau(tau: float) -> None:
-    if tau > 1.0:
-        raise RuleError(f"tau={plain(tau)} is above 1", hint="tau is the share of the newest value, such as tau=0.001")
-    if tau == 1.0:
-        raise RuleError("tau=1 is a copy of the newest weights", hint=f"write the rule 'copy'; {_insist(0.0)}")
-    if tau > 1.0 - LEAST_USUAL_DECAY:
-        meant = f"if you mean decay={plain(tau)} write decay={plain(tau)}, i.e. tau={1 - tau:.12g}"
-        raise RuleError(_forgets("tau", tau, 1 - tau), hint=f"{meant}; {_insist(1 - tau)}")
-
-
-def _check_half_life(half_life: float) -> None:
-    if half_life < 1.0:
-        meant = f"if you mean decay={plain(half_life)} write decay={plain(half_life)}"
-        insist = _insist(_convert("half_life", half_life))
-        raise RuleError(f"half_life={plain(half_life)} is less than one update", hint=f"{meant}; {insist}")
+_ALIASES = {"swa": "mean", "edm2": "power"}
+_TAIL = "tail"
+_COUNTS = ("steps", "freq")
+_EXAMPLES = {
+    "power": "power:sigma_rel=0.1",
+    "mean": "mean,every=100",
+    "copy": "copy,every=1000",
+    "polynomial": "polynomial:eta=3",
+    "cosine": "cosine:0.996,steps=100000",
+    "linear": "linear:0.999,steps=1000",
+    "inverse-power": "inverse-power:power=0.5,lag=10,freq=400",
+    _TAIL: "tail:last=0.25,steps=10000",
+}
+_UNTIL = re.compile(r"\s+until\s+(\S+)\s+then\s+")
+_DEEPEST = 8
 
 
 def parse(text: str | Rule) -> Rule:
     """The rule that a text describes; a Rule is returned as it is.
 
     The name, then settings after ``:`` or ``,`` as ``key=value``; a decay needs no key and may be given as
-    ``half_life`` or ``tau``. ``every=k`` and ``after=n`` wrap what stands before them. A decay below 0.5 is taken for
-    a mistake unless ``check=off`` stands beside it, which ``str(rule)`` writes where it is needed.
+    ``half_life``, ``horizon`` or ``tau``. ``every=k``, ``after=n`` and ``scaled=kappa`` wrap what stands before them.
+    A decay below 0.5 is taken for a mistake unless ``check=off`` stands beside it, which ``str(rule)`` writes where it
+    is needed. ``A until 1000 then B`` is rule A up to update 1000 and rule B, with the same count, after it.
+
+    A number counts updates, unless a unit follows it: ``half_life=2000samples``, ``after=2epochs``,
+    ``decay=0.9999/sample``. The run's pace then stands beside it: ``batch`` (samples in a step), ``steps_per_epoch``,
+    ``tokens_per_step``, and ``accumulate`` (steps in one update of the optimizer). The rule itself knows updates alone.
 
     Raises:
         RuleError: the name or a setting is unknown, missing, repeated, out of range or suspicious.
@@ -112,6 +57,10 @@ def parse(text: str | Rule) -> Rule:
         Delayed(rule=Every(rule=EMA(decay=0.999, start='warm'), k=10), after=1000)
         >>> round(parse("power:sigma_rel=0.1").gamma, 6)
         6.937204
+        >>> parse("ema:half_life=2000samples,batch=64") == parse("ema:half_life=31.25")
+        True
+        >>> print(parse("tail:last=0.25,steps=10000"))
+        mean,after=7500
     """
     if isinstance(text, Rule):
         return text
@@ -125,20 +74,75 @@ def parse(text: str | Rule) -> Rule:
 
 
 def _parse(text: str) -> Rule:
+    masked = _masked(text)
+    found = list(_UNTIL.finditer(masked))
+    if not found:
+        return _one(text)
+    starts = [0, *(m.end() for m in found)]
+    ends = [*(m.start() for m in found), len(text)]
+    rules = [_one(text[start:end]) for start, end in zip(starts, ends, strict=True)]
+    after = [0, *(_count("until", m.group(1)) for m in found)]
+    return Splice(tuple(zip(after, rules, strict=True)))
+
+
+def _masked(text: str) -> str:
+    """The text with what stands in parentheses made blank-free, so that only the outermost words are seen."""
+    depth, shown = 0, []
+    for letter in text:
+        depth += letter == "("
+        shown.append("." if depth else letter)
+        depth -= letter == ")"
+        if not 0 <= depth <= _DEEPEST:
+            raise RuleError("expected balanced parentheses, at most eight deep")
+    if depth:
+        raise RuleError("expected balanced parentheses, at most eight deep")
+    return "".join(shown)
+
+
+def _one(text: str) -> Rule:
+    text = text.strip()
+    if text.startswith("("):
+        end = len(text) - len(_masked(text).lstrip("."))
+        return _wrapped(_parse(text[1 : end - 1]), _Settings("", text[end:].lstrip(",:") or None))
+    if re.search(r"\s(until|then)\b", text):
+        raise RuleError("expected RULE until NUMBER then RULE", hint="for example 'ema:0.9 until 1000 then mean'")
     name, *rest = re.split("[:,]", text, maxsplit=1)
     name = _rule_name(name.strip())
-    settings: dict[str, Any] = {}
-    wrappers: list[tuple[str, int]] = []
-    for key, value in _pairs(name, rest[0] if rest else None):
-        if key in WRAPPERS:
-            wrappers.append((key, _count(key, value)))
-        elif key in settings:
-            raise RuleError(f"setting {key!r} is given twice")
+    settings = _Settings(name, rest[0] if rest else None)
+    rule = _tail(settings) if name == _TAIL else _plain_rule(name, settings)
+    return _wrapped(rule, settings)
+
+
+class _Settings:
+    """The settings of one text: those of the rule, the wrappers in their order, and the run's pace."""
+
+    def __init__(self, name: str, text: str | None) -> None:
+        self.plain: dict[str, Any] = {}
+        self.wrappers: list[tuple[str, str]] = []
+        given: dict[str, Any] = {}
+        for key, value in _pairs(name, text):
+            if key in WRAPPERS:
+                self.wrappers.append((key, value))
+                continue
+            into = given if key in PACE else self.plain
+            if key in into:
+                raise RuleError(f"setting {key!r} is given twice")
+            into[key] = _value(value)
+        if not name and self.plain:
+            raise RuleError(f"expected every, after or scaled after parentheses, received {next(iter(self.plain))!r}")
+        units = {q.unit for q in self.plain.values() if isinstance(q, Quantity)}
+        units |= {q.unit for _, v in self.wrappers if isinstance(q := _value(v), Quantity)}
+        self.pace = Pace(**given)
+        refuse_idle(given, units)
+
+
+def _wrapped(rule: Rule, settings: _Settings) -> Rule:
+    for key, value in settings.wrappers:
+        if key == "scaled":
+            rule = build(key, {"rule": rule, "kappa": _value(value)})
         else:
-            settings[key] = _value(value)
-    rule = _plain_rule(name, settings)
-    for key, count in wrappers:
-        rule = build(key, {"rule": rule, "k" if key == "every" else key: count})
+            number = _count(key, value, settings.pace)
+            rule = build(key, {"rule": rule, "k" if key == "every" else key: number})
     return rule
 
 
@@ -147,17 +151,17 @@ def _pairs(name: str, rest: str | None) -> Iterator[tuple[str, str]]:
         key, equals, value = (part.strip() for part in item.partition("="))
         if equals:
             yield key, value
-        elif "decay" in RULES[name].__dataclass_fields__ and key:
+        elif name in RULES and "decay" in RULES[name].__dataclass_fields__ and key:
             yield "decay", key
         else:
-            raise RuleError(f"expected settings as key=value; received {key!r}", hint=_example(name))
+            raise RuleError(f"expected settings as key=value; received {key!r}", hint=_example(name or "mean"))
 
 
 def _rule_name(name: str) -> str:
-    known = sorted([*RULES, *_ALIASES])
+    known = sorted([*RULES, *_ALIASES, _TAIL])
     plain_name = name.lower().replace("_", "-")
     plain_name = _ALIASES.get(plain_name, plain_name)
-    if plain_name in RULES:
+    if plain_name in RULES or plain_name == _TAIL:
         return plain_name
     if isinstance(_value(name), float):
         raise RuleError(f"unknown rule {name[:40]!r}", hint=f"did you mean 'ema:{name}'?")
@@ -166,45 +170,76 @@ def _rule_name(name: str) -> str:
     raise RuleError(f"unknown rule {name[:40]!r}", hint=f"{guess}known rules: {', '.join(known)}")
 
 
-def _value(text: str) -> float | str:
+def _value(text: str) -> float | str | Quantity:
     try:
         return float(text)
     except ValueError:
-        return text
+        return quantity(text) or text
 
 
-def _count(key: str, value: str) -> int:
+def _count(key: str, value: str, pace: Pace | None = None) -> int:
     try:
         return int(value)
     except ValueError:
-        raise RuleError(f"{key}={value}: expected a whole number of updates") from None
+        given = quantity(value)
+    if given is None:
+        raise RuleError(f"{key}={value}: expected a whole number of updates")
+    return (pace or Pace()).whole(key, given)
 
 
 def _example(name: str) -> str:
-    texts = {"power": "power:sigma_rel=0.1", "mean": "mean,every=100", "copy": "copy,every=1000"}
-    return f"for example {texts.get(name, f'{name}:0.999')!r}"
+    return f"for example {_EXAMPLES.get(name, f'{name}:0.999')!r}"
 
 
-def _plain_rule(name: str, settings: dict[str, Any]) -> Rule:
+def _plain_rule(name: str, given: _Settings) -> Rule:
+    settings = given.plain
     if name == "power" and "sigma_rel" in settings:
         if len(settings) > 1:
             raise RuleError("expected sigma_rel or gamma alone", hint=_example(name))
         return PowerEMA.from_sigma_rel(settings["sigma_rel"])
+    _settle_counts(settings, given.pace)
     if "decay" in RULES[name].__dataclass_fields__:
-        _settle_decay(settings)
+        _settle_decay(settings, given.pace)
     try:
         return build(name, settings)
     except RuleError as error:
         raise RuleError(error.message, hint=error.hint or _example(name)) from None
 
 
-def _settle_decay(settings: dict[str, Any]) -> None:
-    given = {key: settings.pop(key) for key in _USUAL if key in settings}
+def _tail(given: _Settings) -> Rule:
+    """The mean of the last share of a run of known length."""
+    settings = given.plain
+    _settle_counts(settings, given.pace)
+    if set(settings) != {"last", "steps"}:
+        received = ", ".join(settings) or "none"
+        raise RuleError(f"expected last= and steps=, received {received}", hint=_example(_TAIL))
+    steps = settings["steps"]
+    if not isinstance(steps, int) or steps < 1:
+        raise RuleError(f"steps={plain(steps)}: expected a whole number of updates, at least 1")
+    share = real("last", settings["last"], "(0, 1]", lambda x: 0 < x <= 1)
+    return Delayed(Mean(), round(steps * (1.0 - share)))
+
+
+def _settle_counts(settings: dict[str, Any], pace: Pace) -> None:
+    for key in _COUNTS:
+        value = settings.get(key)
+        if isinstance(value, Quantity):
+            settings[key] = pace.whole(key, value)
+        elif isinstance(value, float) and value.is_integer():
+            settings[key] = int(value)
+
+
+def _settle_decay(settings: dict[str, Any], pace: Pace) -> None:
+    given = {key: settings.pop(key) for key in USUAL if key in settings}
     check = settings.pop("check", "on")
     if check not in ("on", "off"):
         raise RuleError(f"check={plain(check)}: expected on or off")
-    if given and check == "on":
-        settings["decay"] = decay_from(**given)
-    elif given:
-        key, value = _single(given)
-        settings["decay"] = _convert(key, real(key, value, "[0, inf)", lambda x: x >= 0))
+    if not given:
+        return
+    key, value = single(given)
+    if isinstance(value, Quantity):
+        key, value = paced(key, value, pace)
+    if check == "on":
+        settings["decay"] = decay_from(**{key: value})
+    else:
+        settings["decay"] = converted(key, real(key, value, "[0, inf)", lambda x: x >= 0))

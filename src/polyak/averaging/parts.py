@@ -8,6 +8,7 @@ from typing import Any
 
 from polyak.averaging.parse import parse
 from polyak.averaging.rules import Rule, from_json
+from polyak.averaging.splice import spliced
 from polyak.errors import RuleError
 from polyak.weights import glob_match, unmatched_globs
 
@@ -58,6 +59,35 @@ class Parts:
 
     def __str__(self) -> str:
         return "{" + ", ".join(f"{glob}: {rule or 'left out'}" for glob, rule in self.entries) + "}"
+
+
+def continued(rule: Rule | Parts, count: int, then: Rule | Parts, paths: Iterable[str]) -> Rule | Parts:
+    """The rule of an average that moved by ``rule`` for ``count`` updates and goes on with ``then``.
+
+    Args:
+        paths: the weights; asked for where the two name their parts by different globs.
+
+    Example:
+        >>> print(continued(parse("mean"), 10, Parts.of({"head/*": "copy", "*": "mean"}), ["a/kernel", "head/bias"]))
+        {a/kernel: mean, head/bias: mean until 10 then copy}
+    """
+    if isinstance(rule, Rule) and isinstance(then, Rule):
+        return spliced(rule, count, then)
+    if isinstance(rule, Parts) and isinstance(then, Parts) and _globs(rule) == _globs(then):
+        return Parts(tuple((g, _after(a, count, b)) for (g, a), (_, b) in zip(rule.entries, then.entries, strict=True)))
+    return Parts(tuple((p, _after(_of(rule, p), count, _of(then, p))) for p in paths)) if count else then
+
+
+def _globs(parts: Parts) -> list[str]:
+    return [glob for glob, _ in parts.entries]
+
+
+def _of(rule: Rule | Parts, path: str) -> Rule | None:
+    return rule.rule_of(path) if isinstance(rule, Parts) else rule
+
+
+def _after(rule: Rule | None, count: int, then: Rule | None) -> Rule | None:
+    return None if rule is None or then is None else spliced(rule, count, then)
 
 
 def rule_from_json(data: Any) -> Rule | Parts:

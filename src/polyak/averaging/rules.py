@@ -8,8 +8,10 @@ from typing import Any
 
 from polyak.averaging.base import NUMPY, Ops, Rule, required
 from polyak.averaging.emas import EMA, DiffusersEMA, InverseGamma, TensorFlowEMA, TFModels
-from polyak.averaging.means import Copy, Mean, PowerEMA
-from polyak.averaging.wrappers import Delayed, Every
+from polyak.averaging.means import Copy, Mean, PolynomialDecay, PowerEMA
+from polyak.averaging.ramps import CosineRamp, InversePower, LinearRamp
+from polyak.averaging.splice import Splice
+from polyak.averaging.wrappers import Delayed, Every, Scaled
 from polyak.errors import RuleError
 
 __all__ = [
@@ -18,24 +20,32 @@ __all__ = [
     "RULES",
     "WRAPPERS",
     "Copy",
+    "CosineRamp",
     "Delayed",
     "DiffusersEMA",
     "Every",
     "InverseGamma",
+    "InversePower",
+    "LinearRamp",
     "Mean",
     "Ops",
+    "PolynomialDecay",
     "PowerEMA",
     "Rule",
+    "Scaled",
+    "Splice",
     "TFModels",
     "TensorFlowEMA",
     "build",
     "from_json",
 ]
 
-RULES: Mapping[str, type[Rule]] = {
-    rule.name: rule for rule in (EMA, TensorFlowEMA, DiffusersEMA, InverseGamma, TFModels, Mean, PowerEMA, Copy)
-}
-WRAPPERS: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Every, Delayed)}
+_EMAS = (EMA, TensorFlowEMA, DiffusersEMA, InverseGamma, TFModels, CosineRamp, LinearRamp, InversePower)
+_MEANS = (Mean, PowerEMA, PolynomialDecay, Copy)
+RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in (*_EMAS, *_MEANS)}
+WRAPPERS: Mapping[str, type[Rule]] = {rule.name: rule for rule in (Every, Delayed, Scaled)}
+
+_DEEPEST = 8
 
 
 def build(name: str, settings: Mapping[str, Any]) -> Rule:
@@ -75,6 +85,10 @@ def from_json(data: Mapping[str, Any]) -> Rule:
         >>> from_json(rule.to_json()) == rule
         True
     """
+    return _from_json(data, 0)
+
+
+def _from_json(data: Any, depth: int) -> Rule:
     layers: list[tuple[str, dict[str, Any]]] = []
     inner: Any = data
     while isinstance(inner, Mapping) and isinstance(inner.get("rule"), str):
@@ -84,7 +98,17 @@ def from_json(data: Mapping[str, Any]) -> Rule:
     if not layers or inner is not None:
         raise RuleError(f"expected a rule as JSON, like {{'rule': 'mean'}}; received {inner!r:.80}")
     name, settings = layers.pop()
-    rule = build(name, settings)
+    rule = _splice_from(settings, depth + 1) if name == Splice.name else build(name, settings)
     for name, settings in reversed(layers):
         rule = build(name, {"rule": rule, **settings})
     return rule
+
+
+def _splice_from(settings: Mapping[str, Any], depth: int) -> Rule:
+    pieces = settings.get("pieces")
+    if not isinstance(pieces, list | tuple) or len(settings) > 1 or depth > _DEEPEST:
+        raise RuleError("rule 'splice': expected pieces, like [[0, RULE], [1000, RULE]], at most eight deep")
+    for piece in pieces:
+        if not isinstance(piece, list | tuple) or len(piece) != 2:
+            raise RuleError(f"rule 'splice': expected a piece like [1000, RULE], received {piece!r:.80}")
+    return Splice(tuple((after, _from_json(rule, depth)) for after, rule in pieces))

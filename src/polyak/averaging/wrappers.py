@@ -1,27 +1,36 @@
-"""Rules made of another rule: moving at every k-th update only, and starting late."""
+"""Rules made of another rule: moving at every k-th update only, starting late, at another batch size."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import numpy as np
 
-from polyak.averaging.base import Float64, Numbers, Ops, Origin, Rule, set_count
+from polyak.averaging.base import Float64, Numbers, Ops, Origin, Rule, plain, set_count, set_real
 from polyak.errors import RuleError
 
 _DEEPEST = 8
 
 
-def _depth(rule: Rule) -> int:
-    return 1 + _depth(rule.rule) if isinstance(rule, Every | Delayed) else 0
+def depth(rule: Rule) -> int:
+    """How many wrappers lie around the rule within.
+
+    Example:
+        >>> from polyak.averaging.rules import Mean
+        >>> depth(Every(Delayed(Mean(), 3), 2))
+        2
+    """
+    return 1 + max(map(depth, rule.inner)) if rule.inner else 0
 
 
-def _check_inner(outer: str, rule: object) -> None:
+def check_inner(outer: str, rule: object) -> None:
+    """Raise RuleError for what is no rule, or is wrapped too often."""
     # The limit keeps a hostile manifest from exhausting the stack wherever a rule is compared or printed.
     if not isinstance(rule, Rule):
         raise RuleError(f"rule '{outer}': expected a Rule inside, received {rule!r:.80}")
-    if _depth(rule) >= _DEEPEST:
+    if depth(rule) >= _DEEPEST:
         raise RuleError(f"rule '{outer}': more than {_DEEPEST} wrappers of one rule")
 
 
@@ -49,8 +58,12 @@ class Every(Rule):
     k: int
 
     def __post_init__(self) -> None:
-        _check_inner(self.name, self.rule)
+        check_inner(self.name, self.rule)
         set_count(self, "k", 1)
+
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        return (self.rule,)
 
     @property
     def origin(self) -> Origin:
@@ -77,8 +90,12 @@ class Every(Rule):
     def to_json(self) -> dict[str, Any]:
         return {"rule": self.name, "of": self.rule.to_json(), "k": self.k}
 
+    def _scale(self, kappa: float) -> Rule:
+        """The interval stays the nearest one, in updates; the shares do not depend on it."""
+        return Every(self.rule.scaled(kappa), max(round(self.k / kappa), 1))
+
     def __str__(self) -> str:
-        return f"{self.rule},every={self.k}"
+        return f"{inside(self.rule)},every={self.k}"
 
 
 @final
@@ -103,8 +120,12 @@ class Delayed(Rule):
     after: int
 
     def __post_init__(self) -> None:
-        _check_inner(self.name, self.rule)
+        check_inner(self.name, self.rule)
         set_count(self, "after", 0)
+
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        return (self.rule,)
 
     @property
     def origin(self) -> Origin:
@@ -130,5 +151,99 @@ class Delayed(Rule):
     def to_json(self) -> dict[str, Any]:
         return {"rule": self.name, "of": self.rule.to_json(), "after": self.after}
 
+    def _scale(self, kappa: float) -> Rule:
+        return Delayed(self.rule.scaled(kappa), round(self.after / kappa))
+
     def __str__(self) -> str:
-        return f"{self.rule},after={self.after}"
+        return f"{inside(self.rule)},after={self.after}"
+
+
+# Where an update's end falls on that of another but for rounding, nothing of it is left over.
+_SLACK = 1e-9
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Scaled(Rule):
+    """Each update stands for ``kappa`` updates of another rule, as with a kappa times larger batch.
+
+    Update m covers the other's updates (m - 1) kappa ... m kappa; of one that lies partly within, what it keeps is
+    taken to the power of that part. ``rule.scaled(kappa)`` gives a rule of its own where there is one.
+
+    Args:
+        rule: the rule at the other batch size.
+        kappa: this batch size / the other, in [1e-6, 1e6].
+
+    Source: Busbridge et al., How to scale your EMA, arXiv 2307.13813, for weights that change.
+
+    Example:
+        >>> from polyak.averaging.rules import InverseGamma
+        >>> rule = InverseGamma()
+        >>> float(Scaled(rule, 4).weight(5)) == float(rule.merged(20, 4))
+        True
+        >>> print(Scaled(rule, 4))
+        inverse-gamma,scaled=4
+    """
+
+    name: ClassVar[str] = "scaled"
+    rule: Rule
+    kappa: float
+
+    def __post_init__(self) -> None:
+        check_inner(self.name, self.rule)
+        set_real(self, "kappa", "[1e-6, 1e6]", lambda k: 1e-6 <= k <= 1e6)
+
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        return (self.rule,)
+
+    @property
+    def origin(self) -> Origin:
+        return self.rule.origin
+
+    @property
+    def anchor(self) -> int:
+        return math.ceil(self.rule.anchor / self.kappa - _SLACK)
+
+    def _at(self, n: Numbers, ops: Ops) -> Numbers:
+        if self.kappa == int(self.kappa):
+            return self.rule.merged(n * self.kappa, int(self.kappa), ops)
+        begin = ((n - 1.0) * self.kappa)[..., None]
+        end = (n * self.kappa)[..., None]
+        steps = ops.floor(begin + _SLACK) + ops.arange(1, math.ceil(self.kappa) + 2)
+        part = ops.minimum(steps, end) - ops.maximum(steps - 1.0, begin)
+        part = ops.where(part > _SLACK, part, 0.0)
+        return 1.0 - ops.prod(ops.power(1.0 - self.rule.weight(steps, ops), part))
+
+    def kept(self, first: int, last: int) -> float:
+        if last < first:
+            return 1.0
+        begin, end = (first - 1) * self.kappa, last * self.kappa
+        low, high = math.ceil(begin - _SLACK), math.floor(end + _SLACK)
+        if high < low:  # both ends lie within one update of the other rule
+            return self._part(low, end - begin)
+        return self._part(low, low - begin) * self.rule.kept(low + 1, high) * self._part(high + 1, end - high)
+
+    def _part(self, step: int, part: float) -> float:
+        return float((1.0 - self.rule.weight(step)) ** part) if part > _SLACK else 1.0
+
+    def _scale(self, kappa: float) -> Rule:
+        return self.rule.scaled(self.kappa * kappa)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rule": self.name, "of": self.rule.to_json(), "kappa": self.kappa}
+
+    def __str__(self) -> str:
+        return f"{inside(self.rule)},scaled={plain(self.kappa)}"
+
+
+def inside(rule: Rule) -> str:
+    """A rule's text as the beginning of a wrapper's.
+
+    Example:
+        >>> from polyak.averaging.rules import Mean
+        >>> inside(Mean())
+        'mean'
+    """
+    text = str(rule)
+    return f"({text})" if " " in text else text
