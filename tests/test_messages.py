@@ -159,8 +159,8 @@ CASES = {
         errors.RuleError,
         lambda d: polyak.track(module(w=1.0), "emma:0.9"),
         "'emma:0.9': unknown rule 'emma'\n"
-        "hint: did you mean 'ema'? known rules: copy, cosine, diffusers, edm2, ema, inverse-gamma, inverse-power, linear, "
-        "mean, polynomial, power, swa, tail, tf, tf-models",
+        "hint: did you mean 'ema'? known rules: copy, cosine, diffusers, edm2, ema, inverse-gamma, inverse-power, "
+        "linear, mean, polynomial, power, swa, tail, tf, tf-models",
     ),
     "a rule for no weight": Case(
         errors.RuleError,

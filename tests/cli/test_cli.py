@@ -191,12 +191,18 @@ def test_no_bar_where_no_terminal_watches(capsys: pytest.CaptureFixture[str]) ->
 def test_profile_shows_what_a_rule_remembers() -> None:
     answer = call("profile", "ema:0.5,start=initial", "mean", "--steps", "3", "--steps", "2000")
     assert (answer.exit_code, answer.stderr) == (0, "")
-    assert answer.stdout == lines(
-        "rule                   steps  mean age  half-life  effective samples  immaturity %",
-        "ema:0.5,start=initial      3    0.5714      0.875              2.333         12.50",
-        "ema:0.5,start=initial  2,000         1          1                  3          0.00",
-        "mean                       3         1        1.5                  3         33.33",
-        "mean                   2,000     999.5      1,000              2,000          0.05",
+    assert answer.stdout.startswith(
+        lines(
+            "rule                   steps  mean age  half-life  effective samples  immaturity %",
+            "ema:0.5,start=initial      3    0.5714      0.875              2.333         12.50",
+            "ema:0.5,start=initial  2,000         1          1                  3          0.00",
+            "mean                       3         1        1.5                  3         33.33",
+            "mean                   2,000     999.5      1,000              2,000          0.05",
+            "",
+            "share of each 60th of the run, after 2,000 updates",
+            "",
+            "ema:0.5,start=initial",
+        )
     )
 
 
@@ -212,6 +218,30 @@ def test_profile_in_json() -> None:
             "immaturity": 1.0,
         }
     ]
+
+
+def test_profile_draws_in_plain_characters_where_there_are_no_others() -> None:
+    answer = CliRunner(charset="ascii").invoke(main, ["profile", "mean", "--steps", "100"])
+    assert answer.exit_code == 0
+    assert answer.stdout.splitlines()[-4:] == [
+        f"        |{'#' * 60}",
+        f"        |{'#' * 60}",
+        f"        +{'-' * 60}",
+        f"         start{'100 (now)':>55}",
+    ]
+
+
+def test_profile_writes_pictures_and_keeps_those_that_exist(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = {kind: tmp_path / f"a.{kind}" for kind in ("png", "svg", "html")}
+    options = [text for kind, path in paths.items() for text in (f"--{kind}", str(path))]
+    answer = call("profile", "ema:0.99", "--steps", "500", *options, "--json")
+    assert answer.exit_code == 0, answer.stderr
+    assert answer.stderr == lines(*(f"{kind.upper()}: {path}" for kind, path in paths.items()))
+    assert json.loads(answer.stdout)[0]["steps"] == 500
+    assert all(path.stat().st_size > 5_000 for path in paths.values())
+    again = call("profile", "mean", "--svg", str(paths["svg"]))
+    assert (again.exit_code, "it exists already" in again.stderr) == (2, True)
 
 
 def test_profile_of_no_rule() -> None:

@@ -215,3 +215,14 @@ def test_a_greedy_soup_needs_members_and_numbers() -> None:
         polyak.greedy_soup([], lambda soup: 0.0)
     with pytest.raises(WeightError, match="expected a finite number, received nan"):
         polyak.greedy_soup([held(w=np.float32(1))], lambda soup: float("nan"))
+
+
+def test_a_greedy_soup_of_mixed_roles_or_structures_is_refused_before_any_score() -> None:
+    def score(soup: Snapshot) -> float:
+        raise AssertionError(f"scored {soup}")
+
+    one = held(w=np.float32(1))
+    with pytest.raises(AmbiguousRole, match="expected members of one role"):
+        polyak.greedy_soup([one, held("average", w=np.float32(1))], score)
+    with pytest.raises(MissingWeight, match="weight 'v': in arrays, not in arrays"):
+        polyak.greedy_soup([one, held(w=np.float32(1), v=np.float32(1))], score)

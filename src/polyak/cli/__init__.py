@@ -14,7 +14,7 @@ from polyak.cli.output import reporting
 # One module for each verb, with a command of the same name; loaded when it is asked for.
 COMMANDS = (
     *("average", "completion", "convert", "demo", "diff", "doctor", "extract", "inspect", "plan", "profile"),
-    *("transfer", "verify"),
+    *("synthesize", "transfer", "verify"),
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
-from polyak.cli import output
+from polyak.cli import options, output
 
 # Shares of all past steps are computed, 8 bytes each.
 _MOST = 10_000_000
@@ -22,21 +23,32 @@ _MOST = 10_000_000
     show_default="100, 1000, 10000",
     help="Length of the run, in updates; may be given several times.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-def profile(rules: tuple[str, ...], steps: tuple[int, ...], as_json: bool) -> None:
+@click.option("--png", type=click.Path(), help="Write the picture of the longest run there; needs matplotlib.")
+@click.option("--svg", type=click.Path(), help="The same as SVG.")
+@click.option("--html", type=click.Path(), help="The same as a page with the picture and the figures.")
+@options.force
+@options.as_json
+def profile(rules: tuple[str, ...], steps: tuple[int, ...], force: bool, as_json: bool, **pictures: str | None) -> None:
     """Show what a RULE such as ema:0.999 remembers after runs of several lengths.
 
     Mean age and half-life are in updates. Effective samples: how many equally weighted values would be as
-    smooth. Immaturity: the share of the average, in percent, that still is the value it started from.
+    smooth. Immaturity: the share of the average, in percent, that still is the value it started from. Below, for
+    the longest run: which part of the run the values are from that the average holds, oldest left.
     """
     import polyak
 
     parsed = [polyak.parse(rule) for rule in rules]
+    wanted = {kind: path for kind, path in pictures.items() if path is not None}
+    for path in wanted.values():
+        options.refuse_existing(path, force)
     rows = [_row(rule, n) for rule in parsed for n in steps]
+    for kind, path in wanted.items():
+        _write(kind, rules, max(steps), path)
     if as_json:
         _answer_json(rows)
     else:
         _answer_table(rows)
+        _answer_plots(rules, max(steps))
 
 
 def _row(rule: Any, n: int) -> dict[str, Any]:
@@ -45,6 +57,16 @@ def _row(rule: Any, n: int) -> dict[str, Any]:
     made = polyak.profile(rule, n)
     figures = {name: getattr(made, name) for name in ("mean_age", "half_life", "effective_samples", "immaturity")}
     return {"rule": str(rule), "steps": n} | figures
+
+
+def _write(kind: str, rules: tuple[str, ...], steps: int, path: str) -> None:
+    from polyak.report.pictures import write_page, write_picture
+
+    if kind == "html":
+        write_page(rules, steps, path)
+    else:
+        write_picture(rules, steps, path, "svg" if kind == "svg" else "png")
+    output.say(f"{kind.upper()}: {path}")
 
 
 def _answer_json(rows: list[dict[str, Any]]) -> None:
@@ -60,3 +82,19 @@ def _answer_table(rows: list[dict[str, Any]]) -> None:
     figures = ("mean_age", "half_life", "effective_samples")
     lines = [[r["rule"], f"{r['steps']:,}", *(number(r[f]) for f in figures), percent(r["immaturity"])] for r in rows]
     output.data(table(head, lines))
+
+
+def _answer_plots(rules: tuple[str, ...], steps: int) -> None:
+    """Nothing for a run without an update; plain characters where the terminal knows no others."""
+    from polyak.report.shares import ASCII, BLOCKS, plots
+
+    if steps:
+        output.data(f"\n{plots(rules, steps, BLOCKS if _writes(BLOCKS) else ASCII)}")
+
+
+def _writes(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

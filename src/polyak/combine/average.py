@@ -73,7 +73,7 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     reads = [_reader(members, shares, item.weight) for item in last.items_by_path.values()]
     names = list(last)
     turn = count()
-    watched = [_watched(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
+    watched = [watched_read(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
     items = (Item(AVERAGE, w, read) for w, read in zip(last.weights, watched, strict=True))
     written = Manifest(tool(), {}, (), versions=versions(), evidence=_provenance(members, shares))
     origin = f"mean of {', '.join(m.origin for m in members)}"
@@ -150,12 +150,13 @@ def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> 
     def last() -> Array:
         return members[-1][w.path]
 
-    return (lambda: _mean(members, shares, w)) if averaged(w) else last
+    return (lambda: in_parts(w, lambda part: _wide_mean(members, shares, w, part))) if averaged(w) else last
 
 
-def _watched(
+def watched_read(
     read: Callable[[], Array], watch: Watch | None, name: str, turn: count[int], total: int
 ) -> Callable[[], Array]:
+    """A read that tells its watch before it begins."""
     if watch is None:
         return read
     told = watch
@@ -167,16 +168,19 @@ def _watched(
     return watched
 
 
-def _mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> Array:
-    """The mean, in place of its float64 form where that is at most twice as large as the array or small by itself."""
+def in_parts(w: Weight, wide: Callable[[slice], Array]) -> Array:
+    """An array in its dtype from parts in float64, which ``wide`` computes.
+
+    It is made at once, in place of its float64 form, where that is at most twice as large or small by itself.
+    """
     if 8 * w.size <= max(2 * w.nbytes, ROOM):
-        return _narrowed(_wide_mean(members, shares, w, slice(None)), numpy_dtype(w.dtype)).reshape(w.shape)
-    mean = np.empty(w.size, numpy_dtype(w.dtype))
+        return _narrowed(wide(slice(None)), numpy_dtype(w.dtype)).reshape(w.shape)
+    made = np.empty(w.size, numpy_dtype(w.dtype))
     step = max(w.nbytes, ROOM) // 8
     for start in range(0, w.size, step):
         part = slice(start, start + step)
-        mean[part] = _narrowed(_wide_mean(members, shares, w, part), mean.dtype)
-    return mean.reshape(w.shape)
+        made[part] = _narrowed(wide(part), made.dtype)
+    return made.reshape(w.shape)
 
 
 def _wide_mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight, part: slice) -> Array:
@@ -186,7 +190,7 @@ def _wide_mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight, 
         if share == 0:
             continue
         total += share
-        _move(mean, _finite(member, w).reshape(-1)[part], None if total == share else share / total)
+        _move(mean, finite(member, w).reshape(-1)[part], None if total == share else share / total)
     return mean
 
 
@@ -199,7 +203,8 @@ def _move(mean: Array, value: Array, share: float | None) -> None:
             np.add(m, step, out=m, where=step != 0)  # adding nothing would turn -0.0 into 0.0
 
 
-def _finite(member: Snapshot, w: Weight) -> Array:
+def finite(member: Snapshot, w: Weight) -> Array:
+    """A member's array. Raises NonFinite."""
     value = member[w.path]
     if bad := count_nonfinite(value):
         raise NonFinite(

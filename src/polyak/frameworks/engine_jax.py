@@ -81,7 +81,7 @@ class JaxEngine(Engine):
         return value
 
     def settle(self, model: Any) -> None:
-        # What Keras keeps of an evaluation that raised are averaged values: it would write them over the raw ones later.
+        # Of an evaluation that raised Keras keeps averaged values: it would write them over the raw ones later.
         if vars(model).get("_jax_state"):
             model.jax_state_sync()
 

@@ -1,0 +1,107 @@
+"""The verb that sets the statistics of batch normalisation right after averaging: recalibrate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from polyak.combine.average import Watch
+from polyak.errors import ModelError
+from polyak.frameworks import Average, framework_of
+from polyak.manifest import RAW
+from polyak.snapshot import Array, Snapshot
+from polyak.transfer.plan import make_plan
+from polyak.transfer.receipt import Receipt
+from polyak.transfer.target import PutBack, Target
+from polyak.weights import Weight
+
+
+def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | None = None) -> Receipt:
+    """Recompute the moving statistics of batch normalisation by a pass over data, for the weights that are there.
+
+    Averaged weights give other activations than the weights that the statistics were collected with. Each statistic
+    becomes the equal mean, over the batches, of what the batch gives: layers of batch normalisation run as in
+    training, all others as in inference. Nothing but these statistics is written, all of them or none, when the pass
+    is over. Layers that are frozen (``trainable=False``) keep theirs. A smaller last batch counts as much as others.
+
+    Args:
+        model: a Keras 3 model, also inside ``with ema.applied():``, where the new statistics last until the end of
+            the block, as the averaged weights do. Or an average: then its own statistics are recomputed with its own
+            weights and kept in its shadows; the model is not touched. The next ``update()`` copies the model's
+            statistics again, so do it when training is over.
+        data: whole inputs, or anything that gives batches, of inputs alone or of ``(inputs, targets, ...)``: arrays,
+            generators, ``keras.utils.PyDataset``, ``tf.data.Dataset``, a PyTorch ``DataLoader``.
+        steps: how many batches; all by default.
+        watch: told before each batch: "batches", how many are done, of how many (0 if nobody knows).
+
+    Raises:
+        ModelError: no Keras 3 model, no such layer in it, no data, or fewer batches than ``steps``.
+        NonFinite: a statistic becomes NaN or infinite.
+
+    Source: Izmailov et al., arXiv 1803.05407, section 3.2.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization()])
+        >>> receipt = recalibrate(model, np.float32([[1.0], [3.0]]))
+        >>> [v.tolist() for v in model.get_weights()]  # gamma, beta, mean, variance
+        [[1.0], [0.0], [2.0], [1.0]]
+    """
+    followed = model.followed() if isinstance(model, Average) else model
+    statistics = _statistics_of(followed)
+    normalised = statistics.Normalised.of(followed)
+    target = model.target if isinstance(model, Average) else framework_of(model).target(model)
+    values = _shadows(model) if isinstance(model, Average) else {}
+    batches = import_module("polyak.frameworks.keras_data").Batches(data, steps)
+    found = normalised.recomputed(batches, values, watch or _silent)
+    kept = {w.path for w in target.weights}
+    held = Snapshot.from_arrays({path: value for path, value in found.items() if path in kept}, RAW)
+    held.origin = f"statistics of {batches.taken:,} batches"
+    return make_plan(held, _Statistics(target, tuple(held)), {}).apply()
+
+
+def _statistics_of(model: Any) -> Any:
+    keras = sys.modules.get("keras")
+    if keras is None or not isinstance(model, keras.layers.Layer):
+        raise ModelError(
+            f"expected a Keras 3 model, received {type(model).__module__}.{type(model).__qualname__}",
+            hint="elsewhere, run a few batches with the layers of batch normalisation in training mode",
+        )
+    return import_module("polyak.frameworks.keras_statistics")
+
+
+def _shadows(average: Average) -> Mapping[str, Array]:
+    """The average's weights, and where it leaves some out the model's raw ones."""
+    source, target = average.source, average.target
+    held = {w.path for w in target.weights}
+    return {w.path: (target if w.path in held else source).read(w.path) for w in source.weights}
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+class _Statistics(Target):
+    """Some weights of a model or an average, as it is now: an average may be applied, its rule and count stay."""
+
+    def __init__(self, whole: Target, paths: tuple[str, ...]) -> None:
+        self.label = whole.label
+        self.layout = whole.layout
+        self._whole = whole
+        self._paths = frozenset(paths)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return tuple(w for w in self._whole.weights if w.path in self._paths)
+
+    def read(self, path: str) -> Array:
+        return self._whole.read(path)
+
+    def write(self, path: str, value: Array) -> None:
+        self._whole.write(path, value)
+
+    def hold(self, path: str) -> PutBack:
+        held = self._whole.read(path)
+        return lambda: self._whole.write(path, held)
