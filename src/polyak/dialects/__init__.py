@@ -21,6 +21,7 @@ _DIALECTS = (
     "mmengine",
     "lit_ema",
     "torch_ema",
+    "diffusers",
     "torch_plain",
     "keras_orbax",
     "haiku",

@@ -20,7 +20,7 @@ from polyak.weights import Evidence, Kind, is_floating
 TORCH = "torch"
 OPTIMIZER = "optimizer"
 TRAINING = "training"
-_FORMATS = (TORCH, "safetensors")
+_FORMATS = (TORCH, "safetensors", "safetensors-sharded")
 _WRAPPERS = ("module.", "_orig_mod.")
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
 _SLOTS = re.compile(r"(^|/)state/\d+(/|$)")

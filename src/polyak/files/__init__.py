@@ -10,6 +10,7 @@ from polyak.errors import FileError, UnknownFormat
 
 # A module with ``recognises(path)`` and ``read(path)`` each; the first that recognises a path reads it.
 _FORMATS = (
+    "model_folder",
     "safetensors",
     "safetensors_sharded",
     "npz",

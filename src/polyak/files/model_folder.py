@@ -1,0 +1,50 @@
+"""A model's folder as diffusers and transformers write it: ``config.json`` beside one file of weights or an index.
+
+The weights are read by their own format; plain values of the configuration become facts ``config/<key>``, because that
+is where diffusers says that a folder holds an average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+
+from polyak.contents import Contents
+from polyak.errors import DamagedFile
+from polyak.files.failures import failures_named
+
+_CONFIG = "config.json"
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_ENDS = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")
+_LARGEST = 10_000_000
+
+
+def recognises(path: Path) -> bool:
+    return path.is_dir() and (path / _CONFIG).is_file() and _weights(path) is not None
+
+
+def read(path: Path) -> Contents:
+    """Open a folder. Raises DamagedFile, UnknownFormat, FileError."""
+    weights = _weights(path)
+    assert weights is not None
+    contents: Contents = import_module("polyak.files").read(weights)
+    return replace(contents, facts={**contents.facts, **_facts(path / _CONFIG)})
+
+
+def _weights(path: Path) -> Path | None:
+    """The file of weights; safetensors, which run no code anywhere, come first."""
+    return next((path / f"{s}{e}" for e in _ENDS for s in _STEMS if (path / f"{s}{e}").is_file()), None)
+
+
+def _facts(path: Path) -> dict[str, object]:
+    with failures_named(path, "read"):
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= _LARGEST else b""
+    try:
+        config = msgspec.json.decode(text, type=dict[str, object])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DamagedFile(f"file {str(path)!r}: expected a configuration in JSON, received {size:,} bytes") from error
+    return {f"config/{key}": value for key, value in config.items() if isinstance(value, (str, int, float))}

@@ -1,0 +1,63 @@
+"""A model's folder of diffusers: the configuration says whether it holds the average."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import polyak
+from polyak.errors import DamagedFile
+
+WEIGHTS = {"conv_in.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "conv_in.bias": np.float32([1, 2])}
+# What EMAModel.save_pretrained adds to the model's own configuration.
+SETTINGS = {"decay": 0.9999, "min_decay": 0.0, "optimization_step": 120, "update_after_step": 0,
+            "use_ema_warmup": False, "inv_gamma": 1.0, "power": 0.6667}  # fmt: skip
+
+
+def folder(path: Path, **settings: Any) -> Path:
+    path.mkdir()
+    save_file(WEIGHTS, path / "diffusion_pytorch_model.safetensors")
+    (path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "sample_size": 8, **settings}))
+    return path
+
+
+def test_a_folder_with_the_settings_of_an_average_holds_one(tmp_path: Path) -> None:
+    held = polyak.open(folder(tmp_path / "unet_ema", **SETTINGS))
+    assert held.roles == ("average",)
+    assert held.manifest.tool == "diffusers"
+    assert "optimization_step = 120" in held.manifest.evidence[0]
+    for name, value in WEIGHTS.items():
+        assert held[name].tobytes() == value.tobytes()
+
+
+def test_a_folder_of_shards_holds_one_too(tmp_path: Path) -> None:
+    place = folder(tmp_path / "unet_ema", **SETTINGS)
+    (place / "diffusion_pytorch_model.safetensors").unlink()
+    index: dict[str, Any] = {"metadata": {"total_size": 32}, "weight_map": {}}
+    for i, (name, value) in enumerate(WEIGHTS.items(), 1):
+        shard = f"diffusion_pytorch_model-{i:05}-of-00002.safetensors"
+        save_file({name: value}, place / shard)
+        index["weight_map"][name] = shard
+    (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    held = polyak.open(place)
+    assert held.roles == ("average",)
+    assert held["conv_in.weight"].tobytes() == WEIGHTS["conv_in.weight"].tobytes()
+
+
+def test_the_folder_of_the_model_does_not_say(tmp_path: Path) -> None:
+    held = polyak.open(folder(tmp_path / "unet"))
+    assert held.roles == ("raw",)
+    assert held.manifest.confidence == "unknown"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    place = folder(tmp_path / "unet")
+    (place / "config.json").write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"config.json.*expected a configuration in JSON"):
+        polyak.open(place)
