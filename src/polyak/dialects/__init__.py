@@ -10,6 +10,7 @@ from polyak.snapshot import Snapshot
 # A module with ``interpret(contents) -> Snapshot | None`` each; the first that knows the writer decides.
 _DIALECTS = (
     "polyak_file",
+    "tf_models",
     "tf_object",
     "tf1",
     "keras_file",
