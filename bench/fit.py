@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from bench.measure import keep, table
@@ -55,8 +56,9 @@ def measured(models: list[str], steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in models:
         width, layers, batch = SIZES[name]
-        runs = {manner: _fitted(manner, width, layers, batch, steps) for manner in MANNERS}
-        found[f"{name} fit"] = _compared(runs, width * width * layers)
+        for loop, made in (("fit", _fitted), ("own loop", _looped)):
+            runs = {manner: made(_model(manner, width, layers), manner, batch, steps) for manner in MANNERS}
+            found[f"{name} {loop}"] = _compared(runs, width * width * layers)
     return found
 
 
@@ -71,27 +73,119 @@ def _compared(runs: dict[str, Callable[[], float]], weights: int) -> dict[str, f
     }
 
 
-def _fitted(manner: str, width: int, layers: int, batch: int, steps: int) -> Callable[[], float]:
-    """A function that trains for so many steps in ``fit`` and answers with the seconds of one."""
+def _model(manner: str, width: int, layers: int) -> Any:
     import keras
-    import numpy as np
-
-    import polyak.keras
 
     keras.utils.set_random_seed(0)
     body = [keras.layers.Dense(width, "relu") for _ in range(layers)]
     model = keras.Sequential([keras.Input((width,)), *body, keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(1e-4, use_ema=manner == "use_ema", ema_momentum=0.999), "mse")
+    return model
+
+
+def _data(model: Any, rows: int) -> tuple[Any, Any]:
+    import numpy as np
+
+    x = np.random.default_rng(0).standard_normal((rows, model.input_shape[1])).astype(np.float32)
+    return x, x[:, :1].copy()
+
+
+def _fitted(model: Any, manner: str, batch: int, steps: int) -> Callable[[], float]:
+    """A function that trains for so many steps in ``fit`` and answers with the seconds of one."""
+    import keras
+
+    import polyak.keras
+
     callbacks = [polyak.keras.Averaging("ema:0.999")] if manner == "polyak" else []
-    x = np.random.default_rng(0).standard_normal((batch * steps, width)).astype(np.float32)
-    y = x[:, :1].copy()
+    x, y = _data(model, batch * steps)
 
     def run() -> float:
         clock = _clock(keras)
         model.fit(x, y, batch, 1, verbose=0, shuffle=False, callbacks=[*callbacks, clock])
-        return float(np.median(np.diff(clock.times)))
+        return statistics.median(b - a for a, b in pairwise(clock.times))
 
     return run
+
+
+def _looped(model: Any, manner: str, batch: int, steps: int) -> Callable[[], float]:
+    """The same in a loop of one's own, compiled where the backend compiles."""
+    import keras
+
+    import polyak
+
+    model.optimizer.build(model.trainable_variables)
+    average = polyak.track(model, "ema:0.999") if manner == "polyak" else None
+    x, y = _data(model, batch)
+    step = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()](model, average, x, y)
+
+    def run() -> float:
+        times = []
+        for _ in range(steps + 1):
+            step()
+            times.append(time.perf_counter())
+        return statistics.median(b - a for a, b in pairwise(times))
+
+    return run
+
+
+def _tensorflow(model: Any, average: Any, x: Any, y: Any) -> Callable[[], Any]:
+    import tensorflow as tf
+
+    weights = model.trainable_variables
+    given, wanted = tf.constant(x), tf.constant(y)
+
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(given, training=True) - wanted) ** 2)
+        model.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        if average is not None:
+            average.update()
+        return loss
+
+    return lambda: float(step())
+
+
+def _jax(model: Any, average: Any, x: Any, y: Any) -> Callable[[], Any]:
+    import jax
+
+    def loss(trained: Any, others: Any) -> Any:
+        found, others = model.stateless_call(trained, others, x, training=True)
+        return ((found - y) ** 2).mean(), others
+
+    def pure(trained: Any, others: Any, optimizer: Any, tree: Any) -> Any:
+        (value, others), slopes = jax.value_and_grad(loss, has_aux=True)(trained, others)
+        trained, optimizer = model.optimizer.stateless_apply(optimizer, slopes, trained)
+        tree = tree if average is None else average.stateless_update(tree, trained, others)
+        return value, (trained, others, optimizer, tree)
+
+    compiled = jax.jit(pure, donate_argnums=(0, 1, 2, 3))
+    lists = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
+    state = [*([v.value for v in held] for held in lists), {} if average is None else average.tree()]
+
+    def step() -> float:
+        value, state[:] = compiled(*state)
+        return float(value)
+
+    return step
+
+
+def _torch(model: Any, average: Any, x: Any, y: Any) -> Callable[[], Any]:
+    import torch
+
+    given, wanted, weights = torch.from_numpy(x), torch.from_numpy(y), model.trainable_variables
+
+    def step() -> float:
+        model.zero_grad()
+        loss = ((model(given, training=True) - wanted) ** 2).mean()
+        loss.backward()
+        with torch.no_grad():
+            model.optimizer.apply([v.value.grad for v in weights], weights)
+        if average is not None:
+            average.update()
+        return float(loss)
+
+    return step
 
 
 def _clock(keras: Any) -> Any:
