@@ -7,10 +7,12 @@ python -m bench.files [--size MB] [--repeats N] [--only WORD]
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -69,7 +71,8 @@ def parts(path: Path) -> Iterator[Path]:
     """The files that a path stands for."""
     if path.name.endswith(".index.json"):
         yield from path.parent.rglob("*.safetensors")
-    yield from sorted(path.parent.glob(f"{path.name}*"))
+    held = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
+    yield from sorted(p for p in held if p.is_file())
 
 
 def polyak_read(path: Path) -> None:
@@ -185,15 +188,80 @@ def tensorflow_read(path: Path) -> None:
         held.get_tensor(name)
 
 
+def archive_write(path: Path, size: int) -> None:
+    """A ``.keras`` as Keras makes it: a weights file in a zip, not compressed."""
+    inner = path.with_name("inside.weights.h5")
+    hdf5_write(inner, size)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(inner, "model.weights.h5")
+        archive.writestr("config.json", "{}")
+        archive.writestr("metadata.json", "{}")
+    inner.unlink()
+
+
+def archive_read(path: Path) -> None:
+    import h5py
+
+    with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
+        file.visititems(lambda name, held: held[()] if isinstance(held, h5py.Dataset) else None)
+
+
+def orbax_write(path: Path, size: int) -> None:
+    import orbax.checkpoint
+
+    with orbax.checkpoint.StandardCheckpointer() as writer:
+        writer.save(path.absolute(), {name.replace("/", "_"): a for name, a in arrays(size).items()}, force=True)
+
+
+def orbax_read(path: Path) -> None:
+    import orbax.checkpoint
+
+    with orbax.checkpoint.StandardCheckpointer() as reader:
+        reader.restore(path.absolute())
+
+
+def flax_write(path: Path, size: int) -> None:
+    from flax.serialization import msgpack_serialize
+
+    path.write_bytes(msgpack_serialize(dict(arrays(size))))
+
+
+def flax_read(path: Path) -> None:
+    from flax.serialization import msgpack_restore
+
+    msgpack_restore(path.read_bytes())
+
+
+def distributed_write(path: Path, size: int) -> None:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    tree = {name: torch.from_numpy(array) for name, array in arrays(size).items()}
+    dcp.save(tree, checkpoint_id=path, no_dist=True)
+
+
+def distributed_read(path: Path) -> None:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    described = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tree = {name: torch.empty(held.size) for name, held in described.items()}
+    dcp.load(tree, checkpoint_id=path, no_dist=True)
+
+
 FORMATS = (
     Format("safetensors", "model.safetensors", safetensors_write, safetensors_read, "safetensors"),
     Format("sharded", "model.safetensors.index.json", sharded_write, sharded_read, "safetensors_sharded"),
     Format("npz", "model.npz", npz_write, npz_read, "npz"),
     Format("weights.h5", "model.weights.h5", hdf5_write, hdf5_read, "keras_write"),
-    Format("torch zip", "model.pt", torch_write, torch_read),
+    Format("keras archive", "model.keras", archive_write, archive_read),
+    Format("torch zip", "model.pt", torch_write, torch_read, "torch_write"),
     Format("torch legacy", "model.pt", torch_legacy_write, torch_read),
     Format("tensorflow v2", "model", tensorflow_write, tensorflow_read),
     Format("tensorflow v1", "model", tensorflow_v1_write, tensorflow_read),
+    Format("orbax", "model.orbax", orbax_write, orbax_read, "orbax"),
+    Format("torch distributed", "model", distributed_write, distributed_read),
+    Format("flax msgpack", "model.msgpack", flax_write, flax_read),
 )
 STARTS = {
     "polyak --help": ("-m", "polyak", "--help"),

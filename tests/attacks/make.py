@@ -34,6 +34,11 @@ def kept(*names: str) -> Build:
     return build
 
 
+def whole(name: str) -> Build:
+    """A copy of a golden directory."""
+    return lambda directory: Path(shutil.copytree(GOLDEN / name, directory / Path(name).name))
+
+
 # One small good file, or set of files, of each format.
 GOOD: dict[str, Build] = {
     "safetensors": cases_safetensors.plain,
@@ -51,6 +56,8 @@ GOOD: dict[str, Build] = {
     "torch zip": kept("torch/plain.pt"),
     "torch deflated": kept("torch/deflated.pt"),
     "torch legacy": kept("torch/plain_legacy.pt"),
+    "torch distributed": whole("jax/dcp"),
+    "flax msgpack": kept("jax/variables.msgpack"),
 }
 
 

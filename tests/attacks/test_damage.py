@@ -18,8 +18,8 @@ from polyak.errors import PolyakError
 
 FLIPS = 150
 SHARES = (0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999)
-# Their bytes are protected by no checksum: a flipped bit can be a number like any other.
-UNPROTECTED = {"safetensors", "keras weights", "keras sharded", "torch legacy"}
+# Bytes that no checksum protects: a flipped bit can be a number like any other, or a letter of a name in a list (DCP).
+UNPROTECTED = {"safetensors", "keras weights", "keras sharded", "torch legacy", "torch distributed", "flax msgpack"}
 
 
 def everything(path: Path) -> dict[str, bytes]:
