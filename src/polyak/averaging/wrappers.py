@@ -34,9 +34,23 @@ def check_inner(outer: str, rule: object) -> None:
         raise RuleError(f"rule '{outer}': more than {_DEEPEST} wrappers of one rule")
 
 
+class _Wrapper(Rule):
+    """One rule around another, which it starts like."""
+
+    rule: Rule
+
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        return (self.rule,)
+
+    @property
+    def origin(self) -> Origin:
+        return self.rule.origin
+
+
 @final
 @dataclass(frozen=True, slots=True)
-class Every(Rule):
+class Every(_Wrapper):
     """Moves at every k-th update only, by all the weight that the k updates would have had: ``rule.merged(n, k)``.
 
     So the decay is corrected for the interval (an EMA keeps decay**k, a power average (1 - k/n)**(gamma + 1), and the
@@ -60,14 +74,6 @@ class Every(Rule):
     def __post_init__(self) -> None:
         check_inner(self.name, self.rule)
         set_count(self, "k", 1)
-
-    @property
-    def inner(self) -> tuple[Rule, ...]:
-        return (self.rule,)
-
-    @property
-    def origin(self) -> Origin:
-        return self.rule.origin
 
     @property
     def anchor(self) -> int:
@@ -100,7 +106,7 @@ class Every(Rule):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Delayed(Rule):
+class Delayed(_Wrapper):
     """Copies the weights for the first ``after`` updates and starts to average then.
 
     Until the delay is over its immaturity is 1: the last copy counts as the value that the average starts from.
@@ -122,14 +128,6 @@ class Delayed(Rule):
     def __post_init__(self) -> None:
         check_inner(self.name, self.rule)
         set_count(self, "after", 0)
-
-    @property
-    def inner(self) -> tuple[Rule, ...]:
-        return (self.rule,)
-
-    @property
-    def origin(self) -> Origin:
-        return self.rule.origin
 
     @property
     def anchor(self) -> int:
@@ -164,7 +162,7 @@ _SLACK = 1e-9
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scaled(Rule):
+class Scaled(_Wrapper):
     """Each update stands for ``kappa`` updates of another rule, as with a kappa times larger batch.
 
     Update m covers the other's updates (m - 1) kappa ... m kappa; of one that lies partly within, what it keeps is
@@ -192,14 +190,6 @@ class Scaled(Rule):
     def __post_init__(self) -> None:
         check_inner(self.name, self.rule)
         set_real(self, "kappa", "[1e-6, 1e6]", lambda k: 1e-6 <= k <= 1e6)
-
-    @property
-    def inner(self) -> tuple[Rule, ...]:
-        return (self.rule,)
-
-    @property
-    def origin(self) -> Origin:
-        return self.rule.origin
 
     @property
     def anchor(self) -> int:
