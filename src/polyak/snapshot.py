@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -19,6 +20,9 @@ from polyak.manifest import Manifest, State, Stored, choose_role, digest
 from polyak.weights import Globs, Kind, Weight, is_floating, numpy_dtype, select, unmatched_globs
 
 Array = NDArray[Any]
+# A state, none, or how to read the present one of a live average.
+Told = State | Callable[[], State | None] | None
+Moment = Callable[[], AbstractContextManager[Any]]
 _FRAMEWORKS = ("tensorflow", "keras", "tf_keras", "torch", "jax")
 
 
@@ -41,10 +45,11 @@ class Snapshot(Mapping[str, Array]):
 
     Args:
         items: the arrays.
-        states: for each role the state of its average, or None.
+        states: for each role the state of its average, or None; or a function that reads the present one.
         origin: what errors call the source.
         integrity: how the bytes are protected ("xxh3-128", "crc32c", "none").
         written: the manifest that a file holds; it keeps the tool, the source and the versions that wrote it.
+        moment: makes a context in which nothing of the source changes; ``copy`` and transfers read within one.
 
     Raises:
         DamagedFile: two arrays have one name.
@@ -58,17 +63,19 @@ class Snapshot(Mapping[str, Array]):
     def __init__(
         self,
         items: Iterable[Item],
-        states: Mapping[str, State | None] | None = None,
+        states: Mapping[str, Told] | None = None,
         origin: str = "snapshot",
         integrity: str = "none",
         written: Manifest | None = None,
+        moment: Moment = nullcontext,
     ) -> None:
         held = tuple(items)
         roles = tuple(dict.fromkeys([i.role for i in held] or states or ()))
         self.origin = origin
         self.integrity = integrity
+        self.moment = moment
         self._written = written
-        self._states = {role: (states or {}).get(role) for role in roles}
+        self._states: dict[str, Told] = {role: (states or {}).get(role) for role in roles}
         self._items: dict[str, Item] = {}
         for item in held:
             name = item.weight.path if len(roles) == 1 else f"{item.role}/{item.weight.path}"
@@ -104,17 +111,23 @@ class Snapshot(Mapping[str, Array]):
         return self._items
 
     @property
+    def states(self) -> Mapping[str, Told]:
+        """For each role its state, or how to read the present one: for snapshots that are made of this one."""
+        return self._states
+
+    @property
     def state(self) -> State | None:
         """Rule and counts of the one average that this snapshot holds, or None."""
         states = list(self._states.values())
-        return states[0] if len(states) == 1 else None
+        return _present(states[0]) if len(states) == 1 else None
 
     @property
     def manifest(self) -> Manifest:
         """What is known of the arrays, without reading them."""
         stored = tuple(Stored(name, i.role, i.weight, i.digest) for name, i in self._items.items())
         written = self._written or Manifest(tool(), {}, (), source=self.origin, versions=versions())
-        return msgspec.structs.replace(written, roles=dict(self._states), weights=stored, integrity=self.integrity)
+        roles = {role: _present(told) for role, told in self._states.items()}
+        return msgspec.structs.replace(written, roles=roles, weights=stored, integrity=self.integrity)
 
     def select(self, role: str | None = None, include: Globs = "*", exclude: Globs = ()) -> Snapshot:
         """The arrays of one role whose paths match; a view, nothing is read.
@@ -129,29 +142,37 @@ class Snapshot(Mapping[str, Array]):
         refuse_unmatched(paths, include, exclude, self.origin)
         kept = set(select(paths, include, exclude))
         items = (i for i in of_role if i.weight.path in kept)
-        return Snapshot(items, {chosen: self._states[chosen]}, self.origin, self.integrity, self._written)
+        states = {chosen: self._states[chosen]}
+        return Snapshot(items, states, self.origin, self.integrity, self._written, self.moment)
 
     def copy(self) -> Snapshot:
-        """The same arrays held in memory, independent of file or model."""
-        return Snapshot(
-            (replace(i, read=self[name].copy) for name, i in self._items.items()),
-            self._states,
-            self.origin,
-            self.integrity,
-            self._written,
-        )
+        """The same arrays held in memory, independent of file or model; of a live average, all of one moment."""
+        with self.moment():
+            items = [replace(i, read=self[name].copy) for name, i in self._items.items()]
+            states = {role: _present(told) for role, told in self._states.items()}
+        return Snapshot(items, states, self.origin, self.integrity, self._written)
 
     def __getitem__(self, name: str) -> Array:
         item = self._items.get(name)
         if item is None:
             raise self._missing(name)
-        array = item.read()
+        array = self._read(name, item)
         if item.digest and digest(array) != item.digest:
             raise DamagedFile(
                 f"{self.origin}: weight {name!r}: expected bytes with digest {item.digest}, received {digest(array)}",
                 hint="the file is damaged; restore it from a copy",
             )
         return array
+
+    def _read(self, name: str, item: Item) -> Array:
+        """What an item reads; damage is told by the name that the weight has here."""
+        try:
+            return item.read()
+        except DamagedFile as error:
+            if repr(name) in error.message:
+                raise
+            damage = error.message.removeprefix(f"{self.origin}: ")
+            raise DamagedFile(f"{self.origin}: weight {name!r}: {damage}", hint=error.hint) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._items  # the inherited one would read the array
@@ -173,6 +194,10 @@ class Snapshot(Mapping[str, Array]):
             f"weight {name!r}: not in {self.origin}{nearest_name(name, self._items)}",
             hint=f"its weights are {listed}" if names else "it holds no weights",
         )
+
+
+def _present(told: Told) -> State | None:
+    return told() if callable(told) else told
 
 
 @cache

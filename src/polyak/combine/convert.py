@@ -117,7 +117,7 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     kept = [n for n, i in held.items_by_path.items() if _wanted(i.weight.path, include, exclude)]
     items = [_item(held, name, rename, cast) for name in kept]
     _refuse_twins(items, held.origin)
-    view = Snapshot(items, held.manifest.roles, held.origin, held.integrity, held.manifest)
+    view = Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)
     old = [(name, held.items_by_path[name].weight.dtype) for name in kept]
     return Converted(view, dict(zip(view, old, strict=True)), tuple(n for n in held if n not in set(kept)))
 

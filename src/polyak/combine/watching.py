@@ -25,7 +25,7 @@ def watched(held: Snapshot, watch: Watch) -> Snapshot:
         replace(item, read=partial(_read, name, item.read, seen, partial(_tell, watch, len(held))))
         for name, item in held.items_by_path.items()
     ]
-    return Snapshot(items, held.manifest.roles, held.origin, held.integrity, held.manifest)
+    return Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)
 
 
 def _read(name: str, read: Callable[[], Array], seen: dict[str, int], tell: Callable[[str, int], None]) -> Array:

@@ -6,17 +6,27 @@ whichever object it reached the variable through.
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from polyak.errors import ModelError
+
 NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
+# Seconds to wait for a train step that holds an average: one that waits in vain for its data shall hang nobody else.
+PATIENCE = 60.0
 
 
 class Watcher(Protocol):
     """An average that wants to know when a weight that it follows holds averaged values."""
+
+    @property
+    def still(self) -> Any:
+        """The lock of the average."""
 
     def look(self) -> None:
         """Notice what the followed weights hold now."""
@@ -78,3 +88,39 @@ def watch(variable: Any, watcher: Watcher) -> None:
 def watchers(variables: Iterable[Any]) -> list[Watcher]:
     """The averages that follow any of the variables."""
     return list({id(w): w for v in variables for w in vars(v).get(_WATCHERS, ())}.values())
+
+
+@contextmanager
+def together(averages: Iterable[Watcher]) -> Iterator[None]:
+    """A context in which no other thread changes any of the averages, nor what they follow in polyak's train functions.
+
+    Locks are taken in one order, so that two threads never wait for each other.
+    """
+    with ExitStack() as held:
+        for average in _in_order(averages):
+            held.enter_context(average.still)
+        yield
+
+
+@contextmanager
+def moment(averages: Iterable[Watcher]) -> Iterator[None]:
+    """``together`` for who only reads: it does not wait for ever for a train step that waits for its data.
+
+    Raises:
+        ModelError: another thread has held one of the averages for a minute.
+    """
+    end = time.monotonic() + PATIENCE
+    with ExitStack() as held:
+        for average in _in_order(averages):
+            if not average.still.acquire(timeout=max(0.0, end - time.monotonic())):
+                raise ModelError(
+                    f"an average: expected a moment between two updates, received none in {PATIENCE:g} seconds; "
+                    "another thread is within a step",
+                    hint="call this from the thread that trains",
+                )
+            held.callback(average.still.release)
+        yield
+
+
+def _in_order(averages: Iterable[Watcher]) -> list[Watcher]:
+    return sorted(averages, key=id)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
-from polyak.frameworks.base import Average
+from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
+from polyak.frameworks.base import Average, Tracking
+from polyak.frameworks.exchange import moment
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
-from polyak.weights import Kind, Weight
+from polyak.weights import Weight
 
+# Far beyond the steps that a loss scale needs to come down, and far below those that cost a day.
+PATIENCE = 1000
 APPLIED = "the average is applied to the model: an update now would average the averaged weights"
 
 
@@ -26,13 +30,21 @@ class Ref:
 
 
 class StatefulAverage(Average):
-    """An average over a live model; a framework says where shadows and counts are kept and how they move."""
+    """An average over a live model; a framework says where shadows and counts are kept and how they move.
 
-    def __init__(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
+    Attributes:
+        patience: updates in a row that may be skipped because a weight is not finite; one more raises NonFinite.
+    """
+
+    patience: int
+
+    def __init__(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> None:
         self.rule = rule
         self._followed = Ref(model)
-        self._kinds = Ref(dict(kinds))
+        self._tracking = Ref(tracking)
+        self.patience = PATIENCE
         self._reported = Ref(0)
+        self._stuck: Ref = Ref((-1, 0))
         self._still = Ref(RLock())
 
     @property
@@ -49,6 +61,10 @@ class StatefulAverage(Average):
         """Paths of guarded weights that are not finite now."""
 
     @abstractmethod
+    def look(self) -> None:
+        """Notice whether any of the followed weights holds averaged values now."""
+
+    @abstractmethod
     def set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
         """Go on with this rule and these counts."""
 
@@ -60,6 +76,11 @@ class StatefulAverage(Average):
     def still(self) -> Any:
         """A lock: who holds it sees no update half done. ``update`` and polyak's own train functions take it."""
         return self._still.value
+
+    @property
+    def tracking(self) -> Tracking:
+        """How the model is followed, beside the rule."""
+        return cast(Tracking, self._tracking.value)
 
     def followed(self) -> Any:
         return self._followed.value
@@ -120,21 +141,43 @@ class StatefulAverage(Average):
             notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
 
     def report_skips(self) -> None:
-        """Warn of updates that were skipped since the last report; those of a restored state were reported then."""
+        """Warn of updates that were skipped since the last report; those of a restored state were reported then.
+
+        Raises:
+            NonFinite: more than ``patience`` in a row.
+        """
         skipped = self.skipped
         if self._reported.value is None:
             self._reported.value = skipped
         if skipped <= self._reported.value:
             return
-        bad = self.unsafe()
+        bad, new = self.unsafe(), skipped - self._reported.value
+        self._reported.value = skipped
         named = f"weight {bad[0]!r}" if bad else "a weight"
+        if self._in_a_row(skipped) > self.patience:
+            raise NonFinite(
+                f"{named} is not finite: expected at most {self.patience:,} updates of {self.label} to be skipped in "
+                f"a row, received more ({skipped:,} in all); the average keeps its last finite values",
+                hint="go on from finite weights, such as these: ema.copy_to(model); or set ema.patience",
+            )
         notify(
             NonFiniteWarning(
-                f"{named} is not finite: {skipped - self._reported.value} update(s) skipped, "
-                f"{skipped} in all; the average keeps its last finite values"
+                f"{named} is not finite: {new} update(s) skipped, {skipped} in all; the average keeps its last "
+                "finite values"
             )
         )
-        self._reported.value = skipped
+
+    def _in_a_row(self, skipped: int) -> int:
+        """Of the updates that were skipped, those that no other one is known to lie between.
+
+        Reports see counts alone, and compiled steps are reported together: where the count of real updates has moved
+        since the last report, only the last skip is sure to come after them.
+        """
+        count, before = self._stuck.value
+        if count != self.count or before >= skipped:
+            before = skipped - 1
+            self._stuck.value = (self.count, before)
+        return int(skipped - before)
 
     def refuse_swapped_file(self) -> None:
         """Raise Applied when another tool is about to write averaged values as the model's raw weights."""
@@ -187,6 +230,9 @@ class ShadowTarget(Target):
 
     def hold(self, path: str) -> PutBack:
         return self._shadows.hold(path)
+
+    def moment(self) -> AbstractContextManager[None]:
+        return moment([self._average])
 
     def hold_state(self) -> PutBack:
         return self._average.hold_state()

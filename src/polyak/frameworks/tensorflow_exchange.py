@@ -10,18 +10,18 @@ from polyak.frameworks import exchange
 from polyak.frameworks.exchange import Hands
 
 
-def _components(variable: tf.Variable) -> Sequence[tf.Variable]:
+def components(variable: tf.Variable) -> Sequence[tf.Variable]:
     """The variable on each replica: the statistics of batch normalisation may differ from one to the next."""
     values: Sequence[tf.Variable] = variable.values if isinstance(variable, tf.distribute.DistributedValues) else ()
     return values or (variable,)
 
 
 def _take(variable: tf.Variable) -> tuple[tf.Tensor, ...]:
-    return tuple(part.read_value() for part in _components(variable))
+    return tuple(part.read_value() for part in components(variable))
 
 
 def _put(variable: tf.Variable, values: tuple[tf.Tensor, ...]) -> None:
-    for part, value in zip(_components(variable), values, strict=True):
+    for part, value in zip(components(variable), values, strict=True):
         part.assign(value)
 
 
@@ -30,7 +30,7 @@ _HANDS = Hands(_take, _put)
 
 def enter(variable: tf.Variable, owner: object, value: tf.Tensor) -> None:
     """Put a value over what the variable holds."""
-    exchange.enter(variable, owner, (value,) * len(_components(variable)), _HANDS)
+    exchange.enter(variable, owner, (value,) * len(components(variable)), _HANDS)
 
 
 def leave(variable: tf.Variable, owner: object) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from polyak.frameworks.company import ALONE, Company
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -28,6 +30,17 @@ class Place:
             return cls(variable.distribute_strategy if spread else None)
         own = getattr(model, "_distribute_strategy", None)
         return cls(own or (tf.distribute.get_strategy() if tf.distribute.has_strategy() else None))
+
+    @property
+    def company(self) -> Company:
+        """The workers of the strategy. A chief comes before them."""
+        resolver = getattr(self.strategy, "cluster_resolver", None)
+        cluster = {} if resolver is None else resolver.cluster_spec().as_dict()
+        if resolver is None or not cluster or resolver.task_type not in ("chief", "worker"):
+            return ALONE
+        chiefs, workers = len(cluster.get("chief", ())), len(cluster.get("worker", ()))
+        before = chiefs if resolver.task_type == "worker" else 0
+        return Company(before + resolver.task_id, chiefs + workers)
 
     def variable(self, value: Any, name: str | None = None, dtype: tf.DType | None = None) -> tf.Variable:
         """A variable that nothing trains."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from polyak.errors import Applied
-from polyak.frameworks.exchange import holds_average
-from polyak.frameworks.tensorflow_exchange import raw_value
+from polyak.errors import Applied, ModelError
+from polyak.frameworks.exchange import holds_average, moment, watchers
+from polyak.frameworks.tensorflow_exchange import components, raw_value
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
-from polyak.weights import Weight
+from polyak.weights import Kind, Weight
 
 
 class Variables(Target):
@@ -37,16 +38,39 @@ class Variables(Target):
         self.variables = dict(variables)
         self.trackables = dict(trackables or variables)
         self._weights = tuple(weights)
+        self._trained = {w.path: w.kind is Kind.TRAINABLE for w in self._weights}
 
     @property
     def weights(self) -> tuple[Weight, ...]:
         return self._weights
 
     def read(self, path: str) -> Array:
-        return np.array(self.variables[path].numpy())
+        """The value of the first replica, which Keras' own files have, too. What is trained must not differ elsewhere.
+
+        Raises:
+            ModelError: it does.
+        """
+        first, *others = (np.array(part.numpy()) for part in components(self.variables[path]))
+        if others and self._trained[path]:
+            self._refuse_drift(path, first, others)
+        return first
+
+    def _refuse_drift(self, path: str, first: Array, others: Sequence[Array]) -> None:
+        for replica, other in enumerate(others, 1):
+            if other.tobytes() != first.tobytes():
+                raise ModelError(
+                    f"weight {path!r} of {self.label}: expected one value on all replicas, received another one on "
+                    f"replica {replica} than on replica 0",
+                    hint="they have drifted apart: an update ran on some replicas only, or read what was not "
+                    "reduced; go on from a file",
+                )
 
     def write(self, path: str, value: Array) -> None:
         self.variables[path].assign(value)
+
+    def moment(self) -> AbstractContextManager[None]:
+        """Between two updates of the averages that follow the variables."""
+        return moment(watchers(self.variables.values()))
 
     def hold(self, path: str) -> PutBack:
         """TensorFlow shares the buffer until the variable is written: holding costs no copy of its own."""

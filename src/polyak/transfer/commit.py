@@ -11,6 +11,7 @@ from polyak.manifest import digest
 from polyak.snapshot import Array, Snapshot
 from polyak.transfer.receipt import Moved
 from polyak.transfer.target import PutBack, Target
+from polyak.transfer.unbroken import unbroken
 from polyak.weights import is_floating, numpy_dtype
 
 Moves = Sequence[tuple[str, str, str]]
@@ -20,8 +21,8 @@ Undo = list[tuple[str, PutBack]]
 def commit(source: Snapshot, target: Target, moves: Moves, finite: bool = True) -> tuple[Moved, ...]:
     """Carry out moves of (source path, target path, target dtype).
 
-    The undo holds a handle on the old bits of each weight that was written: memory up to the size
-    of the target where the framework cannot share buffers, and nothing where it can.
+    Source and target are those of one moment: a thread that trains one of them waits meanwhile. Until the end the old
+    bits of every weight that was written lie beside the new ones: so much more memory as the target's weights take.
 
     Args:
         finite: refuse NaN and infinity.
@@ -31,15 +32,17 @@ def commit(source: Snapshot, target: Target, moves: Moves, finite: bool = True) 
         TransferError: a weight read back differs from what was written; the target is as it was. Or a weight
             could not be put back after any error, which is then the cause.
     """
-    undo: Undo = [("rule and counts", target.hold_state())]
-    try:
-        moved = _write(source, target, moves, finite, undo)
-        target.adopt(source.state)
-        for m in moved:
-            _verify(target, m)
-    except BaseException as error:
-        _put_back(undo, target.label, error)
-        raise
+    with source.moment(), target.moment():
+        undo: Undo = [("rule and counts", target.hold_state())]
+        try:
+            moved = _write(source, target, moves, finite, undo)
+            target.adopt(source.state)
+            for m in moved:
+                _verify(target, m)
+        except BaseException as error:
+            with unbroken():
+                _put_back(undo, target.label, error)
+            raise
     return moved
 
 

@@ -152,7 +152,7 @@ def _snapshot(items: list[Item], source: Snapshot, layout: Layout) -> Snapshot:
     known: Manifest = source.manifest
     written = msgspec.structs.replace(known, layout=layout)
     origin = f"{source.origin} (in the layout of {_CALLED[layout]})"
-    return Snapshot(items, known.roles, origin, source.integrity, written)
+    return Snapshot(items, source.states, origin, source.integrity, written, source.moment)
 
 
 def in_layout(held: Snapshot, layout: str | None, layers: Mapping[str, str]) -> Snapshot:
@@ -179,7 +179,7 @@ def in_layout(held: Snapshot, layout: str | None, layers: Mapping[str, str]) -> 
     pairing = Pairing(layers=layers)
     items = [i for role in held.roles for i in _of_role(held.select(role=role), pairing)]
     written = msgspec.structs.replace(held.manifest, layout="torch", tool=tool())
-    return Snapshot(items, held.manifest.roles, held.origin, held.integrity, written)
+    return Snapshot(items, held.states, held.origin, held.integrity, written, held.moment)
 
 
 def _of_role(held: Snapshot, pairing: Pairing) -> Iterator[Item]:

@@ -61,7 +61,8 @@ def filled(plan: Plan) -> Snapshot:
     described = {w.path: w for w in plan.target.weights}
     items = [_item(plan, m, described[m.target]) for m in plan.moves]
     source = plan.source
-    return Snapshot(items, {plan.role: source.state}, source.origin, source.integrity, source.manifest)
+    states = {plan.role: source.states[plan.role]}
+    return Snapshot(items, states, source.origin, source.integrity, source.manifest, source.moment)
 
 
 def _item(plan: Plan, move: Move, weight: Weight) -> Item:

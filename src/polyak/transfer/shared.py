@@ -35,4 +35,4 @@ def without_twins(source: Snapshot, target: Target, exclude: Globs = ()) -> Snap
                 hint=f'leave one of them out with exclude="{alias}"',
             )
     known = source.manifest
-    return Snapshot(items.values(), known.roles, source.origin, source.integrity, known)
+    return Snapshot(items.values(), source.states, source.origin, source.integrity, known, source.moment)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
+from typing import Any
 
 from polyak.manifest import State
 from polyak.snapshot import Array
@@ -47,6 +49,10 @@ class Target(ABC):
     @abstractmethod
     def hold(self, path: str) -> PutBack:
         """Remember the present bits of one weight."""
+
+    def moment(self) -> AbstractContextManager[Any]:
+        """A context in which nobody else changes anything of it."""
+        return nullcontext()
 
     def hold_state(self) -> PutBack:
         """Remember what ``adopt`` changes."""
