@@ -12,8 +12,8 @@ import tensorflow as tf
 
 import polyak
 from polyak.averaging.base import Ops, Rule
-from polyak.derived import BEMA, DEMA, LastK
-from polyak.errors import ModelError, RuleError, WeightError
+from polyak.derived import BEMA, DEMA, AuthorsBEMA, CheckpointBEMA, FigureBEMA, LastK, PaperBEMA
+from polyak.errors import ModelError, RuleError, ShapeMismatch, WeightError
 
 STEPS = 60
 
@@ -147,46 +147,194 @@ def test_dema_needs_one_rule() -> None:
         DEMA(polyak.track(Net(), {"kernel": "ema:0.9", "*": "mean"}))
 
 
-@pytest.mark.parametrize("freq", [1, 4])
-def test_bema_is_the_paper_s_algorithm(freq: int, tmp_path: Path) -> None:
-    """mu <- (1 - beta) mu + beta theta at every freq-th step; mu + alpha (theta - theta_0)."""
+# --- BEMA: each published form, written down again step by step ---
+
+
+def paper(values: np.ndarray, every: int, tau: int, kappa: float, eta: float, rho: float, gamma: float) -> np.ndarray:
+    """Algorithm 1: until the burn-in is over everything is the weights; then t counts the whole run."""
+    start = mu = made = values[0]
+    for t in range(1, len(values)):
+        if t <= tau:
+            start = mu = made = values[t]
+        elif (t - tau) % every == 0:
+            age = rho + gamma * t
+            mu = mu - age**-kappa * (mu - values[t])
+            made = age**-eta * (values[t] - start) + mu
+    return made
+
+
+def trl(values: np.ndarray, every: int, tau: int, kappa: float, eta: float, rho: float, gamma: float) -> np.ndarray:
+    """TRL's callback at the ends of steps: it acts from step tau on, and takes w0 there."""
+    start = mu = made = values[0]
+    for step in range(max(tau, 1), len(values)):
+        if step == tau:
+            start, mu = values[step], values[step]
+        elif (step - tau) % every == 0:
+            beta, alpha = (rho + gamma * step) ** -kappa, (rho + gamma * step) ** -eta
+            mu = (1 - beta) * mu + beta * values[step]
+            made = mu + alpha * (values[step] - start)
+    return made
+
+
+def authors(values: np.ndarray, every: int, tau: int, kappa: float, eta: float, rho: float, gamma: float) -> np.ndarray:
+    """The authors' callback: w0 at the end of the first step that is not before tau; moves at multiples of every."""
+    start: np.ndarray | None = None
+    mu = made = values[0]
+    for step in range(1, len(values)):
+        if start is None and step >= tau:
+            start, mu = values[step], values[step]
+        if start is not None and step % every == 0:
+            age = 1 + gamma * max(step - tau + rho, 1)
+            mu = mu * (1 - age**-kappa) + age**-kappa * values[step]
+            made = (values[step] - start) * age**-eta + mu
+    return made
+
+
+def checkpoints(values: np.ndarray, every: int, kappa: float, eta: float, rho: float, gamma: float) -> np.ndarray:
+    """The authors' program for checkpoints: each one moves the average, gamma is in its factor alone."""
+    mu = made = values[0]
+    for step in range(every, len(values), every):
+        time = max(step + rho, 1)
+        beta = (1 + gamma * time) ** -kappa
+        mu = (1 - beta) * mu + beta * values[step]
+        made = (1 + time) ** -eta * (values[step] - values[0]) + mu
+    return made
+
+
+def figure(values: np.ndarray, beta: float, ratio: float) -> np.ndarray:
+    """The four lines in figure 1."""
+    mu = made = values[0]
+    for value in values[1:]:
+        mu = (1.0 - beta) * mu + beta * value
+        made = beta**ratio * (value - values[0]) + mu
+    return made
+
+
+def run(form: Any) -> tuple[Net, BEMA, np.ndarray]:
+    """A run with a BEMA that is made when its form says; and what it saw, in float64, the initial values first."""
     net = Net()
-    ema = polyak.track(net, f"inverse-power:freq={freq}")
-    bema = BEMA(ema)
-    assert bema.nbytes == 24 + 8 + 8
-    mu = start = np.full((3, 2), 0.5)
-    for t, value in enumerate(walk(), 1):
-        go(net, t, value)
+    ema = polyak.track(net, form.rule)
+    bema = BEMA(ema, form) if form.start == 0 else None
+    for n, value in enumerate(walk(), 1):
+        go(net, n, value)
         ema.update()
-        if t % freq == 0:
-            beta = (10 + t) ** -0.5
-            mu = (1 - beta) * mu + beta * value
-    alpha = (10 + STEPS) ** -0.2
-    assert bema.strength == pytest.approx(alpha)
-    arrives(bema, mu + alpha * (walk()[-1] - start), tmp_path)
+        if n == form.start:
+            bema = BEMA(ema, form)
+    assert bema is not None
+    return net, bema, np.concatenate([np.full((1, 3, 2), 0.5), walk().astype(np.float64)])
 
 
-def test_bema_after_a_burn_in_counts_the_whole_run_or_from_its_start() -> None:
-    net = Net()
-    ema = polyak.track(net, "copy until 20 then inverse-power:freq=1")
-    mu = start = walk()[19].astype(np.float64)
-    made: list[BEMA] = []
-    for t, value in enumerate(walk(), 1):
-        go(net, t, value)
+SETTINGS = [
+    (1, 0, 0.5, 0.2, 10.0, 1.0),
+    (4, 0, 0.5, 0.2, 10.0, 1.0),
+    (10, 20, 0.7, 0.3, 2.0, 0.5),
+    (1, 7, 0.4, 0.4, 0.0, 2.0),
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *SETTINGS,
+        (5, 20, 0.5, 0.2, 10.0, 1.0),
+        (3, 6, 1.0, 0.1, 1.0, 3.0),
+        (4, 24, 0.5, 0.2, 10.0, 1.0),
+        (19, 22, 0.5, 0.2, 10.0, 1.0),
+    ],
+)
+def test_bema_of_the_paper_is_algorithm_1_and_trl_s_callback(settings: Any, tmp_path: Path) -> None:
+    """Also where the burn-in is no multiple of the interval: 22 + 2 * 19 is the last step."""
+    assert (STEPS - settings[1]) % settings[0] == 0
+    _, bema, values = run(PaperBEMA(*settings))
+    expected = paper(values, *settings)
+    np.testing.assert_allclose(expected, trl(values, *settings), rtol=1e-12)
+    arrives(bema, expected, tmp_path)
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, (20, 40, 0.5, 0.2, 0.0, 1.0), (60, 0, 0.5, 0.2, 10.0, 1.0)])
+def test_bema_of_the_authors_is_their_callback(settings: Any, tmp_path: Path) -> None:
+    assert STEPS % settings[0] == 0
+    _, bema, values = run(AuthorsBEMA(*settings))
+    arrives(bema, authors(values, *settings), tmp_path)
+
+
+@pytest.mark.parametrize("settings", [(1, 0.5, 0.2, 10.0, 1.0), (12, 0.5, 0.2, 0.0, 1.0), (6, 0.7, 0.3, 2.0, 0.5)])
+def test_bema_of_checkpoints_is_the_authors_program_for_them(settings: Any, tmp_path: Path) -> None:
+    _, bema, values = run(CheckpointBEMA(*settings))
+    arrives(bema, checkpoints(values, *settings), tmp_path)
+
+
+@pytest.mark.parametrize(("decay", "ratio"), [(0.9, 0.4), (0.5, 1.0)])
+def test_bema_of_the_figure_takes_a_power_of_the_average_s_weight(decay: float, ratio: float, tmp_path: Path) -> None:
+    _, bema, values = run(FigureBEMA(polyak.parse(f"ema:{decay},start=initial"), ratio))
+    arrives(bema, figure(values, 1 - decay, ratio), tmp_path)
+
+
+def test_the_forms_of_bema_differ() -> None:
+    """On a straight line from 0, where every difference in counting is seen."""
+    values = np.arange(STEPS + 1.0)
+    settings = (10, 20, 0.5, 0.2, 10.0, 1.0)
+    made = [f(values, *settings) for f in (paper, authors)] + [checkpoints(values, 10, *settings[2:])]
+    assert np.min(np.abs(np.subtract.outer(made, made))[~np.eye(3, dtype=bool)]) > 0.1
+
+
+def test_bema_says_its_memory_and_how_it_was_made() -> None:
+    form = PaperBEMA(every=4)
+    bema = BEMA(polyak.track(Net(), form.rule), form)
+    assert bema.nbytes == 24 + 8
+    assert repr(bema) == "<PaperBEMA of inverse-power:freq=4 of Net: 32 bytes of host memory>"
+    assert "PaperBEMA(every=4, burn_in=0" in bema.snapshot().manifest.evidence[0]
+
+
+def test_bema_goes_on_from_a_file_of_where_it_started(tmp_path: Path) -> None:
+    form = PaperBEMA(every=1)
+    net, whole = Net(), Net()
+    polyak.save(net, tmp_path / "start.safetensors")
+    _, unbroken, _ = run(form)
+    ema = polyak.track(net, form.rule)
+    for n, value in enumerate(walk()[:30], 1):
+        go(net, n, value)
         ema.update()
-        if t == 20:
-            made = [BEMA(ema), BEMA(ema, restarted=True)]
-        if t > 20:
-            mu = mu + (10 + t) ** -0.5 * (value - mu)
-    for bema, age in zip(made, (60, 40), strict=True):
-        expected = mu + (10 + age) ** -0.2 * (walk()[-1] - start)
-        assert bema.snapshot()["kernel"] == pytest.approx(expected, abs=2e-6)
+    polyak.save(ema, tmp_path / "ema.safetensors")
+    again = polyak.track(whole, form.rule)
+    polyak.transfer(tmp_path / "ema.safetensors", again)
+    bema = BEMA(again, form, start=tmp_path / "start.safetensors")
+    for n, value in enumerate(walk()[30:], 31):
+        go(whole, n, value)
+        again.update()
+    assert bema.snapshot()["kernel"].tobytes() == unbroken.snapshot()["kernel"].tobytes()
 
 
-@pytest.mark.parametrize("asked", [{"power": 0}, {"lag": -1}, {"multiplier": 0}, {"power": "x"}])
-def test_numbers_of_bema_that_are_out_of_range_are_refused(asked: dict[str, Any]) -> None:
-    with pytest.raises(RuleError, match="BEMA: "):
-        BEMA(polyak.track(Net(), "mean"), **asked)
+def test_a_bema_whose_average_or_start_does_not_fit_is_refused() -> None:
+    form = PaperBEMA(every=1, burn_in=2)
+    with pytest.raises(
+        RuleError, match="PaperBEMA: expected an average by inverse-power:lag=12,freq=1,after=2, received one by mean"
+    ):
+        BEMA(polyak.track(Net(), "mean"), form)
+    with pytest.raises(
+        ModelError, match="expected an average after 2 updates, whose weights are w0; received one after 0"
+    ):
+        BEMA(polyak.track(Net(), form.rule), form)
+    other = polyak.snapshot(Net()).copy()
+    wrong = {path: np.zeros(5) if path == "kernel" else other[path] for path in other}
+    with pytest.raises(ShapeMismatch, match=r"weight 'kernel': expected \(3, 2\), received \(5,\)"):
+        BEMA(polyak.track(Net(), form.rule), form, start=polyak.Snapshot.from_arrays(wrong))
+
+
+@pytest.mark.parametrize("form", [PaperBEMA, AuthorsBEMA, CheckpointBEMA])
+@pytest.mark.parametrize(
+    "asked", [{"power": 0}, {"bias_power": -1}, {"lag": -1}, {"multiplier": 0}, {"power": "x"}, {"every": 0}]
+)
+def test_numbers_of_bema_that_are_out_of_range_are_refused(form: Any, asked: dict[str, Any]) -> None:
+    with pytest.raises(RuleError, match=f"{form.__name__}: {next(iter(asked))}"):
+        form(**asked)
+
+
+def test_a_burn_in_that_no_rule_can_follow_is_refused() -> None:
+    with pytest.raises(RuleError, match="burn_in=150: expected a multiple of every=100"):
+        AuthorsBEMA(burn_in=150)
+    with pytest.raises(RuleError, match="FigureBEMA: ratio"):
+        FigureBEMA(polyak.parse("mean"), 0)
 
 
 # --- averages themselves: their memory before the first step, and rules of one's own ---

@@ -15,17 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from polyak.averaging.base import count, real
+from polyak.averaging.base import count
+from polyak.averaging.bema import AuthorsBEMA, CheckpointBEMA, FigureBEMA, Form, PaperBEMA
 from polyak.averaging.kernel import lerp
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.combine import average as many
-from polyak.errors import ModelError, RuleError
+from polyak.errors import ModelError, RuleError, ShapeMismatch
 from polyak.file_verbs import source_of
-from polyak.frameworks import Average
-from polyak.manifest import AVERAGE, Manifest
+from polyak.frameworks import Average, snapshot_of
+from polyak.manifest import AVERAGE, RAW, Manifest
 from polyak.snapshot import Array, Item, Snapshot, tool, versions
 from polyak.weights import Kind, Weight
+
+__all__ = [
+    "BEMA",
+    "DEMA",
+    "AuthorsBEMA",
+    "CheckpointBEMA",
+    "Derived",
+    "FigureBEMA",
+    "LastK",
+    "PaperBEMA",
+]
 
 
 class Derived(ABC):
@@ -179,57 +191,50 @@ class DEMA(Derived):
 
 
 class BEMA(Derived):
-    """Bias-corrected average: EMA + a (w - w0), where a = (lag + multiplier t)**-power after t updates.
+    """Bias-corrected average: EMA + a (w - w0), where the factor a falls with the number of updates.
 
-    The variant is algorithm 1 of the paper with all of its steps counted, as in TRL's ``BEMACallback``: track the model
-    with "inverse-power" (which moves at every 400th update) and take snapshots at multiples of 400. After a burn-in of
-    n steps, "copy until n then inverse-power", with the BEMA made at step n, is TRL's ``update_after``: t still counts
-    from the beginning of the run. ``restarted`` counts t from where the BEMA was made. The correction needs no average
-    of this kind: any one does.
+    Published programs differ in how they count, so a form is named: ``PaperBEMA`` (algorithm 1; TRL), ``AuthorsBEMA``,
+    ``CheckpointBEMA``, ``FigureBEMA`` (any average). Track the model with ``form.rule``, and take snapshots where that
+    moves: those programs keep their values from one move to the next, a snapshot takes the weights as they are.
 
-    Memory: one copy of the weights, those at the start.
+    Memory: one copy of the weights, those of w0.
 
     Args:
-        average: an average; w0 are its model's weights now, so make the BEMA before training, or at the burn-in's end.
-        power: in (0, inf); the paper's eta, 0.2.
-        lag: at least 0; the paper's rho.
-        multiplier: in (0, inf); the paper's gamma.
-        restarted: count t from now.
+        average: an average by ``form.rule``.
+        form: how to count.
+        start: w0, as anything that ``polyak.snapshot`` or ``polyak.open`` gives, or a path: to go on with a run. By
+            default the model's weights now, when the average has seen just ``form.start`` updates.
 
     Raises:
-        RuleError: a number is out of range.
+        RuleError: the average moves by another rule.
+        ModelError: ``start`` is not given, and the average has seen another number of updates.
+        MissingWeight, ShapeMismatch: ``start`` is of another structure.
 
     Source: Block & Zhang, EMA without the lag, arXiv 2508.00180.
 
     Example:
         >>> import polyak, tensorflow as tf
         >>> module = tf.Module(); module.w = tf.Variable([0.0])
-        >>> ema = polyak.track(module, "inverse-power:freq=1")
-        >>> bema = BEMA(ema, power=1.0)
+        >>> form = PaperBEMA(every=1, bias_power=1.0)
+        >>> ema = polyak.track(module, form.rule)
+        >>> bema = BEMA(ema, form)
         >>> _ = module.w.assign([11.0]); ema.update()
         >>> round(float(bema.snapshot()["w"][0] - ema.values()["w"][0]), 6)
         1.0
     """
 
-    def __init__(
-        self,
-        average: Average,
-        power: float = 0.2,
-        lag: float = 10.0,
-        multiplier: float = 1.0,
-        *,
-        restarted: bool = False,
-    ) -> None:
-        self.power = real("BEMA: power", power, "(0, inf)", lambda x: x > 0)
-        self.lag = real("BEMA: lag", lag, "[0, inf)", lambda x: x >= 0)
-        self.multiplier = real("BEMA: multiplier", multiplier, "(0, inf)", lambda x: x > 0)
+    def __init__(self, average: Average, form: Form | None = None, start: Any = None) -> None:
+        self.form = PaperBEMA() if form is None else form
         self._average = average
-        self._from = average.count if restarted else 0
-        self._start = {w.path: np.array(average.source.read(w.path)) for w in average.target.weights}
+        _refuse_other_rule(average, self.form)
+        if start is None:
+            _refuse_other_count(average, self.form)
+        held = snapshot_of(average.source, RAW) if start is None else source_of(start, None)
+        self._start = {w.path: _same_shape(held, w) for w in average.target.weights if w.kind is Kind.TRAINABLE}
 
     @property
     def label(self) -> str:  # type: ignore[override]
-        return f"BEMA of {self._average.label}"
+        return f"{type(self.form).__name__} of {self._average.label}"
 
     @property
     def nbytes(self) -> int:
@@ -238,23 +243,51 @@ class BEMA(Derived):
     @property
     def strength(self) -> float:
         """The factor a of the correction now."""
-        return float((self.lag + self.multiplier * max(self._average.count - self._from, 1)) ** -self.power)
+        return self.form.strength(self._average.count)
 
     def snapshot(self) -> Snapshot:
         strength, average = self.strength, self._average
-        raw = {path: np.array(average.source.read(path)) for path in self._start}
-        values = average.values()
+        values, raw = average.values(), {path: np.array(average.source.read(path)) for path in self._start}
 
         def value(weight: Weight) -> Array:
+            held = values[weight.path]
+            if weight.path not in self._start:
+                return held
             shift = raw[weight.path].astype(np.float64) - self._start[weight.path].astype(np.float64)
-            return _wide(values[weight.path], lambda x: x + strength * shift)
+            return _wide(held, lambda x: x + strength * shift)
 
         weights = average.target.weights
-        reads = {
-            w.path: partial(value, w) if w.kind is Kind.TRAINABLE else partial(values.get, w.path) for w in weights
-        }
-        held = f"the average by {average.rule} after {average.count} updates + {strength:.6g} (weights - start) (BEMA)"
-        return _made(weights, reads, held, self.label)
+        held = (
+            f"the average by {average.rule} after {average.count} updates + {strength:.6g} (weights - weights after "
+            f"{self.form.start}) ({self.form})"
+        )
+        return _made(weights, {w.path: partial(value, w) for w in weights}, held, self.label)
+
+
+def _refuse_other_rule(average: Average, form: Form) -> None:
+    if average.rule != form.rule:
+        raise RuleError(
+            f"{type(form).__name__}: expected an average by {form.rule}, received one by {average.rule}",
+            hint="polyak.track(model, form.rule); polyak.derived.FigureBEMA(rule) takes any",
+        )
+
+
+def _refuse_other_count(average: Average, form: Form) -> None:
+    if average.count != form.start:
+        raise ModelError(
+            f"{type(form).__name__}: expected an average after {form.start:,} updates, whose weights are w0; received "
+            f"one after {average.count:,}",
+            hint="make it then, or give those weights: start=",
+        )
+
+
+def _same_shape(held: Snapshot, weight: Weight) -> Array:
+    value = np.array(held[weight.path])
+    if value.shape != weight.shape:
+        raise ShapeMismatch(
+            f"weight {weight.path!r}: expected {weight.shape}, received {value.shape} from {held.origin}"
+        )
+    return value
 
 
 def _wide(average: Array, value: Callable[[Array], Any]) -> Array:
