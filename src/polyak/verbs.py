@@ -14,8 +14,9 @@ from polyak.averaging.rules import PowerEMA as PowerRule
 from polyak.averaging.wrappers import Delayed, Every
 from polyak.combine.convert import format_of
 from polyak.errors import FileError, RuleError, UnknownFormat
-from polyak.file_verbs import PathLike, Write, held_by, source_of, writer, written
+from polyak.file_verbs import PathLike, Writer, held_by, moment_of, shared, source_of, writer, written
 from polyak.frameworks import Average, framework_of
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
@@ -34,11 +35,14 @@ class Following(TypedDict, total=False):
         after: be a plain copy of the weights for so many updates first.
         kinds: kinds of weights by glob, where the default is not meant: ``{"*/moving_*": "trainable"}``
             averages the moving statistics too.
+        compensated: lose nothing to rounding, also at a decay of 0.999999 over a million updates: the average is kept
+            in float64, 8 bytes for each weight, and rounded to the weight's own dtype where it goes into a model.
     """
 
     every: int
     after: int
     kinds: Mapping[str, str]
+    compensated: bool
 
 
 def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average:
@@ -64,7 +68,8 @@ def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average
     """
     _refuse_unknown(following)
     kinds = {glob: _kind(glob, kind) for glob, kind in following.get("kinds", {}).items()}
-    return framework_of(model).track(model, _timed(as_rule(rule), following), kinds)
+    tracking = Tracking(kinds, following.get("compensated", False))
+    return framework_of(model).track(model, _timed(as_rule(rule), following), tracking)
 
 
 def EMA(
@@ -111,6 +116,11 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
     ``.npz`` one that NumPy loads, ``.pt`` one that PyTorch loads, ``.orbax`` a checkpoint that Orbax restores, and
     ``.safetensors.index.json`` several files beside an index.
 
+    All that is written is of one moment, also while another thread trains in ``fit`` with ``polyak.keras.Averaging``,
+    or in a loop whose steps are within ``ema.moment()``. Where several processes train one model together (workers of
+    TensorFlow, ``torch.distributed``, ``jax.distributed``) and all of them save, the first one writes, and the others
+    wait until the file is there and has their own averaged weights, bit for bit.
+
     Args:
         weights: "raw", "average", or "both" of an average and its model; all that the source has by default,
             which for a live average is the average.
@@ -124,7 +134,7 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
         held = held_by(source, weights)  # array by array; a file does not change meanwhile
     else:
         held = source_of(source, weights).copy()
-    return written(held, path, saver(os.fspath(path)))
+    return written(held, path, shared(saver(os.fspath(path)), source))
 
 
 def label(source: Any) -> str:
@@ -136,7 +146,7 @@ def label(source: Any) -> str:
     return model_target(source).label
 
 
-def saver(path: str) -> Write:
+def saver(path: str) -> Writer:
     """What writes a file of this name."""
     return writer(path, saved_as(path))
 
@@ -156,7 +166,8 @@ def saved_as(path: str) -> str:
 
 def both_of(source: Any) -> Snapshot:
     """Copies of the raw and the averaged weights, in one snapshot."""
-    sets = [source_of(source, RAW).copy(), source_of(source, AVERAGE).copy()]
+    with moment_of(source):
+        sets = [source_of(source, RAW).copy(), source_of(source, AVERAGE).copy()]
     states = {s.roles[0]: s.state for s in sets}
     return Snapshot((i for s in sets for i in s.items_by_path.values()), states, sets[1].origin)
 

@@ -11,6 +11,7 @@ import numpy as np
 from polyak.averaging.emas import EMA
 from polyak.errors import ModelError, RuleChanged, notify
 from polyak.frameworks import Average, framework_of
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.described import describe
 from polyak.manifest import AVERAGE, State
 from polyak.snapshot import Array, Snapshot
@@ -40,7 +41,7 @@ class Adopted:
         """A live average of the model that goes on from here. Raises ModelError for another model or frozen set."""
         paths = _paths(model)
         self._refuse_other_set(model, paths)
-        average = framework_of(model).track(model, self.rule, {})
+        average = framework_of(model).track(model, self.rule, Tracking())
         self._write({paths[id(self.variables[i])]: value for i, value in self.values.items()}, average)
         _forget_traced_step(model)
         return average

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from polyak.averaging.kernel import shadow_dtype
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import MissingWeight, ModelError, UnexpectedWeight
+from polyak.frameworks.company import ALONE, Company
 from polyak.manifest import AVERAGE, RAW, Manifest, State
-from polyak.snapshot import Array, Item, Snapshot, tool, versions
+from polyak.snapshot import Array, Item, Snapshot, Told, tool, versions
 from polyak.transfer.plan import Asked, make_plan
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import Target
 from polyak.weights import Kind, Weight, numpy_dtype
 
 Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """How a model is followed, beside the rule.
+
+    Attributes:
+        kinds: kinds of weights by glob, where the default is not meant.
+        compensated: keep the shadows of what is averaged in float64.
+    """
+
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    compensated: bool = False
+
+    def shadowed(self, weight: Weight) -> Weight:
+        """The description of a weight's shadow: what is averaged is held in float32 or wider, copies as they are."""
+        if weight.kind is not Kind.TRAINABLE:
+            return weight
+        own = shadow_dtype(weight.dtype)
+        return replace(weight, dtype="float64" if self.compensated and own == "float32" else own)
 
 
 class Framework(ABC):
@@ -40,12 +62,21 @@ class Framework(ABC):
         """What the model holds now: raw weights, or the values of an average that is applied to it."""
 
     @abstractmethod
-    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> Average:
+    def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> Average:
         """A new average of the model."""
+
+    @abstractmethod
+    def moving(self, averages: Sequence[Any]) -> Callable[[], None]:
+        """A function that updates these averages of one model, all in one pass over its weights."""
 
     @abstractmethod
     def build(self, model: Any, sample: Any) -> None:
         """Create the model's weights from an input shape (a tuple of ints and None) or a sample input."""
+
+    def company(self, model: Any) -> Company:
+        """This process among those that train the model together."""
+        del model
+        return ALONE
 
 
 class Average(ABC):
@@ -185,10 +216,21 @@ class Average(ABC):
         """Memory of the shadow values, in bytes."""
         return sum(w.nbytes for w in self.target.weights)
 
+    def moment(self) -> AbstractContextManager[Any]:
+        """A context in which no other thread changes the average, nor the model by one of polyak's train functions.
+
+        A loop of one's own that other threads read beside makes each step, the optimizer's and the update, within one.
+
+        Raises:
+            ModelError: another thread has been within such a context for a minute.
+        """
+        return self.target.moment()
+
     def values(self) -> dict[str, Array]:
         """Copies of the averaged values under their structural paths, in the shadow's dtype."""
         target = self.target
-        return {w.path: target.read(w.path) for w in target.weights}
+        with target.moment():
+            return {w.path: target.read(w.path) for w in target.weights}
 
     def set_values(self, values: Mapping[str, ArrayLike], **asked: Unpack[Asked]) -> Receipt:
         """Replace all averaged values; the count stays. All or nothing.
@@ -218,7 +260,7 @@ class Average(ABC):
 
     def snapshot(self) -> Snapshot:
         """A lazy view of the averaged values with rule, count and evidence. ``copy()`` detaches it."""
-        return snapshot_of(self.target, AVERAGE, self.state)
+        return snapshot_of(self.target, AVERAGE, lambda: self.state)
 
     @property
     def label(self) -> str:
@@ -251,7 +293,7 @@ def _array(value: ArrayLike, dtype: str) -> Array:
     return np.asarray(value, numpy_dtype(dtype) if isinstance(value, (list, tuple, int, float)) else None)
 
 
-def snapshot_of(target: Target, role: str, state: State | None = None) -> Snapshot:
+def snapshot_of(target: Target, role: str, state: Told = None) -> Snapshot:
     """A lazy view of a target's present weights; a weight that has several names is there under each."""
 
     def item(path: str, weight: Weight) -> Item:
@@ -260,4 +302,4 @@ def snapshot_of(target: Target, role: str, state: State | None = None) -> Snapsh
     held = {w.path: w for w in target.weights}
     items = [*((w.path, w) for w in target.weights), *((a, held[first]) for a, first in target.aliases.items())]
     written = Manifest(tool(), {}, (), source=target.label, versions=versions(), layout=target.layout)
-    return Snapshot((item(p, w) for p, w in items), {role: state}, target.label, written=written)
+    return Snapshot((item(p, w) for p, w in items), {role: state}, target.label, written=written, moment=target.moment)

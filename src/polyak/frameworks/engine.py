@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyak.averaging.kernel import shadow_dtype
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.frameworks.base import Tree
@@ -84,12 +83,15 @@ class Engine(ABC):
         """A count as this library keeps it, on the devices that an array is spread over."""
 
     @abstractmethod
-    def step(self, program: Program, held: Held, values: Arrays) -> Held:
-        """The average after one update; what was held before must not be used any more."""
+    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays) -> list[Held]:
+        """Averages of one model after one update each, in one pass over its values, which all of them share by path.
+
+        What was held before must not be used any more.
+        """
 
     @abstractmethod
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
-        """The same with the same bits, where what was held before stays as it is."""
+        """One update with the same bits, where what was held before stays as it is."""
 
     @abstractmethod
     def refuse_traced(self, array: Any) -> None:
@@ -112,11 +114,6 @@ def program_for(weights: tuple[Weight, ...], rule: Rule | Parts, guarded: tuple[
 def rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
     """The rule of one weight; None leaves it out."""
     return rule.rule_of(weight.path) if isinstance(rule, Parts) else rule
-
-
-def shadow_dtype_of(weight: Weight) -> str:
-    """What is averaged is held in float32 or wider; copies keep their dtype."""
-    return shadow_dtype(weight.dtype) if weight.kind is Kind.TRAINABLE else weight.dtype
 
 
 def starts_at_zero(rule: Rule | Parts, weight: Weight) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -86,11 +86,13 @@ class JaxEngine(Engine):
             model.jax_state_sync()
 
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
-        return jnp.zeros_like(array, dtype=dtype, device=array.sharding) if zeros else self.cast(array, dtype)
+        with in_float64():
+            return jnp.zeros_like(array, dtype=dtype, device=array.sharding) if zeros else self.cast(array, dtype)
 
     def cast(self, array: Any, dtype: str) -> Any:
         """Always an array of its own: a compiled step deletes those that it is given."""
-        return jnp.array(array, dtype=dtype, copy=True)
+        with in_float64():
+            return jnp.array(array, dtype=dtype, copy=True)
 
     def to_numpy(self, array: Any) -> Array:
         return np.array(array, copy=True)
@@ -105,15 +107,15 @@ class JaxEngine(Engine):
     def counter(self, value: int, beside: Any) -> Any:
         spread = beside.sharding
         whole = NamedSharding(spread.mesh, PartitionSpec()) if isinstance(spread, NamedSharding) else spread
-        return _placed(np.int32(value), beside, whole)
+        return _placed(np.int64(value), beside, whole)
 
-    def step(self, program: Program, held: Held, values: Arrays) -> Held:
-        new = held_from(compiled(program)(tree_of(held), dict(values)))
-        _refuse_traced(new.count)
+    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays) -> list[Held]:
+        new = [held_from(tree) for tree in compiled(tuple(programs))([tree_of(h) for h in held], dict(values))]
+        _refuse_traced(new[0].count)
         return new
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
-        return held_from(stepped(program, tree_of(held), values))
+        return held_from(stepped([program], [tree_of(held)], values)[0])
 
     def refuse_traced(self, array: Any) -> None:
         _refuse_traced(jnp.array(array, copy=True))  # whatever is computed while a function is compiled is traced
@@ -130,58 +132,89 @@ def _refuse_traced(array: Any) -> None:
 
 def _placed(value: Any, like: Any, sharding: Any) -> Any:
     """An array that is bound to its devices only if ``like`` is: a compiled step is compiled anew for bound ones."""
-    return jax.device_put(value, sharding) if like.committed else jnp.asarray(value)
+    with in_float64():
+        return jax.device_put(value, sharding) if like.committed else jnp.asarray(value)
 
 
 @lru_cache(maxsize=64)
-def compiled(program: Program) -> Callable[[Tree, Tree], Tree]:
+def compiled(programs: tuple[Program, ...]) -> Callable[[list[Tree], Tree], list[Tree]]:
     """``stepped`` as one program that takes over the memory of its first argument."""
-    return jax.jit(lambda tree, values: stepped(program, tree, values), donate_argnums=0)  # type: ignore[no-any-return]
+    return jax.jit(lambda trees, values: stepped(programs, trees, values), donate_argnums=0)  # type: ignore[no-any-return]
 
 
-def stepped(program: Program, tree: Tree, values: Mapping[str, Any], real: Any = True) -> Tree:
-    """One update as a pure function of arrays; ``real`` is a truth value, and false leaves everything as it is.
+def stepped(
+    programs: Sequence[Program], trees: Sequence[Tree], values: Mapping[str, Any], real: Any = True
+) -> list[Tree]:
+    """One update of averages of one model as a pure function of arrays.
 
     Every choice is a scalar that selects among values: XLA makes one loop over each array of it.
+
+    Args:
+        values: the weights, by path.
+        real: a truth value; false leaves everything as it is.
     """
-    values = {path: _as_stored(value) for path, value in values.items()}
-    shares = _shares(program, tree["count"])
-    moving = jnp.any(jnp.stack([s.moves for s in shares])) if shares else jnp.asarray(True)
+    with in_float64():
+        values = {path: _as_stored(value) for path, value in values.items()}
+        guards = dict.fromkeys(program.guarded for program in programs)
+        safe = {guarded: _are_safe([values[path] for path in guarded]) for guarded in guards}
+        pairs = zip(programs, trees, strict=True)
+        return [_moved(program, tree, values, safe[program.guarded], real) for program, tree in pairs]
+
+
+def _moved(program: Program, tree: Tree, values: Mapping[str, Any], safe: Any, real: Any) -> Tree:
+    weights = _weights(program, tree["count"])
+    moving = jnp.any(jnp.stack([w > 0.0 for w in weights])) if weights else jnp.asarray(True)
     moving &= real
-    safe = ~moving | _are_safe([values[path] for path in program.guarded])
+    safe = ~moving | safe
     go = moving & safe
     shadows = dict(tree["shadows"])
-    for (_, paths), share in zip(program.moved, shares, strict=True):
+    for (_, paths), w in zip(program.moved, weights, strict=True):
+        share = _Share.of(w, go)
         for path in paths:
-            shadows[path] = jnp.where(go, _lerp(shadows[path], values[path], share), shadows[path])
+            shadows[path] = _lerp(shadows[path], values[path], share)
     for path in program.copied:
         shadows[path] = jnp.where(go, values[path], shadows[path])
-    count = tree["count"] + (real & safe).astype(jnp.int32)
-    return {"shadows": shadows, "count": count, "skipped": tree["skipped"] + (real & ~safe).astype(jnp.int32)}
+    count, skipped = (
+        tree[name] + one.astype(jnp.int64) for name, one in (("count", real & safe), ("skipped", real & ~safe))
+    )
+    return {"shadows": shadows, "count": count, "skipped": skipped}
+
+
+def _weights(program: Program, count: Any) -> list[Any]:
+    n = count.astype(jnp.float64) + 1.0
+    return [jnp.asarray(rule.weight(n, OPS), jnp.float64) for rule, _ in program.moved]
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """The weight w of the newest value and 1 - w, both formed in float64, and what is to be known of them."""
+    """What the weight w of the newest value decides for all arrays: from which end, whether the other counts, how far.
 
-    w: Any
-    rest: Any
-    moves: Any
-    is_near: Any
-    copies: Any
+    From the near end, the average, the step is w; from the far one, the value, it is 1 - w. Both are formed in float64.
+    """
+
+    from_average: Any
+    to_value: Any
+    step: Any
+
+    @classmethod
+    def of(cls, w: Any, go: Any) -> _Share:
+        near = w < 0.5
+        return cls(near | ~go, go & ((near & (w > 0.0)) | (w >= 1.0)), jnp.where(near, w, 1.0 - w))
 
 
-def _shares(program: Program, count: Any) -> list[_Share]:
-    with in_float64():
-        n = count.astype(jnp.float64) + 1.0
-        weights = [jnp.asarray(rule.weight(n, OPS), jnp.float64) for rule, _ in program.moved]
-        return [_Share(w, 1.0 - w, w > 0.0, w < 0.5, w >= 1.0) for w in weights]
+def _are_safe(values: Sequence[Any]) -> Any:
+    """Whether all are finite and below half of the range, so that no difference of two overflows.
 
-
-def _are_safe(values: list[Any]) -> Any:
-    """Whether all are finite and below half of the range, so that no difference of two overflows."""
+    A finite sum of squares proves it in one quick pass. If it is not finite, it may only have overflowed, and the
+    values themselves are looked at.
+    """
     if not values:
         return jnp.asarray(True)
+    total = sum(jnp.sum(jnp.square(_wide(v))).astype(jnp.float64) for v in values)
+    return jax.lax.cond(jnp.isfinite(total), lambda: jnp.asarray(True), lambda: _are_within(values))
+
+
+def _are_within(values: Sequence[Any]) -> Any:
     tops = [jnp.max(jnp.abs(_wide(v)), initial=0.0) <= float(jnp.finfo(_wide(v).dtype).max) / 2 for v in values]
     return jnp.all(jnp.stack(tops))
 
@@ -202,7 +235,5 @@ def _lerp(a: Any, value: Any, share: _Share) -> Any:
     once: the bits are those of NumPy.
     """
     x = value.astype(a.dtype)
-    top = jnp.finfo(a.dtype).max
-    near = a - jnp.minimum(share.w.astype(a.dtype) * (a - x), top)
-    far = x - jnp.minimum(share.rest.astype(a.dtype) * (x - a), top)
-    return jnp.where(share.moves, jnp.where(share.copies, x, jnp.where(share.is_near, near, far)), a)
+    base, other = jnp.where(share.from_average, a, x), jnp.where(share.to_value, x, a)
+    return base - jnp.minimum(share.step.astype(a.dtype) * (base - other), jnp.finfo(a.dtype).max)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,10 +13,10 @@ import numpy as np
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, NonFinite, UnbuiltModel
-from polyak.frameworks.base import Framework
+from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
-from polyak.frameworks.engine import Engine, Held, Program, program_for, rule_of, shadow_dtype_of, starts_at_zero
-from polyak.frameworks.exchange import enter, holds_average, leave, raw_value, watch, watchers
+from polyak.frameworks.engine import Engine, Held, Program, program_for, rule_of, starts_at_zero
+from polyak.frameworks.exchange import enter, holds_average, leave, moment, raw_value, together, watch, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
@@ -27,6 +27,7 @@ from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
+from polyak.transfer.unbroken import surely
 from polyak.weights import Kind, Weight
 
 
@@ -56,8 +57,11 @@ class KerasNative(Framework):
         applied = [w for w in watchers(variables) if isinstance(w, NativeAverage) and w.is_applied]
         return AVERAGE, applied[0].state if len(applied) == 1 else None
 
-    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> NativeAverage:
-        return NativeAverage(self, model, rule, kinds)
+    def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> NativeAverage:
+        return NativeAverage(self, model, rule, tracking)
+
+    def moving(self, averages: Sequence[NativeAverage]) -> Callable[[], None]:
+        return lambda: update_all(averages)
 
     def build(self, model: Any, sample: Any) -> None:
         """A shape is tried with zeros: Keras' own ``build`` marks a model as built that it could not build."""
@@ -94,6 +98,10 @@ class KerasVariables(Target):
     def write(self, path: str, value: Array) -> None:
         variable = self.variables[path]
         self._engine.hands.put(variable, self._engine.from_numpy(value, self._engine.value(variable)))
+
+    def moment(self) -> AbstractContextManager[None]:
+        """Between two updates of the averages that follow the variables."""
+        return moment(watchers(self.variables.values()))
 
     def hold(self, path: str) -> PutBack:
         variable = self.variables[path]
@@ -147,14 +155,14 @@ class _Shadows(Target):
 class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     """An average whose shadows are arrays of the library that Keras runs on."""
 
-    def __init__(self, framework: KerasNative, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
-        super().__init__(model, rule, kinds)
+    def __init__(self, framework: KerasNative, model: Any, rule: Rule | Parts, tracking: Tracking) -> None:
+        super().__init__(model, rule, tracking)
         self._framework = Ref(framework)
         self._model: Ref = Ref(None)
         self._program: Ref = Ref(None)
         self._held: Ref = Ref(None)
         self._shadows: Ref = Ref(())
-        self._entered = Ref(0)
+        self._entered: Ref = Ref(set())
         self._in_use = Ref(False)
         self.view = Ref(View())
         if model.built:
@@ -238,11 +246,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     # Moving
 
     def update(self) -> None:
-        program = self.program
-        self.refuse_applied()
-        with self.still:
-            self.held = self.engine.step(program, self.held, self.raw_values())
-        self.report_skips()
+        update_all([self])
 
     def reset(self) -> None:
         self.refuse_applied()
@@ -253,7 +257,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         if self._model.value is None:
             return ""
         raw, held, count = self.raw, self.held, self.count
-        now = self._framework.value.described(self.followed(), self._kinds.value)
+        now = self._framework.value.described(self.followed(), self.tracking.kinds)
         growth = Growth.between(raw.variables, now.variables)
         if not growth:
             return ""
@@ -270,21 +274,26 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         raw = self._fresh()
         self.report_skips()
         owner = object()
-        pairs = [(raw.variables[path], shadow) for path, shadow in self.held.shadows.items()]
-        self._entered.value += 1
         try:
-            for variable, shadow in pairs:
-                enter(variable, owner, self.engine.cast(shadow, variable.dtype), self.engine.hands)
-            self._tell_watchers(raw)
+            with self.still:
+                self._entered.value.add(owner)
+                for path, shadow in self.held.shadows.items():
+                    variable = raw.variables[path]
+                    enter(variable, owner, self.engine.cast(shadow, variable.dtype), self.engine.hands)
+                self._tell_watchers(raw)
             yield
         finally:
+            surely(lambda: self._leave(raw, owner))
+
+    def _leave(self, raw: Described, owner: object) -> None:
+        with self.still:
             try:
                 self.engine.settle(self.followed())
             finally:
-                for variable, _ in pairs:
+                for variable in raw.variables.values():
                     leave(variable, owner, self.engine.hands)
                 self._tell_watchers(raw)
-                self._entered.value -= 1
+                self._entered.value.discard(owner)
 
     def _tell_watchers(self, raw: Described) -> None:
         for average in watchers(raw.variables.values()):
@@ -328,7 +337,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     # Binding
 
     def _bind(self) -> None:
-        raw = self._framework.value.described(self.followed(), self._kinds.value)
+        raw = self._framework.value.described(self.followed(), self.tracking.kinds)
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, {})
@@ -336,7 +345,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def _hold(self, raw: Described, kept: Mapping[str, Any]) -> None:
         """Follow these weights, with shadows that are there already where there are some."""
         followed = [w for w in raw.weights if rule_of(self.rule, w) is not None]
-        self._shadows.value = tuple(replace(w, dtype=shadow_dtype_of(w)) for w in followed)
+        self._shadows.value = tuple(map(self.tracking.shadowed, followed))
         held = self._started(raw, kept)
         guarded = tuple(w.path for w in followed if w.floating and self.engine.is_finite(self._value(raw, w.path)))
         self._program.value = program_for(self._shadows.value, self.rule, guarded)
@@ -372,6 +381,20 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def _fresh(self) -> Described:
         """The followed weights, after a check that the model still has them."""
         raw = self.raw
-        now = self._framework.value.described(self.followed(), self._kinds.value)
+        now = self._framework.value.described(self.followed(), self.tracking.kinds)
         refuse_grown(raw.variables, now.variables, raw.label)
         return raw
+
+
+def update_all(averages: Sequence[NativeAverage]) -> None:
+    """Update averages of one model, all in one pass over its values."""
+    programs = [average.program for average in averages]
+    with together(averages):
+        for average in averages:
+            average.refuse_applied()
+        values = {path: value for average in averages for path, value in average.raw_values().items()}
+        new = averages[0].engine.step(programs, [average.held for average in averages], values)
+        for average, held in zip(averages, new, strict=True):
+            average.held = held
+    for average in averages:
+        average.report_skips()

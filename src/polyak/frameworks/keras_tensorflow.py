@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
@@ -17,7 +18,6 @@ from polyak.frameworks.stateful import Ref
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.walk import Found
-from polyak.weights import Kind
 
 
 class KerasOnTensorFlow(TensorFlowFramework):
@@ -38,8 +38,8 @@ class KerasOnTensorFlow(TensorFlowFramework):
     def is_built(self, model: Any) -> bool:
         return bool(model.built)
 
-    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> TensorFlowAverage:
-        return KerasAverage(self, model, rule, kinds)
+    def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> TensorFlowAverage:
+        return KerasAverage(self, model, rule, tracking)
 
     def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
         """Run the model itself in a scope in which its variables read as the averaged values."""
@@ -60,8 +60,8 @@ class KerasOnTensorFlow(TensorFlowFramework):
 class KerasAverage(TensorFlowAverage, StoredByKeras, ViewedByKeras):
     """The average of a Keras model on TensorFlow."""
 
-    def __init__(self, framework: KerasOnTensorFlow, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
-        super().__init__(framework, model, rule, kinds)
+    def __init__(self, framework: KerasOnTensorFlow, model: Any, rule: Rule | Parts, tracking: Tracking) -> None:
+        super().__init__(framework, model, rule, tracking)
         self.view = Ref(View())
 
     def pairing(self) -> object:

@@ -11,12 +11,15 @@ import tensorflow as tf
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import UnbuiltModel
-from polyak.frameworks.base import Framework
+from polyak.frameworks.base import Framework, Tracking
+from polyak.frameworks.company import Company
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.exchange import holds_average, watchers
 from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.tensorflow_moving import Moving
+from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
 from polyak.manifest import AVERAGE, RAW, State
@@ -76,8 +79,14 @@ class TensorFlowFramework(Framework):
                 hint="call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",
             )
 
-    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> TensorFlowAverage:
-        return TensorFlowAverage(self, model, rule, kinds)
+    def company(self, model: Any) -> Company:
+        return Place.of(model, self.variables(model, {}).variables.values()).company
+
+    def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> TensorFlowAverage:
+        return TensorFlowAverage(self, model, rule, tracking)
+
+    def moving(self, averages: Sequence[TensorFlowAverage]) -> Moving:
+        return Moving(averages)
 
     def build(self, model: Any, sample: Any) -> None:
         """A shape is tried with zeros: Keras' own ``build`` marks a model as built that it could not build."""

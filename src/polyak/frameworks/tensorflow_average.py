@@ -12,20 +12,19 @@ import tensorflow as tf
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import holds_average, watch, watchers
 from polyak.frameworks.growth import Growth, joined
-from polyak.frameworks.stateful import APPLIED, Ref, ShadowTarget, StatefulAverage, refuse_grown
+from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, leave
-from polyak.frameworks.tensorflow_kernel import OPS, copy, glide, is_safe, move
+from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_state import Counters, Memo
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.transfer.target import Target
+from polyak.transfer.unbroken import surely
 from polyak.weights import Kind, Weight
-
-# Below one half by more than the rounding in which NumPy and TensorFlow may differ.
-_SURELY_NEAR = 0.4999
 
 
 class Host(Protocol):
@@ -55,22 +54,22 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     checkpoint too, and they are complete where TensorFlow's own file of the model is not.
     """
 
-    def __init__(self, framework: Host, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> None:
-        StatefulAverage.__init__(self, model, rule, kinds)
+    def __init__(self, framework: Host, model: Any, rule: Rule | Parts, tracking: Tracking) -> None:
+        StatefulAverage.__init__(self, model, rule, tracking)
         self._framework = Ref(framework)
         self._held: Ref = Ref(None)
-        self._compiled = Ref(None)
         self._twin = Ref(None)
-        self._entered = Ref(0)
+        self._entered: Ref = Ref(set())
         self._traced = Ref(False)
-        raw = framework.variables(model, kinds) if framework.is_built(model) else None
+        self._moving = Ref(Moving([self]))
+        raw = framework.variables(model, tracking.kinds) if framework.is_built(model) else None
         with tf.init_scope():
             self._own = Ref(Counters.at_zero(Place.of(model, () if raw is None else raw.variables.values())))
         if raw is None:
             self.refuse_start_without_weights()
         else:
             self._hold(raw, {})
-        for name, state in (("count", self._counts.updates), ("skipped", self._counts.refused)):
+        for name, state in (("count", self.counts.updates), ("skipped", self.counts.refused)):
             self._track_trackable(state, name=name)
         self._track_trackable(Memo(self), name="memo")
 
@@ -85,7 +84,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         return cast(Bound, self._held.value)
 
     @property
-    def _counts(self) -> Counters:
+    def counts(self) -> Counters:
+        """Its counters as variables."""
         return cast(Counters, self._own.value)
 
     @property
@@ -94,11 +94,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     @property
     def count(self) -> int:
-        return int(self._counts.updates.numpy())
+        return int(self.counts.updates.numpy())
 
     @property
     def skipped(self) -> int:
-        return int(self._counts.refused.numpy())
+        return int(self.counts.refused.numpy())
 
     @property
     def target(self) -> Target:
@@ -115,53 +115,12 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     # Moving
 
-    @tf.autograph.experimental.do_not_convert
     def update(self) -> None:
-        bound = self.bound
-        if not tf.executing_eagerly():
-            self._traced.value = True
-            self._move(bound, move)
-            return
-        self.refuse_applied()
-        with self.still:
-            self._step(bound)
-        self.report_skips()
+        self._moving.value()
 
-    @tf.autograph.experimental.do_not_convert
-    def update_if(self, real: tf.Tensor) -> None:
-        """Update inside a traced function, where a truth value says whether there is something to follow."""
-        if tf.executing_eagerly():
-            if bool(real):
-                self.update()
-            return
-        # Not noted as traced: such a function lives no longer than a `fit`, which makes it anew for another rule.
-        self._move(self.bound, move, real)
-
-    def _step(self, bound: Bound) -> None:
-        """An eager update. The few that begin a run take the general way; the many after them one small program."""
-        n = self.count + 1
-        if not all(0 < float(rule.weight(n)) < _SURELY_NEAR for rule, _ in bound.moved):
-            self._move(bound, move)
-            return
-        if self._compiled.value is None:
-            self._compiled.value = tf.function(lambda: self._move(self.bound, glide), autograph=False)
-        self._compiled.value()
-
-    def _move(self, bound: Bound, move: Callable[..., None], real: bool | tf.Tensor = True) -> None:
-        """One update as operations. Every condition is a scalar, so that no branch lies within another."""
-        counts = self._counts
-        n = tf.cast(counts.updates + 1, tf.float64)
-        weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
-        free = ~tf.identity(counts.in_use)
-        tf.debugging.Assert(free, [APPLIED])
-        free &= real
-        moving = free & (tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True))
-        safe = tf.cond(moving, lambda: is_safe([v for _, v in bound.guarded]), lambda: tf.constant(True))
-        for (_, pairs), w in zip(bound.moved, weights, strict=True):
-            move(pairs, w, moving & safe)
-        copy(bound.copied, moving & safe)
-        counts.updates.assign_add(tf.cast(free & safe, tf.int64))
-        counts.refused.assign_add(tf.cast(free & ~safe, tf.int64))
+    def note_traced(self) -> None:
+        """A function of the user's own contains the present rule from now on."""
+        self._traced.value = True
 
     def reset(self) -> None:
         self.refuse_applied()
@@ -172,7 +131,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         if self._held.value is None:
             return ""
         bound = self.bound
-        now = self.framework.variables(self.followed(), self._kinds.value)
+        now = self.framework.variables(self.followed(), self.tracking.kinds)
         growth = Growth.between(bound.raw.variables, now.variables)
         if not growth:
             return ""
@@ -191,17 +150,22 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         bound = self._fresh()
         self.report_skips()
         owner = object()
-        self._entered.value += 1
         try:
-            for shadow, raw in bound.pairs:
-                enter(raw, owner, tf.cast(shadow, raw.dtype))
-            self._tell_watchers(bound)
+            with self.still:
+                self._entered.value.add(owner)
+                for shadow, raw in bound.pairs:
+                    enter(raw, owner, tf.cast(shadow, raw.dtype))
+                self._tell_watchers(bound)
             yield
         finally:
+            surely(lambda: self._leave(bound, owner))
+
+    def _leave(self, bound: Bound, owner: object) -> None:
+        with self.still:
             for _, raw in bound.pairs:
                 leave(raw, owner)
             self._tell_watchers(bound)
-            self._entered.value -= 1
+            self._entered.value.discard(owner)
 
     def _tell_watchers(self, bound: Bound) -> None:
         for average in watchers(bound.raw.variables.values()):
@@ -209,7 +173,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     def look(self) -> None:
         """Notice whether any of the followed weights holds averaged values now, of this or of another average."""
-        self._counts.in_use.assign(any(holds_average(v) for v in self.bound.raw.variables.values()))
+        self.counts.in_use.assign(any(holds_average(v) for v in self.bound.raw.variables.values()))
 
     @property
     def is_applied(self) -> bool:
@@ -239,13 +203,13 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
                 hint="use `with ema.applied(): model(x)` instead",
             ) from error
-        return model, self.framework.variables(model, self._kinds.value).variables
+        return model, self.framework.variables(model, self.tracking.kinds).variables
 
     # State
 
     @property
     def in_use(self) -> bool:
-        return bool(self._counts.in_use.numpy())
+        return bool(self.counts.in_use.numpy())
 
     def shadow_weights(self) -> tuple[Weight, ...]:
         return () if self._held.value is None else self.bound.shadows.weights
@@ -261,13 +225,12 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
                     hint="transfer the state before the first traced update()",
                 )
             self.rule = rule
-            self._compiled.value = None
             self._held.value = group(self.bound, rule)
         self.set_counts(count, skipped)
 
     def set_counts(self, count: int, skipped: int) -> None:
-        self._counts.updates.assign(count)
-        self._counts.refused.assign(skipped)
+        self.counts.updates.assign(count)
+        self.counts.refused.assign(skipped)
         self._reported.value = skipped
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
@@ -289,15 +252,15 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             self._bind()
 
     def _bind(self) -> None:
-        self._hold(self.framework.variables(self.followed(), self._kinds.value), {})
+        self._hold(self.framework.variables(self.followed(), self.tracking.kinds), {})
 
     def _hold(self, raw: Variables, kept: Mapping[str, tf.Variable]) -> None:
         """Follow these weights, with shadows that are there already where there are some."""
         with tf.init_scope():
-            bound = self._held.value = bind(raw, self.rule, kept)
+            bound = self._held.value = bind(raw, self.rule, self.tracking, kept)
             self.shadows = dict(bound.shadows.variables)
             self.raw = dict(raw.trackables)
-            self._compiled.value = self._twin.value = None
+            self._twin.value = None
             self.look()
         for variable in raw.variables.values():
             watch(variable, self)
@@ -305,6 +268,6 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def _fresh(self) -> Bound:
         """The pairs, after a check that the model still has the weights that are followed."""
         bound = self.bound
-        now = self.framework.variables(self.followed(), self._kinds.value).variables
+        now = self.framework.variables(self.followed(), self.tracking.kinds).variables
         refuse_grown(bound.raw.variables, now, bound.raw.label)
         return bound

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from polyak.averaging.kernel import shadow_dtype
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import NonFinite
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.tensorflow_exchange import raw_value
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
@@ -44,7 +43,7 @@ class Bound:
         return tuple((shadow, self.raw.variables[path]) for path, shadow in self.shadows.variables.items())
 
 
-def bind(raw: Variables, rule: Rule | Parts, kept: Mapping[str, tf.Variable] = MappingProxyType({})) -> Bound:
+def bind(raw: Variables, rule: Rule | Parts, tracking: Tracking, kept: Mapping[str, tf.Variable]) -> Bound:
     """Make a shadow for every weight that the rule does not leave out, but for those that are kept.
 
     Raises:
@@ -55,7 +54,7 @@ def bind(raw: Variables, rule: Rule | Parts, kept: Mapping[str, tf.Variable] = M
         rule.check([w.path for w in raw.weights])
     followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
     _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
-    weights = [_shadowed(w) for w in followed]
+    weights = list(map(tracking.shadowed, followed))
     place = Place.of(None, raw.variables.values())
     made = {w.path: _shadow(w, raw.variables[w.path], rule, place) for w in weights if w.path not in kept}
     known = {**made, **kept}
@@ -98,11 +97,6 @@ def _guarded(bound: Bound) -> tuple[tuple[str, tf.Variable], ...]:
 
 def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
     return rule.rule_of(weight.path) if isinstance(rule, Parts) else rule
-
-
-def _shadowed(weight: Weight) -> Weight:
-    """The description of a weight's shadow: what is averaged is held in float32 or wider."""
-    return replace(weight, dtype=shadow_dtype(weight.dtype)) if weight.kind is Kind.TRAINABLE else weight
 
 
 def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | Parts, place: Place) -> tf.Variable:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -55,25 +57,37 @@ _MOST_FUSED = 512
 _LEAST_FUSED = 2**20
 
 
-def move(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
-    """Move each shadow of (shadow, weight) by ``w``, a float64 scalar in [0, 1], if ``go``.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pairs of (shadow, weight) that move alike: by ``w``, a float64 scalar in [0, 1], if ``go``."""
 
-    The same four cases as ``polyak.averaging.kernel.lerp``; a scalar decides once for all tensors.
-    """
-    if _is_worth_fusing(pairs):
-        _fused(pairs, w, go)
+    pairs: Pairs
+    w: tf.Tensor
+    go: tf.Tensor
+
+
+def move(parts: Sequence[Part]) -> None:
+    """Move each shadow. The same four cases as ``polyak.averaging.kernel.lerp``; a scalar decides for a whole part."""
+    if _are_worth_fusing(parts):
+        _fused(parts)
         return
+    for part in parts:
+        _by_case(part.pairs, part.w, part.go)
+
+
+def glide(parts: Sequence[Part]) -> None:
+    """``move`` for weights that are known to lie between 0 and one half: a graph of a third of the size."""
+    if _are_worth_fusing(parts):
+        _fused(parts)
+        return
+    for part in parts:
+        tf.cond(part.go, partial(_near, part.pairs, part.w), _nothing)
+
+
+def _by_case(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
     case = tf.cast(w > 0, tf.int32) + tf.cast(w >= 0.5, tf.int32) + tf.cast(w >= 1, tf.int32)
     branches = [_nothing, lambda: _near(pairs, w), lambda: _far(pairs, 1 - w), lambda: _copy(pairs)]
     tf.switch_case(tf.where(go, case, 0), branches)
-
-
-def glide(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
-    """``move`` for a weight that is known to lie between 0 and one half: a graph of a third of the size."""
-    if _is_worth_fusing(pairs):
-        _fused(pairs, w, go)
-        return
-    tf.cond(go, lambda: _near(pairs, w), _nothing)
 
 
 def copy(pairs: Pairs, go: tf.Tensor) -> None:
@@ -103,29 +117,52 @@ def _wide(variable: tf.Variable) -> tf.Tensor:
     return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
 
 
-def _is_worth_fusing(pairs: Pairs) -> bool:
+def _are_worth_fusing(parts: Sequence[Part]) -> bool:
     """Large tensors, not too many of them, and not spread over replicas, each of which traces for itself."""
-    spread = any(isinstance(shadow, tf.distribute.DistributedValues) for shadow, _ in pairs)
-    return not spread and len(pairs) <= _MOST_FUSED and sum(s.shape.num_elements() for s, _ in pairs) >= _LEAST_FUSED
+    shadows = [shadow for part in parts for shadow, _ in part.pairs]
+    spread = any(isinstance(shadow, tf.distribute.DistributedValues) for shadow in shadows)
+    return not spread and len(shadows) <= _MOST_FUSED and sum(s.shape.num_elements() for s in shadows) >= _LEAST_FUSED
 
 
-def _fused(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
-    """``move`` as one program of XLA without branches: every case is a scalar that selects among values."""
+def _fused(parts: Sequence[Part]) -> None:
+    """``move`` as one program of XLA without branches: every case is a scalar that selects among values.
 
-    def moved(shadow: tf.Variable, weight: tf.Variable, w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> tf.Tensor:
-        a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
-        # The largest number changes nothing, for guarded steps stay below it; but it stands between the product and
-        # the difference, which XLA would fuse into one operation that rounds once. So the bits are NumPy's.
-        near = a - tf.minimum(tf.cast(w, a.dtype) * (a - x), a.dtype.max)
-        far = x - tf.minimum(tf.cast(rest, a.dtype) * (x - a), a.dtype.max)
-        between = tf.where(w < 0.5, near, far)
-        return tf.where(go & (w > 0), tf.where(w >= 1, x, between), a)
+    Shadows of one weight stand together, so that it is in the cache when the second one asks for it.
+    """
+    order: dict[int, list[tuple[tf.Variable, tf.Variable, int]]] = {}
+    for i, part in enumerate(parts):
+        for shadow, weight in part.pairs:
+            order.setdefault(id(weight), []).append((shadow, weight, i))
 
     def program(w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> None:
-        for shadow, weight in pairs:
-            shadow.assign(moved(shadow, weight, w, rest, go))
+        for shadow, weight, i in (one for together in order.values() for one in together):
+            shadow.assign(_moved(shadow, weight, _Share.of(w[i], rest[i], go[i])))
 
-    tf.function(program, jit_compile=True, autograph=False)(w, 1 - w, go)
+    w = tf.stack([part.w for part in parts])
+    tf.function(program, jit_compile=True, autograph=False)(w, 1 - w, tf.stack([part.go for part in parts]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What the weight w of the newest value decides: from which end, whether the other counts, how far."""
+
+    from_average: tf.Tensor
+    to_value: tf.Tensor
+    step: tf.Tensor
+
+    @classmethod
+    def of(cls, w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> _Share:
+        near = w < 0.5
+        return cls(near | ~go, go & ((near & (w > 0)) | (w >= 1)), tf.where(near, w, rest))
+
+
+def _moved(shadow: tf.Variable, weight: tf.Variable, share: _Share) -> tf.Tensor:
+    """The largest number changes nothing, for guarded steps stay below it; but it stands between the product and the
+    difference, which XLA would fuse into one operation that rounds once. So the bits are NumPy's.
+    """
+    a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
+    base, other = tf.where(share.from_average, a, x), tf.where(share.to_value, x, a)
+    return base - tf.minimum(tf.cast(share.step, a.dtype) * (base - other), a.dtype.max)
 
 
 def _near(pairs: Pairs, w: tf.Tensor) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, UnbuiltModel
-from polyak.frameworks.base import Average, Framework
+from polyak.frameworks.base import Average, Framework, Tracking
+from polyak.frameworks.company import ALONE, Company
 from polyak.frameworks.torch_target import Tensors, dtype_of
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Evidence, Kind, Weight, is_floating
@@ -65,11 +66,17 @@ class TorchFramework(Framework):
         """Raw weights; an ``AveragedModel`` holds an average, whose rule nothing says."""
         return (AVERAGE if isinstance(model, AveragedModel) else RAW), None
 
-    def track(self, model: Any, rule: Rule | Parts, kinds: Mapping[str, Kind]) -> Average:
+    def moving(self, averages: Sequence[Any]) -> NoReturn:
+        raise AssertionError("there are no averages of torch modules")
+
+    def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> Average:
         raise ModelError(
             f"{type(model).__name__}: expected a Keras model or a tf.Module to track, received a torch module",
             hint="average it with torch.optim.swa_utils.AveragedModel; polyak reads, transfers and saves the result",
         )
+
+    def company(self, model: Any) -> Company:
+        return company()
 
     def build(self, model: Any, sample: Any) -> None:
         """Run lazy modules once, without gradients and as in evaluation, so that no statistic moves."""
@@ -83,6 +90,13 @@ class TorchFramework(Framework):
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def company() -> Company:
+    """The processes of ``torch.distributed``, if this one has joined them."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return ALONE
+    return Company(distributed.get_rank(), distributed.get_world_size())
 
 
 def _bare(model: Any) -> nn.Module:

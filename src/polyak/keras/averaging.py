@@ -13,6 +13,7 @@ from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, WeightsChanged, notify
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.adopting import Adopted
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers
@@ -205,7 +206,7 @@ class Averaging(keras.callbacks.Callback):
             return self._given.bind(model)
         if self._given is not None and self._given.followed() is model:
             return self._given
-        return framework_of(model).track(model, self._rule, {})
+        return framework_of(model).track(model, self._rule, Tracking())
 
     def _go_on_with_raw(self) -> None:
         """A model that finished with the average trains on from its raw weights, to which the optimizer belongs."""

@@ -16,7 +16,8 @@ from keras import ops
 
 from polyak.frameworks.engine import held_from, tree_of
 from polyak.frameworks.engine_jax import stepped
-from polyak.keras.fitting import Function, together, updates
+from polyak.frameworks.exchange import together
+from polyak.keras.fitting import Function, updates
 
 TRAINABLE, OTHERS, OPTIMIZER = 0, 1, 2
 _STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
@@ -68,7 +69,7 @@ def _give_back(model: Any, state: Any) -> None:
 
 
 def _step(model: Any, averages: Sequence[Any]) -> Function:
-    followed = [(a.raw.variables, a.program) for a in averages]
+    followed, programs = [a.raw.variables for a in averages], [a.program for a in averages]
 
     def step(state: Any, trees: Any, data: Any) -> Any:
         before = _updates(model, state)
@@ -76,11 +77,9 @@ def _step(model: Any, averages: Sequence[Any]) -> Function:
         after = _updates(model, new)
         real = ops.any(ops.stack([a != b for a, b in zip(after, before, strict=True)]))
         place = _by_variable(model, new)
-        moved = []
-        for (raw, program), tree in zip(followed, trees, strict=True):
-            values = {path: place[id(raw[path])] for path in tree["shadows"]}
-            moved.append(stepped(program, tree, values, real))
-        return logs, new, moved
+        pairs = zip(followed, trees, strict=True)
+        values = {path: place[id(raw[path])] for raw, tree in pairs for path in tree["shadows"]}
+        return logs, new, stepped(programs, trees, values, real)
 
     return step
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from polyak.keras.fitting import Function, exchanged, optimizers, together, updates
+from polyak.frameworks.exchange import together
+from polyak.frameworks.tensorflow_moving import Moving
+from polyak.keras.fitting import Function, exchanged, optimizers, updates
 
 
 class _Fitting:
     def moving(self, model: Any, averages: Sequence[Any]) -> Function:
         plain_step, plain_function = model.train_step, model.train_function
+        moving = Moving(averages)
 
         def train_step(data: Any) -> Any:
             found = optimizers(model)
@@ -21,8 +24,7 @@ class _Fitting:
             pairs = zip(before, updates(found), strict=True)
             # Controlled: the counts are read after the step has written them.
             real = tf.reduce_any([tf.not_equal(old, tf.convert_to_tensor(new)) for old, new in pairs])
-            for average in averages:
-                average.update_if(real)
+            moving.update_if(real)
             return logs
 
         model.train_step = train_step

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from polyak.keras.fitting import Function, exchanged, optimizers, together, updates
+from polyak.frameworks import framework_of
+from polyak.frameworks.exchange import together
+from polyak.keras.fitting import Function, exchanged, optimizers, updates
 
 
 class _Fitting:
     def moving(self, model: Any, averages: Sequence[Any]) -> Function:
-        plain = model.train_function
+        plain, update = model.train_function, framework_of(model).moving(averages)
 
         def train_function(data: Any) -> Any:
             found = optimizers(model)
@@ -18,8 +20,7 @@ class _Fitting:
                 before = [int(n) for n in updates(found)]
                 logs = plain(data)
                 if before != [int(n) for n in updates(found)]:
-                    for average in averages:
-                        average.update()
+                    update()
             return logs
 
         return train_function

@@ -1,0 +1,129 @@
+"""Updates on TensorFlow: averages of one model that move together, eagerly as one small program or as operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from polyak.frameworks.exchange import together
+from polyak.frameworks.stateful import APPLIED
+from polyak.frameworks.tensorflow_binding import Bound
+from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
+
+if TYPE_CHECKING:
+    from polyak.frameworks.tensorflow_average import TensorFlowAverage
+
+# Below one half by more than the rounding in which NumPy and TensorFlow may differ.
+_SURELY_NEAR = 0.4999
+
+
+class Moving:
+    """Updates averages of one model, all in one pass over its weights."""
+
+    def __init__(self, averages: Sequence[TensorFlowAverage]) -> None:
+        self._averages = tuple(averages)
+        self._compiled: tuple[tuple[Bound, ...], Callable[[], None]] | None = None
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self) -> None:
+        if not tf.executing_eagerly():
+            for average in self._averages:
+                average.note_traced()
+            self._trace(move, True)
+            return
+        with together(self._averages):
+            for average in self._averages:
+                average.refuse_applied()
+            self._step()
+        for average in self._averages:
+            average.report_skips()
+
+    @tf.autograph.experimental.do_not_convert
+    def update_if(self, real: tf.Tensor) -> None:
+        """Update inside a traced function, where a truth value says whether there is something to follow."""
+        if not tf.executing_eagerly():
+            # Not noted as traced: such a function lives no longer than a `fit`, which makes it anew for another rule.
+            self._trace(move, real)
+        elif bool(real):
+            self()
+
+    def _step(self) -> None:
+        """An eager update. The few that begin a run take the general way; the many after them one small program."""
+        if all(map(_glides, self._averages)):
+            self._program()()
+        else:
+            self._trace(move, True)
+
+    def _program(self) -> Callable[[], None]:
+        """Made anew where a model has grown or a rule was changed."""
+        bounds = tuple(average.bound for average in self._averages)
+        if self._compiled is None or any(a is not b for a, b in zip(self._compiled[0], bounds, strict=True)):
+            self._compiled = bounds, tf.function(lambda: self._trace(glide, True), autograph=False)
+        return self._compiled[1]
+
+    def _trace(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:
+        """One update as operations. Every condition is a scalar, so that no branch lies within another."""
+        turns = [_Turn.of(average, real) for average in self._averages]
+        safe = _are_safe(turns)
+        go = [turn.moving & ok for turn, ok in zip(turns, safe, strict=True)]
+        move([part for turn, g in zip(turns, go, strict=True) for part in turn.parts(g)])
+        for turn, ok, g in zip(turns, safe, go, strict=True):
+            copy(turn.bound.copied, g)
+            turn.count(ok)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One average at one update: the weights of the newest values, and whether it moves at all."""
+
+    average: TensorFlowAverage
+    bound: Bound
+    weights: Sequence[tf.Tensor]
+    free: tf.Tensor
+    moving: tf.Tensor
+
+    @classmethod
+    def of(cls, average: TensorFlowAverage, real: bool | tf.Tensor) -> _Turn:
+        bound, counts = average.bound, average.counts
+        n = tf.cast(counts.updates + 1, tf.float64)
+        weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
+        free = ~tf.identity(counts.in_use)
+        tf.debugging.Assert(free, [APPLIED])
+        free &= real
+        moving = free & (tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True))
+        return cls(average, bound, weights, free, moving)
+
+    def parts(self, go: tf.Tensor) -> list[Part]:
+        return [Part(pairs, w, go) for (_, pairs), w in zip(self.bound.moved, self.weights, strict=True)]
+
+    def count(self, safe: tf.Tensor) -> None:
+        counts = self.average.counts
+        counts.updates.assign_add(tf.cast(self.free & safe, tf.int64))
+        counts.refused.assign_add(tf.cast(self.free & ~safe, tf.int64))
+
+
+def _are_safe(turns: Sequence[_Turn]) -> list[tf.Tensor]:
+    """For each average, whether what it follows is fit to be averaged; weights that several follow are read once."""
+    shared: dict[tuple[int, ...], list[_Turn]] = {}
+    for turn in turns:
+        shared.setdefault(_guard(turn), []).append(turn)
+    found = {key: _looked_at(members) for key, members in shared.items()}
+    return [found[_guard(turn)] for turn in turns]
+
+
+def _guard(turn: _Turn) -> tuple[int, ...]:
+    return tuple(id(variable) for _, variable in turn.bound.guarded)
+
+
+def _looked_at(turns: Sequence[_Turn]) -> Any:
+    variables = [variable for _, variable in turns[0].bound.guarded]
+    moving = tf.reduce_any([turn.moving for turn in turns])
+    return tf.cond(moving, lambda: is_safe(variables), lambda: tf.constant(True))
+
+
+def _glides(average: TensorFlowAverage) -> bool:
+    n = average.count + 1
+    return all(0 < float(rule.weight(n)) < _SURELY_NEAR for rule, _ in average.bound.moved)
