@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
@@ -216,6 +216,11 @@ class Average(ABC):
         """Memory of the shadow values, in bytes."""
         return sum(w.nbytes for w in self.target.weights)
 
+    @property
+    def traffic(self) -> int:
+        """Bytes that an update reads and writes."""
+        return traffic([self])
+
     def moment(self) -> AbstractContextManager[Any]:
         """A context in which no other thread changes the average, nor the model by one of polyak's train functions.
 
@@ -274,11 +279,24 @@ class Average(ABC):
             f"{self.count:,} updates",
             f"immaturity {self.immaturity:.3g}",
             f"{averaged} weights averaged, {len(weights) - averaged} copied",
-            f"{self.nbytes:,} bytes",
+            f"{self.nbytes:,} bytes of memory",
+            f"{self.traffic:,} bytes read and written an update",
         ]
         if self.skipped:
             facts.append(f"{self.skipped} skipped as not finite")
         return f"<{self.label}: {', '.join(facts)}>"
+
+
+def traffic(averages: Iterable[Average]) -> int:
+    """Bytes that an update of averages of one model reads and writes.
+
+    Each weight is read for all of them at once, and once before to see that it is finite; a shadow is read and written,
+    a copy is written.
+    """
+    shadows = [w for average in averages for w in average.target.weights]
+    weights = {w.path: w for average in averages for w in average.source.weights}
+    read = {w.path: weights[w.path].nbytes * (1 + w.floating) for w in shadows}
+    return sum(read.values()) + sum(w.nbytes * (1 + (w.kind is Kind.TRAINABLE)) for w in shadows)
 
 
 def _stateful(average: Average, method: str, instead: str) -> ModelError:

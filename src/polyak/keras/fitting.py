@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -47,15 +46,6 @@ def optimizers(model: Any) -> list[Any]:
 def updates(found: list[Any]) -> list[Any]:
     """How many real updates each optimizer has made: gradient accumulation and skipped steps do not count."""
     return [o.iterations for o in found]
-
-
-@contextmanager
-def together(averages: Iterable[Any]) -> Iterator[None]:
-    """Another thread that reads one of the averages waits meanwhile."""
-    with ExitStack() as stack:
-        for average in averages:
-            stack.enter_context(average.still)
-        yield
 
 
 def exchanged(model: Any, average: Average, plain: Function) -> Function:
