@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from polyak.posthoc_verbs import synthesize
     from polyak.recalibrating import recalibrate
     from polyak.report.pictures import plot_profile
+    from polyak.several import Averages
     from polyak.snapshot import Snapshot
     from polyak.targets import Target
     from polyak.transfer.plan import Plan
@@ -61,6 +62,7 @@ _HOMES = {
     "recalibrating": ("recalibrate",),
     "report.pictures": ("plot_profile",),
     "snapshot": ("Snapshot",),
+    "several": ("Averages",),
     "targets": ("Target",),
     "transfer.plan": ("Plan",),
     "transfer.receipt": ("Receipt",),
@@ -102,6 +104,7 @@ __all__ = [
     "EMA",
     "SWA",
     "Average",
+    "Averages",
     "Difference",
     "Finding",
     "Member",
