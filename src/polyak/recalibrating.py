@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +17,8 @@ from polyak.transfer.receipt import Receipt
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
 
+__all__ = ["Watch", "recalibrate"]
+
 
 def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | None = None) -> Receipt:
     """Recompute the moving statistics of batch normalisation by a pass over data, for the weights that are there.
@@ -27,17 +29,21 @@ def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | 
     is over. Layers that are frozen (``trainable=False``) keep theirs. A smaller last batch counts as much as others.
 
     Args:
-        model: a Keras 3 model, also inside ``with ema.applied():``, where the new statistics last until the end of
-            the block, as the averaged weights do. Or an average: then its own statistics are recomputed with its own
-            weights and kept in its shadows; the model is not touched. The next ``update()`` copies the model's
+        model: a Keras 3 or tf_keras model, also inside ``with ema.applied():``, where the new statistics last until
+            the end of the block, as the averaged weights do. Or an average: then its own statistics are recomputed with
+            its own weights and kept in its shadows; the model is not touched. The next ``update()`` copies the model's
             statistics again, so do it when training is over.
         data: whole inputs, or anything that gives batches, of inputs alone or of ``(inputs, targets, ...)``: arrays,
             generators, ``keras.utils.PyDataset``, ``tf.data.Dataset``, a PyTorch ``DataLoader``.
         steps: how many batches; all by default.
-        watch: told before each batch: "batches", how many are done, of how many (0 if nobody knows).
+        watch: told before each batch: "batches", how many are done, of how many (0 if nobody knows). For a bar:
+            ``bar = keras.utils.Progbar(100)``, then ``watch=lambda what, done, total: bar.update(done)``.
+
+    What a batch gives is what the layer itself computes in training: tf_keras' layers on images divide a variance by
+    n - 1. A tf_keras model writes into its statistics during the pass; they are put back on any exit.
 
     Raises:
-        ModelError: no Keras 3 model, no such layer in it, no data, or fewer batches than ``steps``.
+        ModelError: no Keras model, no such layer in it, no data, or fewer batches than ``steps``.
         NonFinite: a statistic becomes NaN or infinite.
 
     Source: Izmailov et al., arXiv 1803.05407, section 3.2.
@@ -49,27 +55,40 @@ def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | 
         >>> [v.tolist() for v in model.get_weights()]  # gamma, beta, mean, variance
         [[1.0], [0.0], [2.0], [1.0]]
     """
-    followed = model.followed() if isinstance(model, Average) else model
-    statistics = _statistics_of(followed)
-    normalised = statistics.Normalised.of(followed)
+    recomputed = _way_of(model)
     target = model.target if isinstance(model, Average) else framework_of(model).target(model)
-    values = _shadows(model) if isinstance(model, Average) else {}
     batches = import_module("polyak.frameworks.keras_data").Batches(data, steps)
-    found = normalised.recomputed(batches, values, watch or _silent)
+    found = recomputed(model, batches, watch or _silent)
     kept = {w.path for w in target.weights}
     held = Snapshot.from_arrays({path: value for path, value in found.items() if path in kept}, RAW)
     held.origin = f"statistics of {batches.taken:,} batches"
     return make_plan(held, _Statistics(target, tuple(held)), {}).apply()
 
 
-def _statistics_of(model: Any) -> Any:
-    keras = sys.modules.get("keras")
-    if keras is None or not isinstance(model, keras.layers.Layer):
-        raise ModelError(
-            f"expected a Keras 3 model, received {type(model).__module__}.{type(model).__qualname__}",
-            hint="elsewhere, run a few batches with the layers of batch normalisation in training mode",
-        )
-    return import_module("polyak.frameworks.keras_statistics")
+def _way_of(source: Any) -> Callable[[Any, Any, Watch], dict[str, Array]]:
+    """How the statistics of a model, or of an average of one, are recomputed."""
+    model = source.followed() if isinstance(source, Average) else source
+    if _is_layer("keras", model):
+        return _with_keras
+    if _is_layer("tf_keras", model):
+        return import_module("polyak.frameworks.legacy_statistics").recomputed  # type: ignore[no-any-return]
+    raise ModelError(
+        f"expected a Keras model, received {type(model).__module__}.{type(model).__qualname__}",
+        hint="elsewhere, run a few batches with the layers of batch normalisation in training mode",
+    )
+
+
+def _is_layer(package: str, model: Any) -> bool:
+    keras = sys.modules.get(package)
+    return keras is not None and isinstance(model, keras.layers.Layer)
+
+
+def _with_keras(source: Any, batches: Any, watch: Watch) -> dict[str, Array]:
+    """Keras 3 runs a model with values that are not its own."""
+    normalised = import_module("polyak.frameworks.keras_statistics").Normalised
+    if isinstance(source, Average):
+        return normalised.of(source.followed()).recomputed(batches, _shadows(source), watch)  # type: ignore[no-any-return]
+    return normalised.of(source).recomputed(batches, {}, watch)  # type: ignore[no-any-return]
 
 
 def _shadows(average: Average) -> Mapping[str, Array]:

@@ -202,6 +202,24 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert first == again != other
 
 
+@pytest.mark.usefixtures("short")
+def test_recalibrated_averages_are_shown_beside_those_with_copied_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "run", partial(demo.run, routes=[GOOD]))
+    place_of_demo = tmp_path / "made"
+    answer = CliRunner().invoke(main, ["demo", "--directory", str(place_of_demo), "--recalibrate"])
+    assert answer.exit_code == 0, answer.output
+    told = json.loads((place_of_demo / "report.json").read_text())
+    found = told["recalibrated"]
+    assert found.keys() == {"fast", "slow"}
+    assert found["slow"] != told["accuracy"]["slow"]
+    (line,) = [line for line in answer.stdout.splitlines() if "statistics recomputed" in line]
+    assert line.split()[-3:] == ["-", *(f"{100 * found[role]:.2f}" for role in ("fast", "slow"))]
+    plain = demo.run(place_of_demo, 0)
+    assert (plain.recalibrated, plain.accuracy) == ({}, told["accuracy"])
+
+
 def test_a_second_process_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="the second process ended with 1") as caught:
         routes.run_second(str(tmp_path / "nothing"), tmp_path / "answer.json")

@@ -155,7 +155,9 @@ def test_the_callback_offers_it() -> None:
     model = normalising()
     averaging = Averaging("ema:0.9", finish="average")
     model.fit(X, Y, 16, 2, verbose=0, callbacks=[averaging])
-    averaging.recalibrate(X)
+    told: list[tuple[str, int, int]] = []
+    averaging.recalibrate(X, watch=lambda *what: told.append(what))
+    assert told == [("batches", i, 3) for i in range(3)]
     assert_recalibrated(model.get_weights(), [X[i : i + 32] for i in range(0, 96, 32)])
     other = normalising()
     polyak.transfer(averaging.average, other)
@@ -247,7 +249,7 @@ def test_models_without_the_layers_are_refused() -> None:
     frozen.trainable = False
     with pytest.raises(ModelError, match="received none, of 2 that it has all are frozen"):
         polyak.recalibrate(frozen, X)
-    with pytest.raises(ModelError, match=r"expected a Keras 3 model, received builtins\.int"):
+    with pytest.raises(ModelError, match=r"expected a Keras model, received builtins\.int"):
         polyak.recalibrate(1, X)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import polyak
 from polyak.demo import data, place, training
 from polyak.demo.held import Arrival, Held
 from polyak.demo.model import Classifier, fresh, parts
@@ -45,6 +46,8 @@ class Report:
         steps, seconds: length of the training.
         accuracy: of the trained model before anything was carried, by role, in [0, 1].
         receipt: of the first transfer.
+        recalibrated: accuracy of the averages in fresh instances whose statistics of batch normalisation were
+            recomputed on the training images; empty unless asked for.
     """
 
     seed: int
@@ -54,6 +57,7 @@ class Report:
     accuracy: Mapping[str, float]
     rows: tuple[Row, ...]
     receipt: Receipt | None
+    recalibrated: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def same(self) -> bool:
@@ -76,8 +80,13 @@ def run(
     seed: int = 0,
     routes: Sequence[Route] = ROUTES,
     watch: Watch = lambda what, done, total: None,
+    *,
+    recalibrate: bool = False,
 ) -> Report:
     """Do the job; the report is also left in the directory as ``report.json``.
+
+    Args:
+        recalibrate: afterwards give fresh instances with the averages statistics of their own, and test those.
 
     Raises:
         FileError: the directory holds something that the demo did not make.
@@ -92,7 +101,9 @@ def run(
     context = Context(model, {role: Held.of(part) for role, part in parts(model).items()}, digits, made)
     done = _carry_all(routes, context, watch)
     receipts = [a.receipt for _, arrivals in done for a in arrivals if a.receipt is not None]
-    report = Report(seed, made, steps, seconds, before, tuple(row for row, _ in done), next(iter(receipts), None))
+    rows = tuple(row for row, _ in done)
+    made_anew = _recalibrated(model, digits, watch) if recalibrate else {}
+    report = Report(seed, made, steps, seconds, before, rows, next(iter(receipts), None), made_anew)
     (made / "report.json").write_text(report.to_json())
     return report
 
@@ -104,6 +115,18 @@ def _train(model: Classifier, digits: data.Digits, seed: int, watch: Watch) -> i
         loop.advance(training.steps_per_epoch(digits))
     watch("training", training.EPOCHS, training.EPOCHS)
     return training.EPOCHS * training.steps_per_epoch(digits)
+
+
+def _recalibrated(model: Classifier, digits: data.Digits, watch: Watch) -> dict[str, float]:
+    """The accuracy of each average in a fresh instance, whose statistics a pass over the training images recomputes."""
+    found = {}
+    for role, average in parts(model).items():
+        if isinstance(average, polyak.Average):
+            other = fresh()
+            polyak.transfer(average, other)
+            polyak.recalibrate(other, digits.train_x, watch=watch)
+            found[role] = training.accuracy(other, digits)
+    return found
 
 
 def _carry_all(routes: Sequence[Route], context: Context, watch: Watch) -> list[tuple[Row, list[Arrival]]]:

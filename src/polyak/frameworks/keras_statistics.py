@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
-from polyak.errors import ModelError, NonFinite, UnbuiltModel
+from polyak.errors import UnbuiltModel
+from polyak.frameworks.batch_statistics import Found, Means, Told, as_in_training, statistics_of, trained
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_data import Batches
 from polyak.snapshot import Array
 
 Values = Mapping[str, Any]
-Told = Callable[[str, int, int], None]
-_STATISTICS = ("moving_mean", "moving_variance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +52,9 @@ class Normalised:
         held = described(model, list(found_in(model, Flavour.keras3(keras))), list(model.variables), {}, {})
         paths = {id(v): path for path, v in held.variables.items()}
         normalising = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
-        layers = [x for x in normalising if x.trainable and x.built]
-        _refuse(held.label, layers, normalising)
-        own = {id(s): paths[id(s)] for layer in layers for s in _statistics(layer)}
-        return cls(model, held.label, held.variables, tuple(layers), own)
+        layers = trained(held.label, normalising)
+        own = {id(s): paths[id(s)] for layer in layers for s in statistics_of(layer)}
+        return cls(model, held.label, held.variables, layers, own)
 
     def recomputed(self, batches: Batches, values: Values, told: Told) -> dict[str, Array]:
         """New statistics by path, in their own dtypes; the model's own weights are not touched.
@@ -74,19 +70,17 @@ class Normalised:
             NonFinite: a statistic is NaN or infinite.
         """
         state = [values.get(path, v.value) for path, v in self.variables.items()]
-        sums: dict[str, Any] = {}
-        seen: dict[str, int] = {}
-        with self._as_in_training() as found:
+        means = Means(self.label)
+        with as_in_training(self.layers, _noting) as found:
             step = _compiled(self._step(found), self.model)
             for done, inputs in enumerate(batches):
                 told("batches", done, batches.total)
-                for path, calls in step(state, inputs).items():
-                    for value in calls:
-                        sums[path] = sums.get(path, 0.0) + np.asarray(keras.ops.convert_to_numpy(value), np.float64)
-                        seen[path] = seen.get(path, 0) + 1
-        return self._means(sums, seen)
+                calls = step(state, inputs)
+                means.add({path: [keras.ops.convert_to_numpy(v) for v in values] for path, values in calls.items()})
+        dtypes = {path: keras.backend.standardize_dtype(self.variables[path].dtype) for path in self.paths.values()}
+        return {path: mean.astype(dtypes[path]) for path, mean in means.result().items()}
 
-    def _step(self, found: dict[int, list[Any]]) -> Callable[[Any, Any], Any]:
+    def _step(self, found: Found) -> Callable[[Any, Any], Any]:
         variables = list(self.variables.values())
 
         def step(state: Any, inputs: Any) -> Any:
@@ -102,64 +96,11 @@ class Normalised:
 
         return step
 
-    @contextmanager
-    def _as_in_training(self) -> Iterator[dict[int, list[Any]]]:
-        """These layers alone run as in training, and what they find in each call is noted by the statistic's id."""
-        found: dict[int, list[Any]] = {}
-        momenta = [layer.momentum for layer in self.layers]
-        try:
-            for layer in self.layers:
-                layer.momentum = 0.0
-                layer.call = _noting(layer, layer.call, found)
-            yield found
-        finally:
-            for layer, momentum in zip(self.layers, momenta, strict=True):
-                layer.momentum = momentum
-                vars(layer).pop("call", None)
 
-    def _means(self, sums: Mapping[str, Any], seen: Mapping[str, int]) -> dict[str, Array]:
-        if not sums:
-            raise ModelError(
-                f"{self.label}: expected a layer of batch normalisation to run on the batches, none did",
-                hint="give the data that the model is called on",
-            )
-        means = {path: np.asarray(total / seen[path]) for path, total in sums.items()}
-        for path, mean in means.items():
-            if not np.isfinite(mean).all():
-                raise NonFinite(
-                    f"weight {path!r} of {self.label}: expected finite statistics, received NaN or infinity",
-                    hint="look for NaN in the data or the weights",
-                )
-        return {
-            path: mean.astype(keras.backend.standardize_dtype(self.variables[path].dtype))
-            for path, mean in means.items()
-        }
-
-
-def _statistics(layer: Any) -> list[Any]:
-    return [getattr(layer, name) for name in _STATISTICS]
-
-
-def _refuse(label: str, layers: list[Any], normalising: list[Any]) -> None:
-    if not layers:
-        frozen = f", of {len(normalising)} that it has all are frozen" if normalising else ""
-        raise ModelError(
-            f"{label}: expected a layer of batch normalisation to recalibrate, received none{frozen}",
-            hint="set layer.trainable = True first" if normalising else "without one nothing needs to be recalibrated",
-        )
-    for layer in layers:
-        if getattr(layer, "renorm", False):  # since Keras 3.14
-            raise ModelError(
-                f"{label}: expected plain batch normalisation, received {layer.name!r} with renorm=True, whose "
-                "statistics depend on those before",
-                hint="run a few batches with training=True instead",
-            )
-
-
-def _noting(layer: Any, plain: Callable[..., Any], found: dict[int, list[Any]]) -> Callable[..., Any]:
+def _noting(layer: Any, plain: Callable[..., Any], found: Found) -> Callable[..., Any]:
     def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
         outputs = plain(inputs, training=True, mask=mask)
-        for statistic in _statistics(layer):
+        for statistic in statistics_of(layer):
             found.setdefault(id(statistic), []).append(statistic.value)
         return outputs
 

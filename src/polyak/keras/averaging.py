@@ -19,7 +19,7 @@ from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers
 from polyak.keras.keeping import Best, Judge, Marks, both_sets
 from polyak.keras.loops import Stand, neighbours
-from polyak.recalibrating import recalibrate
+from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import make_plan
 from polyak.transfer.receipt import Receipt
@@ -118,12 +118,12 @@ class Averaging(keras.callbacks.Callback):
         """How the average moves."""
         return self._rule if self._average is None else self._average.rule
 
-    def recalibrate(self, data: Any, steps: int | None = None) -> Receipt:
+    def recalibrate(self, data: Any, steps: int | None = None, watch: Watch | None = None) -> Receipt:
         """After ``fit``: recompute the average's batch normalisation statistics; see ``polyak.recalibrate``.
 
         A model that ``fit`` finished with the average gets them, too; one that holds raw weights is not touched.
         """
-        receipt = recalibrate(self.average, data, steps)
+        receipt = recalibrate(self.average, data, steps, watch)
         if self.raw is not None:
             held = self.average.snapshot()
             make_plan(held, framework_of(self.model).target(self.model), _partly(held, self.average)).apply()
