@@ -202,11 +202,13 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     @property
     def count(self) -> int:
-        return 0 if self._held.value is None else int(self._held.value.count)
+        with self.still:  # a step of another thread takes over the memory of what it moves
+            return 0 if self._held.value is None else int(self._held.value.count)
 
     @property
     def skipped(self) -> int:
-        return 0 if self._held.value is None else int(self._held.value.skipped)
+        with self.still:
+            return 0 if self._held.value is None else int(self._held.value.skipped)
 
     @property
     def target(self) -> Target:
@@ -304,9 +306,10 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self._in_use.value = any(holds_average(v) for v in self.raw.variables.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        held = self.held
-        self.engine.refuse_traced(held.count)
-        return self.call_with(held.shadows, *args, **kwargs)
+        with self.moment():
+            held = self.held
+            self.engine.refuse_traced(held.count)
+            return self.call_with(held.shadows, *args, **kwargs)
 
     def pairing(self) -> object:
         return self.raw

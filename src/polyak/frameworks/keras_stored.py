@@ -9,6 +9,9 @@ from keras.src.saving.keras_saveable import KerasSaveable
 
 from polyak.errors import MissingWeight, ShapeMismatch
 from polyak.frameworks.stateful import StatefulAverage
+from polyak.manifest import AVERAGE, State
+from polyak.snapshot import Snapshot
+from polyak.transfer.plan import make_plan
 from polyak.weights import numpy_dtype
 
 
@@ -36,9 +39,9 @@ class StoredByKeras(StatefulAverage, KerasSaveable):
         target = self.target
         values = {w.path: _loaded(store, w.path, w.shape, w.dtype) for w in target.weights}
         self.compare_memo(bytes(np.asarray(store["memo"], np.uint8)))
-        self.set_values(values)
         count, skipped = np.asarray(store["counts"]).tolist()
-        self.set_counts(count, skipped)
+        held = Snapshot.from_arrays(values, AVERAGE, State(self.rule.to_json(), count, skipped))
+        make_plan(held, target, {}).apply()
 
 
 def _loaded(store: Any, path: str, shape: tuple[int, ...], dtype: str) -> Any:

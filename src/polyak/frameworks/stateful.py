@@ -19,6 +19,8 @@ from polyak.weights import Weight
 
 # Far beyond the steps that a loss scale needs to come down, and far below those that cost a day.
 PATIENCE = 1000
+# The largest count that may be taken over.
+LAST = 2**62
 APPLIED = "the average is applied to the model: an update now would average the averaged weights"
 
 
@@ -77,6 +79,9 @@ class StatefulAverage(Average):
         """A lock: who holds it sees no update half done. ``update`` and polyak's own train functions take it."""
         return self._still.value
 
+    def moment(self) -> AbstractContextManager[None]:
+        return moment([self])
+
     @property
     def tracking(self) -> Tracking:
         """How the model is followed, beside the rule."""
@@ -86,10 +91,19 @@ class StatefulAverage(Average):
         return self._followed.value
 
     def adopt(self, state: State | None) -> None:
-        """Take over a rule and counts. Without a state the values count as a start: zero updates."""
+        """Take over a rule and counts. Without a state the values count as a start: zero updates.
+
+        Raises:
+            RuleError: the counts might not go on to the end of a run.
+        """
         if state is None:
             self.set_state(self.rule, 0, 0)
         else:
+            if not 0 <= min(state.count, state.skipped) <= max(state.count, state.skipped) <= LAST:
+                raise RuleError(
+                    f"{self.label}: expected counts from 0 to 2**62, from where no run gets to the end of 64 bits, "
+                    f"received {state.count:,} updates and {state.skipped:,} skipped"
+                )
             self.set_state(self._rule_of(state.rule), state.count, state.skipped)
 
     def _rule_of(self, data: Any) -> Rule | Parts:
