@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import keras
@@ -18,11 +18,12 @@ from polyak.weights import Weight
 def schedule_free(model: Any) -> Snapshot:
     """The averaged weights x of a model that ``keras.optimizers.ScheduleFreeAdamW`` trains.
 
-    The model holds y = (1 - beta_1) z + beta_1 x, where gradients are taken; the optimizer's ``momentum`` is z. The
-    point to evaluate and to keep is x = (y - (1 - beta_1) z) / beta_1. By the paper it is the equal mean of all z, and
-    so it is on JAX; Keras 3.15 on TensorFlow and PyTorch reads z too late for that, and x is what it then makes of it.
-    Weights that are not trained are copied. No memory is taken beside the snapshot: transfer it into a second model, or
-    save it.
+    The point to evaluate and to keep is x, the equal mean of all z; the optimizer's ``momentum`` is z. By the paper the
+    model holds y = (1 - beta_1) z + beta_1 x, where gradients are taken, so that x = (y - (1 - beta_1) z) / beta_1. So
+    it is on JAX. On TensorFlow and PyTorch Keras 3.15 reads z for the x before the step after it has written the new
+    one; what the model holds is then x itself, which is seen when its steps are added up. Which of both this Keras does
+    is tried on one number. Weights that are not trained are copied. No memory is taken beside the snapshot: transfer it
+    into a second model, or save it.
 
     Raises:
         ModelError: the optimizer is no ScheduleFreeAdamW, has made no variables yet, or beta_1 is 0.
@@ -40,7 +41,7 @@ def schedule_free(model: Any) -> Snapshot:
     """
     optimizer = _optimizer(model)
     target = framework_of(model).target(model)
-    share = float(optimizer.beta_1)
+    share = 1.0 if _reads_late() else float(optimizer.beta_1)
     pairs = zip(optimizer._trainable_variables, optimizer._momentums, strict=True)
     z = {id(variable): momentum for variable, momentum in pairs}
     variables = list(model.variables)
@@ -55,10 +56,24 @@ def schedule_free(model: Any) -> Snapshot:
         return np.asarray((y.astype(np.float64) - (1.0 - share) * held) / share).astype(y.dtype)
 
     steps = int(keras.ops.convert_to_numpy(optimizer.iterations))
-    held = f"x = (y - {1 - share:.6g} z) / {share:.6g} of ScheduleFreeAdamW after {steps} updates"
+    held = f"x, the mean of all z, as (y - {1 - share:.6g} z) / {share:.6g}: ScheduleFreeAdamW after {steps} updates"
     written = Manifest(tool(), {}, (), source=target.label, versions=versions(), evidence=(held,), layout=target.layout)
     items = (Item(AVERAGE, w, partial(value, w)) for w in target.weights)
     return Snapshot(items, {AVERAGE: None}, f"schedule-free average of {target.label}", written=written).copy()
+
+
+@cache
+def _reads_late() -> bool:
+    """Whether y is the mean of z after two steps of one number, and not the paper's point between that and z."""
+    variable = keras.Variable(0.0)
+    optimizer = keras.optimizers.ScheduleFreeAdamW(1.0, beta_1=0.5)
+    optimizer.build([variable])
+    z = []
+    for _ in range(2):
+        optimizer.apply([keras.ops.ones(())], [variable])
+        z.append(float(keras.ops.convert_to_numpy(optimizer._momentums[0])))
+    mean, y = (z[0] + z[1]) / 2, float(keras.ops.convert_to_numpy(variable))
+    return abs(y - mean) < abs(y - (z[1] + mean) / 2)
 
 
 def _optimizer(model: Any) -> Any:
