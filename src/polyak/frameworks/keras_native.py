@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,21 +12,21 @@ import numpy as np
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, NonFinite, UnbuiltModel
+from polyak.errors import NonFinite, UnbuiltModel
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, rule_of, starts_at_zero
-from polyak.frameworks.exchange import enter, holds_average, leave, moment, raw_value, together, watch, watchers
+from polyak.frameworks.exchange import enter, holds_average, leave, raw_value, together, watch, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
+from polyak.frameworks.keras_target import KerasVariables, RawVariables, Shadows
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
-from polyak.snapshot import Array
-from polyak.transfer.target import PutBack, Target
+from polyak.transfer.target import Target
 from polyak.transfer.unbroken import surely
 from polyak.weights import Kind, Weight
 
@@ -75,81 +75,6 @@ class KerasNative(Framework):
                 f"{describe(model)}: expected a built model, received one without weights yet",
                 hint="call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",
             )
-
-
-class KerasVariables(Target):
-    """Keras variables under structural paths. While an average is applied they read as what the model computes with."""
-
-    layout = "keras"
-
-    def __init__(self, model: Described, engine: Engine) -> None:
-        self.label = model.label
-        self.variables = model.variables
-        self._weights = model.weights
-        self._engine = engine
-
-    @property
-    def weights(self) -> tuple[Weight, ...]:
-        return self._weights
-
-    def read(self, path: str) -> Array:
-        return self._engine.to_numpy(self._engine.value(self.variables[path]))
-
-    def write(self, path: str, value: Array) -> None:
-        variable = self.variables[path]
-        self._engine.hands.put(variable, self._engine.from_numpy(value, self._engine.value(variable)))
-
-    def moment(self) -> AbstractContextManager[None]:
-        """Between two updates of the averages that follow the variables."""
-        return moment(watchers(self.variables.values()))
-
-    def hold(self, path: str) -> PutBack:
-        variable = self.variables[path]
-        if holds_average(variable):
-            raise Applied(
-                f"weight {path!r} of {self.label}: an average is applied; what is written now would be lost",
-                hint="leave the `with ema.applied()` block first",
-            )
-        held = self._engine.hands.take(variable)
-
-        def put_back() -> None:
-            self._engine.hands.put(variable, held)
-
-        return put_back
-
-
-class _Raw(KerasVariables):
-    """The raw weights that an average follows; they read as such also while it is applied."""
-
-    def read(self, path: str) -> Array:
-        return self._engine.to_numpy(raw_value(self.variables[path], self._engine.hands))
-
-
-class _Shadows(Target):
-    """The shadows of an average."""
-
-    layout = "keras"
-
-    def __init__(self, average: NativeAverage, weights: tuple[Weight, ...]) -> None:
-        self.label = average.label
-        self._average = average
-        self._weights = weights
-
-    @property
-    def weights(self) -> tuple[Weight, ...]:
-        return self._weights
-
-    def read(self, path: str) -> Array:
-        return self._average.engine.to_numpy(self._average.held.shadows[path])
-
-    def write(self, path: str, value: Array) -> None:
-        shadows = self._average.held.shadows
-        shadows[path] = self._average.engine.from_numpy(value, shadows[path])
-
-    def hold(self, path: str) -> PutBack:
-        # Writing puts a new array in the place of the old one, which stays as it is.
-        old = self._average.held.shadows[path]
-        return lambda: self._average.held.shadows.__setitem__(path, old)
 
 
 class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
@@ -213,11 +138,11 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     @property
     def target(self) -> Target:
         self.raw  # noqa: B018
-        return ShadowTarget(self, _Shadows(self, self.shadow_weights()))
+        return ShadowTarget(self, Shadows(self, self.shadow_weights()))
 
     @property
     def source(self) -> Target:
-        return _Raw(self.raw, self.engine)
+        return RawVariables(self.raw, self.engine)
 
     @property
     def in_use(self) -> bool:

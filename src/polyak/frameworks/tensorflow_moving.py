@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from polyak.frameworks.exchange import together
+from polyak.frameworks.exchange import Watcher, together
 from polyak.frameworks.stateful import APPLIED
 from polyak.frameworks.tensorflow_binding import Bound
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
-
-if TYPE_CHECKING:
-    from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.tensorflow_state import Counters
 
 # Below one half by more than the rounding in which NumPy and TensorFlow may differ.
 _SURELY_NEAR = 0.4999
 
 
+class Moved(Watcher, Protocol):
+    """An average, as far as moving it needs to know it."""
+
+    @property
+    def bound(self) -> Bound: ...
+    @property
+    def counts(self) -> Counters: ...
+    @property
+    def count(self) -> int: ...
+    def note_traced(self) -> None: ...
+    def refuse_applied(self) -> None: ...
+    def report_skips(self) -> None: ...
+
+
 class Moving:
     """Updates averages of one model, all in one pass over its weights."""
 
-    def __init__(self, averages: Sequence[TensorFlowAverage]) -> None:
+    def __init__(self, averages: Sequence[Moved]) -> None:
         self._averages = tuple(averages)
         self._compiled: tuple[tuple[Bound, ...], Callable[[], None]] | None = None
 
@@ -79,14 +91,14 @@ class Moving:
 class _Turn:
     """One average at one update: the weights of the newest values, and whether it moves at all."""
 
-    average: TensorFlowAverage
+    average: Moved
     bound: Bound
     weights: Sequence[tf.Tensor]
     free: tf.Tensor
     moving: tf.Tensor
 
     @classmethod
-    def of(cls, average: TensorFlowAverage, real: bool | tf.Tensor) -> _Turn:
+    def of(cls, average: Moved, real: bool | tf.Tensor) -> _Turn:
         bound, counts = average.bound, average.counts
         n = tf.cast(counts.updates + 1, tf.float64)
         weights = [tf.cast(rule.weight(n, OPS), tf.float64) for rule, _ in bound.moved]
@@ -124,6 +136,6 @@ def _looked_at(turns: Sequence[_Turn]) -> Any:
     return tf.cond(moving, lambda: is_safe(variables), lambda: tf.constant(True))
 
 
-def _glides(average: TensorFlowAverage) -> bool:
+def _glides(average: Moved) -> bool:
     n = average.count + 1
     return all(0 < float(rule.weight(n)) < _SURELY_NEAR for rule, _ in average.bound.moved)

@@ -1,0 +1,89 @@
+"""What transfers read and write where Keras runs on JAX or PyTorch: variables, raw weights, shadows."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from polyak.errors import Applied
+from polyak.frameworks.described import Described
+from polyak.frameworks.engine import Engine
+from polyak.frameworks.exchange import holds_average, moment, raw_value, watchers
+from polyak.frameworks.stateless import StatelessAverage
+from polyak.snapshot import Array
+from polyak.transfer.target import PutBack, Target
+from polyak.weights import Weight
+
+
+class KerasVariables(Target):
+    """Keras variables under structural paths. While an average is applied they read as what the model computes with."""
+
+    layout = "keras"
+
+    def __init__(self, model: Described, engine: Engine) -> None:
+        self.label = model.label
+        self.variables = model.variables
+        self._weights = model.weights
+        self._engine = engine
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._weights
+
+    def read(self, path: str) -> Array:
+        return self._engine.to_numpy(self._engine.value(self.variables[path]))
+
+    def write(self, path: str, value: Array) -> None:
+        variable = self.variables[path]
+        self._engine.hands.put(variable, self._engine.from_numpy(value, self._engine.value(variable)))
+
+    def moment(self) -> AbstractContextManager[None]:
+        """Between two updates of the averages that follow the variables."""
+        return moment(watchers(self.variables.values()))
+
+    def hold(self, path: str) -> PutBack:
+        variable = self.variables[path]
+        if holds_average(variable):
+            raise Applied(
+                f"weight {path!r} of {self.label}: an average is applied; what is written now would be lost",
+                hint="leave the `with ema.applied()` block first",
+            )
+        held = self._engine.hands.take(variable)
+
+        def put_back() -> None:
+            self._engine.hands.put(variable, held)
+
+        return put_back
+
+
+class RawVariables(KerasVariables):
+    """The raw weights that an average follows; they read as such also while it is applied."""
+
+    def read(self, path: str) -> Array:
+        return self._engine.to_numpy(raw_value(self.variables[path], self._engine.hands))
+
+
+class Shadows(Target):
+    """The shadows of an average."""
+
+    layout = "keras"
+
+    def __init__(self, average: StatelessAverage, weights: tuple[Weight, ...]) -> None:
+        self.label = average.label
+        self._average = average
+        self._weights = weights
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self._weights
+
+    def read(self, path: str) -> Array:
+        return self._average.engine.to_numpy(self._average.held.shadows[path])
+
+    def write(self, path: str, value: Array) -> None:
+        shadows = self._average.held.shadows
+        shadows[path] = self._average.engine.from_numpy(value, shadows[path])
+
+    def hold(self, path: str) -> PutBack:
+        # Writing puts a new array in the place of the old one, which stays as it is.
+        old = self._average.held.shadows[path]
+        return lambda: self._average.held.shadows.__setitem__(path, old)
