@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,7 +22,9 @@ from polyak.combine.doctor_averages import Start
 from polyak.combine.finding import Finding
 from polyak.combine.soup import greedy
 from polyak.combine.watching import watched
+from polyak.contents import Contents
 from polyak.errors import AmbiguousRole, RuleError
+from polyak.files.atomic import Check
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import AVERAGE, RAW, Manifest, State, choose_role
@@ -29,7 +33,20 @@ from polyak.transfer.layouts import in_layout
 from polyak.transfer.receipt import Moved, Receipt
 
 PathLike = str | os.PathLike[str]
-Write = Callable[[Snapshot, PathLike], Manifest]
+_READERS = {"keras": "keras_h5", "torch": "torch_pt"}  # of formats whose module only writes
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """How a format is written, and how what was written is read.
+
+    Attributes:
+        write: writes a snapshot to a path, and calls the check before the path holds it.
+        read: opens what was written, whatever its name is.
+    """
+
+    write: Callable[[Snapshot, PathLike, Check], Manifest]
+    read: Callable[[Path], Contents]
 
 
 def open(path: PathLike) -> Snapshot:
@@ -78,12 +95,39 @@ def greedy_soup(
     return greedy(_members(sources, role), score)
 
 
+def shared(writer: Writer, source: Any) -> Writer:
+    """A live source's writer in this process: of those that train it together the first writes, the others wait."""
+    if isinstance(source, (str, os.PathLike, Snapshot)):
+        return writer
+    model = source.followed() if isinstance(source, Average) else source
+    company = framework_of(model).company(model)
+    if company.writes:
+        return writer
+
+    def wait(held: Snapshot, path: PathLike, check: Check) -> Manifest:
+        manifest = company.awaited(held, Path(path), open)
+        check(Path(path))
+        return manifest
+
+    return Writer(wait, writer.read)
+
+
+def moment_of(source: Any) -> AbstractContextManager[Any]:
+    """A context in which nobody else changes a live source."""
+    if isinstance(source, (str, os.PathLike)):
+        return nullcontext()
+    if isinstance(source, Snapshot):
+        return source.moment()
+    return (source if isinstance(source, Average) else model_target(source)).moment()
+
+
 def convert(
     source: Any, target: PathLike, weights: str | None = None, format: str | None = None, **choosing: Unpack[Choosing]
 ) -> Receipt:
     """Write a source in a format that polyak writes, read it back and compare; see ``polyak.combine.convert``."""
-    write, made = writer(target, format), view(source, weights, **choosing)
-    return written(made.snapshot, target, write, made)
+    with moment_of(source):
+        made = view(source, weights, **choosing)
+        return written(made.snapshot, target, shared(writer(target, format), source), made)
 
 
 def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) -> Converted:
@@ -124,14 +168,29 @@ def held_by(source: Any, weights: str | None) -> Snapshot:
     return held if isinstance(held, Snapshot) and weights is None else source_of(held, weights)
 
 
-def written(held: Snapshot, path: PathLike, write: Write, view: Converted | None = None) -> Receipt:
-    """Write, and prove by what is read back. ``view`` knows what was renamed, cast and left out."""
-    done, read_back = write(held, path), open(path)
+def written(held: Snapshot, path: PathLike, writer: Writer, view: Converted | None = None) -> Receipt:
+    """Write, and prove by what is read back before the path holds it: a failure leaves the old file as it was.
+
+    ``view`` knows what was renamed, cast and left out.
+    """
+    found: dict[str, str] = {}
+
+    def read_back(fresh: Path) -> None:
+        """Reading compares the bytes with their digest; one array is held at a time."""
+        again = dialects.interpret(writer.read(fresh))
+        found.update((name, again[name].dtype.name) for name in again)
+
+    done = writer.write(held, path, read_back)
     sources = {s.name: (s.name, s.weight.dtype) for s in done.weights} if view is None else view.sources
-    # Reading compares the bytes with their digest; one array is held at a time.
-    found = {s.name: read_back[s.name if s.name in read_back else s.weight.path].dtype.name for s in done.weights}
     moved = tuple(
-        Moved(sources[s.name][0], s.name, sources[s.name][1], found[s.name], s.weight.nbytes, s.digest)
+        Moved(
+            sources[s.name][0],
+            s.name,
+            sources[s.name][1],
+            found[s.name if s.name in found else s.weight.path],
+            s.weight.nbytes,
+            s.digest,
+        )
         for s in done.weights
     )
     count = held.state.count if held.state else None
@@ -147,10 +206,12 @@ def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:
         raise AmbiguousRole(error.message, hint=error.hint and error.hint.replace("weights=", "role=")) from None
 
 
-def writer(path: PathLike, format: str | None = None) -> Write:
+def writer(path: PathLike, format: str | None = None) -> Writer:
     """What writes a format, or a file of this name."""
-    write: Write = import_module(f"polyak.files.{writer_of(format_of(os.fspath(path), format))}").write
-    return write
+    chosen = format_of(os.fspath(path), format)
+    writing = import_module(f"polyak.files.{writer_of(chosen)}")
+    reading = import_module(f"polyak.files.{_READERS.get(chosen, writer_of(chosen))}")
+    return Writer(lambda snapshot, target, check: writing.write(snapshot, target, check=check), reading.read)
 
 
 def _start(state: State) -> Start | None:

@@ -6,9 +6,8 @@ Importing this module imports TensorFlow.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import tensorflow as tf
 from polyak import verbs
 from polyak.dialects.tf1 import SUFFIX
 from polyak.errors import FileError, ModelError
-from polyak.files.atomic import sync_directory
+from polyak.files.atomic import replacing_directory
+from polyak.files.bundle_commit import replacing_bundle
 from polyak.files.object_graph import TrackedTensor
 from polyak.files.tensorbundle import TensorBundle
 from polyak.files.tensorbundle_format import NOTE
@@ -92,9 +92,7 @@ def save_tf1(source: Any, prefix: str | os.PathLike[str], rename: Rename | None 
         FileError: the directory does not exist.
     """
     arrays = _tf1_arrays(source, rename)
-    path = Path(prefix)
-    _write_bundle(path, arrays)
-    return _receipt(source, "+".join(role or RAW for role, _ in _sets(source)), path, arrays)
+    return _write_bundle(source, "+".join(role or RAW for role, _ in _sets(source)), Path(prefix), arrays)
 
 
 def export(average: Average, directory: str | os.PathLike[str], *signature: Any) -> Receipt:
@@ -117,19 +115,58 @@ def export(average: Average, directory: str | os.PathLike[str], *signature: Any)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise FileError(f"file {str(final)!r}: expected no or an empty directory", hint="choose another name")
     served = _Served(average, [_spec(s) for s in signature])
-    beside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
-    try:
-        tf.saved_model.save(served, str(beside), signatures={"serving_default": served.serve})
-        stored = _write_note(average, beside)
-        beside.chmod(0o755)
-        beside.replace(final)
-        sync_directory(final.parent)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    needed = sum(w.nbytes for w in average.bound.shadows.weights)
     held = average.snapshot()
-    arrays = {s.name: held[s.weight.path].astype(numpy_dtype(s.weight.dtype)) for s in stored}
-    return _receipt(average, AVERAGE, final, arrays)
+    receipts: list[Receipt] = []
+
+    def read_back(fresh: Path) -> None:
+        receipts.append(_receipt(average, AVERAGE, fresh, final, arrays))
+
+    with replacing_directory(final, needed, read_back) as fresh, _refusals_named(final):
+        tf.saved_model.save(served, str(fresh), signatures={"serving_default": served.serve})
+        stored = _write_note(average, fresh)
+        arrays = {s.name: held[s.weight.path].astype(numpy_dtype(s.weight.dtype)) for s in stored}
+    return receipts[0]
+
+
+def write(checkpoint: tf.train.Checkpoint, prefix: str | os.PathLike[str]) -> str:
+    """Write a checkpoint as ``checkpoint.write(prefix)`` does, and replace one under the same prefix in one step.
+
+    TensorFlow itself writes the index in place: a process that is killed then leaves neither the old checkpoint nor the
+    new one. Here it writes beside, everything reaches the disk and is read back, and a rename of the index comes last.
+    ``checkpoint.read``, ``tf.train.load_checkpoint`` and ``polyak.open`` read it.
+
+    Raises:
+        FileError: the directory is not there, or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> module = tf.Module(); module.w = tf.Variable([1.0])
+        >>> path = write(tf.train.Checkpoint(module=module), tempfile.mkdtemp() + "/ckpt")
+        >>> _ = module.w.assign([2.0]); _ = tf.train.Checkpoint(module=module).read(path)
+        >>> module.w.numpy().tolist()
+        [1.0]
+    """
+    with replacing_bundle(prefix, check=_read_all) as fresh, _refusals_named(Path(prefix)):
+        checkpoint.write(str(fresh))
+    return os.fspath(prefix)
+
+
+def _read_all(prefix: Path) -> None:
+    """Reading compares the bytes with their checksums."""
+    with TensorBundle(prefix) as bundle:
+        for key, entry in bundle.entries.items():
+            if entry.numeric:
+                bundle.read(key)
+
+
+@contextmanager
+def _refusals_named(path: Path) -> Iterator[None]:
+    """TensorFlow has errors of its own for what the system refuses it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise FileError(f"file {str(path)!r}: cannot be written: {error.message:.300}") from error
 
 
 class _Served(tf.Module):
@@ -192,36 +229,27 @@ def _sets(source: Any) -> list[tuple[str | None, str]]:
     return [(RAW, "")]
 
 
-def _write_bundle(path: Path, arrays: Mapping[str, Array]) -> None:
-    """TensorFlow writes; the index, which makes the checkpoint valid, takes its name last."""
-    if not path.parent.is_dir():
-        raise FileError(f"file {str(path)!r}: its directory does not exist", hint=f"create {str(path.parent)!r} first")
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        prefix = beside / path.name
-        names = list(arrays)
+def _write_bundle(source: Any, role: str, path: Path, arrays: Mapping[str, Array]) -> Receipt:
+    """TensorFlow writes; what was written is read back before it takes its names."""
+    receipts: list[Receipt] = []
+
+    def read_back(fresh: Path) -> None:
+        receipts.append(_receipt(source, role, fresh, path, arrays))
+
+    needed = sum(a.nbytes for a in arrays.values())
+    with replacing_bundle(path, needed, read_back) as fresh, _refusals_named(path):
         tf.raw_ops.SaveV2(
-            prefix=str(prefix),
-            tensor_names=names,
-            shape_and_slices=[""] * len(names),
+            prefix=str(fresh),
+            tensor_names=list(arrays),
+            shape_and_slices=[""] * len(arrays),
             tensors=[tf.constant(np.asarray(a)) for a in arrays.values()],
         )
-        for written in sorted(beside.iterdir(), key=lambda p: p.suffix == ".index"):
-            _sync(written)
-            written.replace(path.parent / written.name)
-        sync_directory(path.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    return receipts[0]
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _receipt(source: Any, role: str, path: Path, arrays: Mapping[str, Array]) -> Receipt:
+def _receipt(source: Any, role: str, fresh: Path, path: Path, arrays: Mapping[str, Array]) -> Receipt:
     """Read everything back with polyak's own reader and compare."""
-    with TensorBundle(path) as bundle:
+    with TensorBundle(fresh) as bundle:
         moved = tuple(_moved(name, array, bundle.read(name)) for name, array in arrays.items())
     count = source.count if isinstance(source, TensorFlowAverage) else None
     return Receipt(verbs.label(source), f"checkpoint {str(path)!r}", role, moved, count=count)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from polyak.contents import Contents
 from polyak.errors import FileError, UnknownFormat
+from polyak.files.atomic import standing
 
 # A module with ``recognises(path)`` and ``read(path)`` each; the first that recognises a path reads it.
 _FORMATS = (
@@ -25,15 +26,46 @@ _FORMATS = (
     "flax_msgpack",
 )
 
+_TRIES = 1000
+
 
 def read(path: Path) -> Contents:
     """Open a file or directory.
+
+    One that is written again while it is opened is opened once more: its parts are of one writing.
 
     Raises:
         FileError: there is nothing at the path.
         UnknownFormat: no format recognises it.
         DamagedFile: it contradicts itself.
     """
+    for _ in range(_TRIES):
+        before = _stamps(path)
+        try:
+            contents = _read(standing(path))
+        except FileError:
+            if _stamps(path) == before:
+                raise
+        else:
+            if _stamps(path) == before:
+                return contents
+    raise FileError(f"file {str(path)!r}: it was written again at each of {_TRIES} attempts to open it")
+
+
+def _stamps(path: Path) -> list[tuple[int, int, int] | None]:
+    """What changes when the path, or the TensorFlow checkpoint of this prefix, is written again."""
+    return [_stamp(path), _stamp(path.with_name(f"{path.name}.index")) if path.name else None]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path) -> Contents:
     for name in _FORMATS:
         module = import_module(f"polyak.files.{name}")
         if module.recognises(path):

@@ -1,67 +1,200 @@
-"""Writing a file so that its path holds the old contents or the new ones, whatever happens."""
+"""Writing a file or a directory so that its path holds the old contents or the new ones, whatever happens.
+
+Everything goes to a hidden name in the same directory, reaches the disk, is read back, and takes its own name in one
+rename. Every writer of polyak goes through here.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
-import secrets
-import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from polyak.errors import FileError
 from polyak.files.failures import failures_named
+from polyak.files.partial import (
+    SET_ASIDE,
+    hidden,
+    hidden_beside,
+    is_at,
+    locked_directory,
+    locked_file,
+    remove,
+    remove_if_nobodys,
+    share,
+    sweep,
+)
+from polyak.files.place import examined, examined_directory, hand_over, refuse_no_room
+
+PathLike = str | os.PathLike[str]
+Check = Callable[[Path], None]
+_EXCHANGE = 2  # of renameat2, in linux/fs.h
+_HERE = -100  # relative paths are those of the process
+_UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # an older kernel, or a file system without exchanges
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: PathLike, needed: int = 0, check: Check | None = None) -> Iterator[BinaryIO]:
     """A file that becomes ``path`` when the block ends without an exception.
 
     The bytes go to a hidden file in the same directory, reach the disk, and take the name in one
-    rename. A symbolic link is written through; the mode of an existing file is kept.
+    rename. A symbolic link is written through; mode, owner, group and extended attributes of an existing file are kept.
+    Hidden files that killed writers of this path left are removed.
+
+    Args:
+        needed: bytes that will be written at least; refused at once where there is no room for them.
+        check: called with the hidden file before it takes the name; what it raises leaves the old file.
 
     Raises:
-        FileError: the path is a directory or a device, or its directory is missing or not writable.
+        FileError: the path is a directory, a device, protected or mounted, its directory is missing or not writable, or
+            there is no room.
     """
     final = Path(os.path.realpath(path))
-    # Short, because a name may have 255 bytes at most, and hidden: a killed process leaves it behind.
-    temporary = final.parent / f".{final.name[:32]}.{secrets.token_hex(8)}.partial"
-    with failures_named(final, "written"):
-        mode = _mode_of_place(final)
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with failures_named(final, "written", needed):
+        kept = examined(final)
+        sweep(final)
+        refuse_no_room(final, needed)
+        with locked_file(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+            hand_over(kept, handle, final)
+            with os.fdopen(handle, "w+b", closefd=False) as file:
+                yield file
+                file.flush()
+                _synced(lambda: os.fsync(handle), fresh, check)
+            _refuse_link(final)
+            fresh.replace(final)
+            sync(final.parent)
+
+
+@contextmanager
+def replacing_directory(path: PathLike, needed: int = 0, check: Check | None = None) -> Iterator[Path]:
+    """A directory that becomes ``path`` when the block ends without an exception; one that is there goes then, whole.
+
+    Linux exchanges the two in one step. Where it cannot, the old one is set aside under a hidden name for an instant,
+    in which ``standing`` finds it.
+
+    Args:
+        needed, check: as for ``replacing``.
+
+    Raises:
+        FileError: the path is a file, protected or mounted, its directory is missing or not writable, or there is no
+            room.
+    """
+    final = Path(os.path.realpath(path))
+    with failures_named(final, "written", needed):
+        kept = examined_directory(final)
+        sweep(final)
+        refuse_no_room(final, needed)
+        with locked_directory(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+            yield fresh
+            share(handle)  # readers may hold it, too, from its first moment under its name on
+            hand_over(kept, handle, final)
+            _synced(lambda: sync_tree(fresh), fresh, check)
+            _refuse_link(final)
+            _commit_directory(fresh, final)
+        sweep(final, SET_ASIDE)
+
+
+@contextmanager
+def _gone_on_failure(fresh: Path, handle: int) -> Iterator[None]:
+    """A failure after the last rename leaves what has the hidden name then: it is the old one."""
     try:
-        with failures_named(final, "written"), os.fdopen(handle, "w+b") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with failures_named(final, "written"):
-            temporary.replace(final)
-            sync_directory(final.parent)
+        yield
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        if is_at(handle, fresh):
+            remove(fresh)
         raise
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
+def _refuse_link(final: Path) -> None:
+    """The links of the path were followed when the writing began."""
+    if final.is_symlink():
+        raise FileError(
+            f"file {str(final)!r}: expected the file that was there before, received a symbolic link made meanwhile",
+            hint="write again: a link is written through",
+        )
+
+
+def _synced(synchronise: Callable[[], None], fresh: Path, check: Check | None) -> None:
+    """The disk works while the bytes are read back; both are done, or one of their exceptions is raised."""
+    if check is None:
+        synchronise()
+        return
+    with ThreadPoolExecutor(1, "polyak-sync") as pool:
+        syncing = pool.submit(synchronise)
+        check(fresh)
+        syncing.result()
+
+
+def _commit_directory(fresh: Path, final: Path) -> None:
+    if not final.exists() or not any(final.iterdir()):
+        fresh.rename(final)
+        sync(final.parent)
+    elif exchange(fresh, final):
+        sync(final.parent)
+        remove_if_nobodys(fresh)  # while somebody reads it, it stays; a later save sweeps it
+    else:
+        _replace_in_two(fresh, final)
+
+
+def _replace_in_two(fresh: Path, final: Path) -> None:
+    aside = hidden(final, SET_ASIDE)
+    final.rename(aside)
+    try:
+        fresh.rename(final)
+    except BaseException:
+        aside.rename(final)
+        raise
+    sync(final.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where the system cannot.
+
+    Raises:
+        OSError: it can, and refused.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # an older C library
+        return False
+    if renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _UNKNOWN:
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def standing(path: Path) -> Path:
+    """The path, or what stands for it where a process was killed between the two renames that replace a directory."""
+    if os.path.lexists(path):
+        return path
+    aside = hidden_beside(Path(os.path.realpath(path)), SET_ASIDE)
+    return max(aside, key=lambda p: p.stat().st_mtime_ns, default=path)
+
+
+def sync_tree(top: Path) -> None:
+    """Make all files and names below a directory survive a power cut."""
+    for folder, _, names in os.walk(top, topdown=False):
+        for name in names:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or the names in a directory, survive a power cut."""
+    if sys.platform == "win32" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _mode_of_place(path: Path) -> int | None:
-    """The mode of the file that will be replaced, or None where there is none."""
-    if path.is_dir():
-        raise FileError(f"file {str(path)!r}: expected a file to write, received a directory", hint="add a file name")
-    if not path.parent.is_dir():
-        raise FileError(f"file {str(path)!r}: its directory does not exist", hint=f"create {str(path.parent)!r} first")
-    if not path.exists():
-        return None
-    if not path.is_file():
-        raise FileError(f"file {str(path)!r}: expected a regular file, received a device, a socket or a pipe")
-    return stat.S_IMODE(path.stat().st_mode)

@@ -7,6 +7,8 @@ then refuses a damaged file, which it does not notice in those that it writes it
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import h5py
@@ -15,7 +17,7 @@ import numpy as np
 import xxhash
 
 from polyak.errors import AmbiguousRole, FileError, UnexpectedWeight
-from polyak.files.atomic import replacing
+from polyak.files.atomic import Check, replacing
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
@@ -24,10 +26,13 @@ from polyak.weights import Evidence, Kind, Weight, numpy_dtype
 SUFFIX = ".weights.h5"
 
 
-def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write the weights of one role where ``load_weights`` looks for them, in the dtypes of the model.
 
     Random seeds are left out, as Keras leaves them out. Memory: the largest array.
+
+    Args:
+        check: reads the finished file back before it takes the place of an old one.
 
     Raises:
         FileError: the path cannot be written, or Keras would not take its name.
@@ -45,10 +50,20 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
         i.weight.path: _place(i.weight) for i in snapshot.items_by_path.values() if i.weight.kind is not Kind.SEED
     }
     _refuse_shared(placed)
-    with replacing(path) as file, h5py.File(file, "w", libver="latest") as h5:
+    needed = sum(w.nbytes for w in snapshot.weights)
+    with replacing(path, needed, check) as file, _refusals_named(path), h5py.File(file, "w", libver="latest") as h5:
         h5.require_group("vars")  # Keras 2 opens it, though the model owns no weights itself
         stored = [_put(h5, snapshot, name, evidence) for name, evidence in placed.items()]
         return _note(h5, snapshot, stored)
+
+
+@contextmanager
+def _refusals_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """HDF5 says in a RuntimeError what the system refused it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise FileError(f"file {os.fspath(path)!r}: cannot be written: {error!s:.200}") from error
 
 
 def _place(weight: Weight) -> Evidence:

@@ -1,17 +1,14 @@
 """Writing an Orbax checkpoint with TensorStore alone, such that Orbax itself restores it.
 
 One OCDBT database of Zarr arrays, the description of the tree that Orbax looks for, and polyak's manifest beside it.
-The directory is made under a hidden name and takes its own in one rename.
+The directory is made under a hidden name, reaches the disk whole, and takes its own name in one step.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,8 @@ import numpy as np
 import xxhash
 
 from polyak.errors import DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight
-from polyak.files.atomic import sync_directory
-from polyak.files.failures import failures_named
-from polyak.files.orbax_path import METADATA, STEP_METADATA
+from polyak.files.atomic import Check, replacing_directory
+from polyak.files.orbax_path import ARRAY_HEADERS, MANIFEST, METADATA, STEP_METADATA
 from polyak.files.orbax_store import base, tensorstore
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
@@ -35,6 +31,13 @@ _DTYPES = frozenset((
     "float64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "int4",
     "complex64", "complex128",
 ))  # fmt: skip
+_COMMITTED = "commit_success.txt"
+# What may lie in a checkpoint of one tree, by Orbax or by polyak.
+_PROCESS = "ocdbt.process_"
+_ORBAX = frozenset({
+    METADATA, STEP_METADATA, MANIFEST, NOTE, _COMMITTED, "d", "_sharding", "array_metadatas", "descriptor",
+    "_strings.json", "checkpoint",
+})  # fmt: skip
 _BATCH = 1 << 26
 _PART = 1 << 28
 _DICT_KEY = 2
@@ -48,10 +51,13 @@ class Note(msgspec.Struct, frozen=True):
     digest: str
 
 
-def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write a snapshot as a checkpoint; each weight's path becomes its path in the tree.
 
     Memory: the largest array and 64 MiB.
+
+    Args:
+        check: reads the finished checkpoint back before it takes the place of an old one.
 
     Raises:
         FileError: the path cannot be written, holds something other than one tree, or TensorStore is not installed.
@@ -63,7 +69,8 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
     stored = snapshot.manifest.weights
     store = tensorstore(origin)
     _refuse(stored, origin)
-    with _replacing(final) as directory:
+    _refuse_other(final)
+    with replacing_directory(final, sum(w.nbytes for w in snapshot.weights), check) as directory:
         digests = _write_arrays(store, snapshot, directory, origin)
         manifest = msgspec.structs.replace(
             snapshot.manifest,
@@ -101,57 +108,26 @@ def _refuse(stored: Sequence[Stored], origin: str) -> None:
             )
 
 
-@contextmanager
-def _replacing(final: Path) -> Iterator[Path]:
-    """A directory that becomes ``final`` when the block ends without an exception; the old one goes then.
-
-    Two renames replace a checkpoint: between them, for an instant, the old one has a hidden name.
-    """
-    with failures_named(final, "written"):
-        _refuse_place(final)
-        fresh = final.parent / f".{final.name[:32]}.{secrets.token_hex(8)}.partial"
-        fresh.mkdir()
-    try:
-        with failures_named(final, "written"):
-            yield fresh
-            _sync(fresh)
-            _exchange(fresh, final)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-def _refuse_place(final: Path) -> None:
-    if not final.parent.is_dir():
-        raise FileError(
-            f"file {str(final)!r}: its directory does not exist", hint=f"create {str(final.parent)!r} first"
-        )
-    empty = final.is_dir() and not any(final.iterdir())
-    if final.exists() and not empty and not (final.is_dir() and (final / METADATA).is_file()):
+def _refuse_other(final: Path) -> None:
+    """Only a checkpoint of one tree is replaced, and only if nothing of anybody else's is in its directory."""
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    if not (final / METADATA).is_file():
         raise FileError(
             f"file {str(final)!r}: expected no file, or a checkpoint of one tree to replace, received something else",
             hint="choose another name; for a new step name the step's directory",
         )
+    for entry in sorted(final.iterdir()):
+        if not (entry.name.startswith(_PROCESS) or entry.name in _ORBAX or _is_array(entry)):
+            raise FileError(
+                f"file {str(final)!r}: expected a checkpoint to replace, received one with {entry.name!r} in it, which "
+                "would be lost",
+                hint="move it out of the checkpoint first",
+            )
 
 
-def _exchange(fresh: Path, final: Path) -> None:
-    old = fresh.with_suffix(".old")
-    if final.exists():
-        final.rename(old)
-    try:
-        fresh.rename(final)
-    except BaseException:
-        if old.exists():
-            old.rename(final)
-        raise
-    sync_directory(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(directory: Path) -> None:
-    """TensorStore has synced its files; their names are synced here."""
-    for folder, _, _ in os.walk(directory, topdown=False):
-        sync_directory(Path(folder))
+def _is_array(entry: Path) -> bool:
+    return any((entry / header).is_file() for header in ARRAY_HEADERS)
 
 
 def _write_arrays(store: Any, snapshot: Snapshot, directory: Path, origin: str) -> dict[str, str]:
@@ -242,8 +218,8 @@ def _write_descriptions(directory: Path, manifest: Manifest) -> None:
     text = manifest.to_json()
     note = Note(text, xxhash.xxh3_128_hexdigest(text.encode()))
     for name, content in ((METADATA, described), (STEP_METADATA, step), (NOTE, note)):
-        _write_file(directory / name, msgspec.json.encode(content))
-    _write_file(directory / "commit_success.txt", b"Checkpoint commit was successful\n")
+        (directory / name).write_bytes(msgspec.json.encode(content))
+    (directory / _COMMITTED).write_bytes(b"Checkpoint commit was successful\n")
 
 
 def _leaf(steps: list[str]) -> dict[str, Any]:
@@ -251,10 +227,3 @@ def _leaf(steps: list[str]) -> dict[str, Any]:
         "key_metadata": [{"key": step, "key_type": _DICT_KEY} for step in steps],
         "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
     }
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

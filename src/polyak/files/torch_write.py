@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from polyak.errors import ShapeMismatch
-from polyak.files.atomic import replacing
+from polyak.files.atomic import Check, replacing
 from polyak.files.torch_pickled import Described, Nest, pickled, refuse_unknown
 from polyak.files.torch_zip import NOTE
 from polyak.manifest import Manifest, Stored, digest
@@ -33,10 +33,13 @@ _LARGE_FIELD = 20
 _PADDING = b"FB"  # the extra field that torch fills, too
 
 
-def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write a snapshot as a dictionary of tensors; with several roles, as one dictionary for each role.
 
     Memory: the largest array.
+
+    Args:
+        check: reads the finished file back before it takes the place of an old one.
 
     Raises:
         FileError: the path cannot be written.
@@ -45,7 +48,8 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
     known = snapshot.manifest.weights
     for s in known:
         refuse_unknown(s.name, s.weight.dtype)
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    needed = sum(w.nbytes for w in snapshot.weights)
+    with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w") as archive:
         _put(archive, file, "data.pkl", pickled(_nest(known)))
         _put(archive, file, "byteorder", sys.byteorder.encode())
         stored = [_append(archive, file, str(i), snapshot[s.name], s) for i, s in enumerate(known)]
