@@ -5,11 +5,13 @@
 #   WORKERS=2              test processes
 #   PYTEST_ARGS="-k kernel -x"   more arguments for pytest
 #   BENCH=files BENCH_ARGS="--size 64"   which bench, and its arguments
+#   ONLY="9 24a"           rows or campaigns of `make torture`
 
 VENV        ?= .venv
 PYTHON      ?=
 WORKERS     ?= 2
 PYTEST_ARGS ?=
+ONLY        ?=
 BENCH       ?= files
 BENCH_ARGS  ?=
 
@@ -24,7 +26,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format typecheck pytest slow kill peers bench pins clean distclean
+.PHONY: help demo test lint format typecheck pytest slow kill peers torture bench pins clean distclean
 
 help: ## this list
 	@echo "polyak: make TARGET"
@@ -61,6 +63,9 @@ kill: ## tests that end processes in the middle of a write
 # The tools run in an environment of their own, which sees the tests' one.
 peers: $(VENV)/peers/.installed ## side by side with other libraries, which it installs; prints the figures as a table
 	POLYAK_PEERS=1 $(VENV)/peers/bin/python -m pytest tests/peers -m "peers or not peers" $(PYTEST_ARGS)
+
+torture: $(VENV)/.test ## the campaigns of docs/reliability.md with their full counts; writes that page (ONLY=9: one row)
+	$(BIN)/python -m torture $(addprefix --only ,$(ONLY))
 
 bench: $(VENV)/.test ## speed and memory: BENCH=files (readers and writers) or BENCH=fit (what an average adds to a step)
 	$(BIN)/python -m bench.$(BENCH) $(BENCH_ARGS)

@@ -1,0 +1,99 @@
+"""``python -m torture``: runs the campaigns, each in its own process, two at a time, and writes docs/reliability.md.
+
+``--only ROW`` runs one row (``--only 9``) or one campaign of it (``--only 9b``) and may be given several times;
+``--short`` runs the short counts and writes nothing; ``--page`` writes the page anew from what was found before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import torture
+from torture import page
+from torture.campaign import Campaign, Outcome
+
+ROOT = Path(__file__).resolve().parents[1]
+AT_ONCE = 2
+PATIENCE = 1500  # seconds for a campaign
+
+
+def campaigns() -> Iterator[Campaign]:
+    """The campaigns of every module beside this one."""
+    for found in sorted(pkgutil.iter_modules(torture.__path__), key=lambda m: m.name):
+        if not found.name.startswith("_"):
+            yield from getattr(importlib.import_module(f"torture.{found.name}"), "CAMPAIGNS", ())
+
+
+def chosen(all_of_them: Iterable[Campaign], only: list[str]) -> list[Campaign]:
+    """Those asked for, by row or by campaign; all, unasked."""
+    found = sorted(all_of_them, key=lambda c: page.order(c.row))
+    return [c for c in found if not only or c.row in only or c.row.rstrip("abcdefghij") in only]
+
+
+def in_its_process(campaign: Campaign, *, short: bool) -> Outcome:
+    """Run a campaign in a fresh interpreter; one that ends without an answer is broken."""
+    command = [sys.executable, "-m", "torture", "--one", campaign.row, *(["--short"] if short else [])]
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", **os.environ}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return Outcome(0, (f"no answer after {PATIENCE} s",), "no answer")
+    except (IndexError, ValueError):
+        return Outcome(0, (done.stderr[-2000:],), "ended without an answer")
+    return Outcome(**{**found, "broken": tuple(found["broken"])})
+
+
+def run_all(wanted: list[Campaign], *, short: bool) -> dict[str, Outcome]:
+    """Run campaigns, two at a time, and tell of each as it ends."""
+    found: dict[str, Outcome] = {}
+    begun = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = {pool.submit(in_its_process, campaign, short=short): campaign for campaign in wanted}
+        for done in as_completed(running):
+            campaign, outcome = running[done], done.result()
+            found[campaign.row] = outcome
+            told = f"[{len(found)}/{len(running)} {time.monotonic() - begun:4.0f} s]"
+            print(told, "ok    " if outcome.holds else "BROKEN", campaign, "-", outcome.figure, flush=True)
+            for text in outcome.broken[:5]:
+                print("        ", text, flush=True)
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser.add_argument("--only", action="append", default=[], metavar="ROW")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    asked = arguments()
+    if asked.one:
+        (campaign,) = (c for c in campaigns() if c.row == asked.one)
+        print(json.dumps(asdict(campaign.run(campaign.short if asked.short else campaign.full))))
+        return 0
+    found = {} if asked.page else run_all(chosen(campaigns(), asked.only), short=asked.short)
+    if not asked.short:
+        page.keep(found)
+        page.PAGE.write_text(page.page(campaigns()))
+    return 0 if all(outcome.holds for outcome in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
