@@ -35,10 +35,16 @@ for i in range(8):
     ((replica(torch.from_numpy(x[rows])) - torch.from_numpy(y[rows])) ** 2).mean().backward()
     optimizer.step()
     average.update()
-if RANK == 0:
-    polyak.save(average, FOLDER / "average.safetensors")
-dist.barrier()
+receipt = polyak.save(average, FOLDER / "average.safetensors")  # in both: the first writes
 print(
-    json.dumps({"count": average.count, "digests": {path: digest(value) for path, value in average.values().items()}})
+    json.dumps(
+        {
+            "count": average.count,
+            "digests": {path: digest(value) for path, value in average.values().items()},
+            "receipt": {m.target: m.digest for m in receipt.moved},
+            "file": (FOLDER / "average.safetensors").stat().st_ino,
+        }
+    )
 )
+dist.barrier()
 dist.destroy_process_group()

@@ -92,13 +92,40 @@ def test_a_mirrored_run_goes_on_on_one_device(mirrored: tuple[Path, dict[str, An
     assert_values(again, found["values"])
 
 
+def assert_written_once(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Both processes have saved to one path: both hold a receipt for the one file that the first has written."""
+    assert first["count"] == second["count"] == 8
+    assert first["digests"] == second["digests"] == first["receipt"] == second["receipt"]
+    assert first["file"] == second["file"]
+
+
+def test_statistics_are_those_of_the_first_replica_and_what_drifts_is_refused(tmp_path: Path) -> None:
+    """BatchNormalization keeps statistics for each replica: files have those of the first, as Keras' own do."""
+    found = answer(start("statistics.py", "2", str(tmp_path)))
+    assert found["replicas"] == [2, 2]
+    assert found["statistics differ by"] > 0.01
+    assert found["copied beside each"]
+    assert found["raw is Keras' own"]
+    assert found["raw is the first"]
+    assert found["average is the first"]
+    for refused in found["refused"].values():
+        assert refused.startswith(
+            "weight 'dense/kernel' of Sequential 'sequential': expected one value on all replicas"
+        )
+    assert not found["written"]
+    assert found["kept"] == ["", 8]
+
+
 def test_two_workers_have_one_average_bit_for_bit(tmp_path: Path) -> None:
     ports = free_ports(2)
     cluster = {"worker": [f"localhost:{port}" for port in ports]}
     configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
     first, second = (answer(p) for p in [start("workers.py", str(tmp_path), TF_CONFIG=c) for c in configs])
-    assert first["count"] == second["count"] == 8
-    assert first["digests"] == second["digests"]
+    assert_written_once(first, second)
+    assert second["drift"].startswith(
+        f"file '{tmp_path / 'average.safetensors'}': process 1 of 2 expected process 0 to "
+    )
+    assert "weight 'dense/kernel' has other bits" in second["drift"]
     held = polyak.open(tmp_path / "average.safetensors")
     assert held.state is not None
     assert held.state.count == 8
@@ -120,8 +147,7 @@ def test_shadows_on_jax_are_spread_as_their_weights_are(tmp_path: Path, alone: d
 def test_processes_of_distributed_data_parallel_have_one_average_bit_for_bit(tmp_path: Path) -> None:
     running = [start("ddp.py", str(rank), str(tmp_path), KERAS_BACKEND="torch") for rank in range(2)]
     first, second = (answer(p) for p in running)
-    assert first["count"] == second["count"] == 8
-    assert first["digests"] == second["digests"]
+    assert_written_once(first, second)
     model = small()
     with pytest.warns(ImmatureWarning):
         receipt = polyak.transfer(tmp_path / "average.safetensors", model)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import polyak
+from polyak.frameworks import company
 from polyak.manifest import digest
 
 FOLDER = Path(sys.argv[1])
@@ -46,8 +47,28 @@ options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoSha
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16).repeat(2).with_options(options)
 for batch in strategy.experimental_distribute_dataset(data):
     step(batch)
-if worker == 0:
-    polyak.save(average, FOLDER / "average.safetensors")
+# One path, and all processes call: the first writes, the others wait for it. Then the last one drifts.
+receipt = polyak.save(average, FOLDER / "average.safetensors")
+written = (FOLDER / "average.safetensors").stat().st_ino
+drift = ""
+if worker:
+    company.PATIENCE = 0.5
+    shadow = average.bound.shadows.variables["dense/kernel"]
+    held = shadow.values[0].read_value()
+    shadow.values[0].assign(held + 1)
+    try:
+        polyak.save(average, FOLDER / "average.safetensors")
+    except polyak.PolyakError as error:
+        drift = str(error)
+    shadow.values[0].assign(held)
 print(
-    json.dumps({"count": average.count, "digests": {path: digest(value) for path, value in average.values().items()}})
+    json.dumps(
+        {
+            "count": average.count,
+            "digests": {path: digest(value) for path, value in average.values().items()},
+            "receipt": {m.target: m.digest for m in receipt.moved},
+            "file": written,
+            "drift": drift,
+        }
+    )
 )

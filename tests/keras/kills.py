@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=jax python tests/keras/kills.py fit-steps --count 30
 
-A run trains a small model with dropout, statistics, Adam and an average, and writes checkpoints. SIGKILL ends it at a
-random moment, most often within or beside the writing of a checkpoint; another process goes on from what lies on the
-disk, and may be killed, too. The order of the data follows from the number of real updates, ``optimizer.iterations``:
-that is what makes a resumed run comparable.
+A run trains a small model with dropout, statistics, Adam and averages, and writes checkpoints. A signal ends it at a
+random moment, most often within or beside the writing of a checkpoint: SIGKILL, SIGTERM or SIGINT in turn. Another
+process goes on from what lies on the disk, and may be killed, too. The order of the data follows from the number of
+steps in the checkpoint: that is what makes a resumed run comparable.
 
 With BackupAndRestore of Keras 3.15 it is exact: weights, the optimizer's state, the average and its count.
 What Keras leaves to its user, and the run here therefore does itself:
@@ -32,7 +32,9 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +44,25 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf  # Keras' loops load it on every backend: once here, and not in each process
 
 import polyak
 import polyak.keras
 
 STEPS, EPOCH, EVERY = 48, 8, 3
-RULE = "ema:0.9"
+RULE, SLOW = "ema:0.9", "mean,every=5"
 MOST_KILLS_A_RUN = 3
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+INTERRUPTED = 130  # the status of a process that SIGINT has ended
 
 Tell = Callable[[], None]
 
 
-def network() -> Any:
+def network(accumulated: int | None = None) -> Any:
     keras.utils.set_random_seed(0)
     hidden = [keras.layers.Dense(16, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
     model = keras.Sequential([keras.Input((8,)), *hidden, keras.layers.Dense(1)])
-    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.compile(keras.optimizers.Adam(0.01, gradient_accumulation_steps=accumulated), "mse")
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -79,12 +84,14 @@ def seed_torch(step: int) -> None:
         torch.manual_seed(step)
 
 
-def digest(model: Any, average: Any) -> str:
-    """Of all that must be equal at the end: weights, seeds, the optimizer's state, the average, its count."""
+def digest(model: Any, *averages: Any) -> str:
+    """Of all that must be equal at the end: weights, seeds, the optimizer's state, the averages, rules and counts."""
     optimizer = {f"optimizer/{i}": np.asarray(keras.ops.convert_to_numpy(v)) for i, v in enumerate(_state(model))}
-    arrays = {**polyak.snapshot(model), **{f"average/{p}": a for p, a in average.values().items()}, **optimizer}
+    held = {f"average{i}/{p}": a for i, average in enumerate(averages) for p, a in average.values().items()}
+    arrays = {**polyak.snapshot(model), **held, **optimizer}
     listed = [f"{path} {array.dtype} {array.tobytes().hex()}" for path, array in sorted(arrays.items())]
-    return f"{average.count} updates, {hashlib.sha256('|'.join(listed).encode()).hexdigest()}"
+    states = [f"{a.rule}: {a.count} updates, {a.skipped} skipped" for a in averages]
+    return f"{'; '.join(states)}, {hashlib.sha256('|'.join(listed).encode()).hexdigest()}"
 
 
 def _state(model: Any) -> list[Any]:
@@ -126,26 +133,30 @@ def give_seeds_back(average: Any, model: Any) -> None:
     dropout.seed_generator.state.assign(average.values()["dropout/seed_generator/state"])
 
 
-def fitted(place: Path, tell: Tell, save_freq: str | int) -> str:
-    model = network()
+def fitted(place: Path, tell: Tell, save_freq: str | int, accumulated: int | None = None) -> str:
+    """With ``accumulated``, a checkpoint lies within an accumulation, and within the interval of a second average."""
+    model = network(accumulated)
     averaging = polyak.keras.Averaging(RULE)
+    several = [averaging, *([polyak.keras.Averaging(SLOW, name="slow")] if accumulated else [])]
     backup = keras.callbacks.BackupAndRestore(
         place, save_freq=save_freq, double_checkpoint=True, delete_checkpoint=False
     )
-    callbacks = [averaging, Steps(averaging, tell), backup, Seeds(averaging)]
+    callbacks = [*several, Steps(averaging, tell), backup, Seeds(averaging)]
     files = [place / "latest.weights.h5", place / "latest.weights.h5.bkp"]
     first = next((done for done in map(_iterations, files) if done is not None), 0)
-    if first < STEPS:
-        model.fit(stream(first), epochs=STEPS // EPOCH, steps_per_epoch=EPOCH, verbose=0, callbacks=callbacks)
+    steps = STEPS * (accumulated or 1)
+    if first < steps:
+        model.fit(stream(first), epochs=steps // EPOCH, steps_per_epoch=EPOCH, verbose=0, callbacks=callbacks)
     else:  # killed after the last checkpoint, which has all
-        averaging.set_model(model)
+        for each in several:
+            each.set_model(model)
         model.load_weights(files[0])
         give_seeds_back(averaging.average, model)
-    return digest(model, averaging.average)
+    return digest(model, *(each.average for each in several))
 
 
 def _iterations(path: Path) -> int | None:
-    """The real updates behind a checkpoint of Keras; None for one that cannot be read."""
+    """The steps behind a checkpoint of Keras, those that only accumulate included; None for one that cannot be read."""
     try:
         with h5py.File(path) as file:
             return int(file["optimizer/vars/0"][()])
@@ -161,10 +172,24 @@ def by_epochs(place: Path, tell: Tell) -> str:
     return fitted(place, tell, "epoch")
 
 
+def several(place: Path, tell: Tell) -> str:
+    return fitted(place, tell, EVERY, accumulated=2)
+
+
+def skipping(model: Any, *averages: Any) -> None:
+    """Updates that are skipped, because a weight is not finite for a moment."""
+    variable = model.trainable_variables[0]
+    held = np.array(keras.ops.convert_to_numpy(variable.value))
+    variable.assign(np.full_like(held, np.nan))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", polyak.errors.NonFiniteWarning)
+        for average in averages:
+            average.update()
+    variable.assign(held)
+
+
 def managed(place: Path, tell: Tell) -> str:
     """A loop of one's own with TensorFlow's CheckpointManager."""
-    import tensorflow as tf
-
     model = network()
     average = polyak.track(model, RULE)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer, average=average)
@@ -174,41 +199,56 @@ def managed(place: Path, tell: Tell) -> str:
         seed_torch(step)
         model.train_on_batch(*batch(step))
         average.update()
+        if step % 7 == 0:
+            skipping(model, average)
         tell()
         if (step + 1) % EVERY == 0:
             manager.save()
     return digest(model, average)
 
 
-def saved(place: Path, tell: Tell) -> str:
-    """A loop of one's own with polyak.save for weights and average, and a folder that takes its name when complete."""
+def saved(place: Path, tell: Tell, end: str = ".safetensors") -> str:
+    """A loop of one's own with polyak.save for weights and averages, and a folder that takes its name when complete."""
     model = network()
-    average = polyak.track(model, RULE)
+    average, slow = polyak.track(model, RULE), polyak.track(model, SLOW, compensated=True)
     kept = sorted(place.glob("step-*"))
     if kept:
-        polyak.transfer(kept[-1] / "run.safetensors", model, weights="raw")
-        polyak.transfer(kept[-1] / "run.safetensors", average, weights="average")
+        polyak.transfer(kept[-1] / f"run{end}", model, weights="raw")
+        polyak.transfer(kept[-1] / f"run{end}", average, weights="average")
+        polyak.transfer(kept[-1] / f"slow{end}", slow)
         model.optimizer.load_own_variables(dict(np.load(kept[-1] / "optimizer.npz")))
     for step in range(int(model.optimizer.iterations), STEPS):
         seed_torch(step)
         model.train_on_batch(*batch(step))
         average.update()
+        slow.update()
+        if step % 7 == 0:
+            skipping(model, average, slow)
         tell()
         if (step + 1) % EVERY == 0:
-            _save(model, average, place / f"step-{step + 1:06}")
-    return digest(model, average)
+            _save(model, {"run": average, "slow": slow}, place / f"step-{step + 1:06}", end)
+    return digest(model, average, slow)
 
 
-def _save(model: Any, average: Any, folder: Path) -> None:
+def _save(model: Any, averages: dict[str, Any], folder: Path, end: str) -> None:
     beside = Path(tempfile.mkdtemp(dir=folder.parent))
-    polyak.save(average, beside / "run.safetensors", weights="both")
+    for name, average in averages.items():
+        polyak.save(average, beside / f"{name}{end}", weights="both" if name == "run" else None)
     store: dict[str, Any] = {}
     model.optimizer.save_own_variables(store)
     np.savez(beside / "optimizer.npz", **{key: np.asarray(keras.ops.convert_to_numpy(v)) for key, v in store.items()})
     beside.rename(folder)
 
 
-VARIANTS = {"fit-steps": by_steps, "fit-epochs": by_epochs, "saved": saved, "managed": managed}
+FORMATS = (".npz", ".pt", ".orbax", ".weights.h5", ".safetensors.index.json")
+VARIANTS: dict[str, Callable[[Path, Tell], str]] = {
+    "fit-steps": by_steps,
+    "fit-epochs": by_epochs,
+    "fit-several": several,
+    "saved": saved,
+    "managed": managed,
+    **{f"saved{end}": partial(saved, end=end) for end in FORMATS},
+}
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
@@ -225,13 +265,13 @@ class Run:
         os.close(told)
         os.close(answered)
 
-    def kill_after(self, steps: int, delay: float) -> bool:
-        """SIGKILL so many steps and seconds from now; False if the run ended before."""
+    def kill_after(self, steps: int, delay: float, by: signal.Signals) -> bool:
+        """Send a signal so many steps and seconds from now; False if the run ended before."""
         for _ in range(steps):
             if not os.read(self.steps, 1):
                 break
         time.sleep(delay)
-        os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.pid, by)
         return self.ended() is None
 
     def ended(self) -> str | None:
@@ -242,7 +282,7 @@ class Run:
             text = answer.read()
         os.close(self.steps)
         _, status = os.waitpid(self.pid, 0)
-        if os.WIFSIGNALED(status):
+        if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == INTERRUPTED:
             return None
         if os.WEXITSTATUS(status):
             raise RuntimeError(f"a run failed with status {os.WEXITSTATUS(status)}; its error stands above")
@@ -255,6 +295,8 @@ def _in_child(variant: str, place: Path, told: int, answered: int) -> None:
         text = VARIANTS[variant](place, lambda: os.write(told, b"."))
         os.write(answered, text.encode())
         status = 0
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     except BaseException:
         import traceback
 
@@ -293,7 +335,8 @@ def _disturbed(
     killed = 0
     for _ in range(most):
         run = Run(variant, place)
-        killed += run.kill_after(draw.randint(1, STEPS // 2), draw.uniform(0.0, 2.0 * seconds_a_step))
+        by = draw.choice(SIGNALS)
+        killed += run.kill_after(draw.randint(1, STEPS // 2), draw.uniform(0.0, 2.0 * seconds_a_step), by)
     return killed, Run(variant, place).ended()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 
 BACKEND = keras.backend.backend()
 KILLS = int(os.environ.get("POLYAK_KILLS", "30"))
-VARIANTS = ("fit-steps", "fit-epochs", "saved")
+VARIANTS = ("fit-steps", "fit-epochs", "fit-several", "saved")
+FORMATS = (".npz", ".pt", ".orbax", ".weights.h5", ".safetensors.index.json")
 
 
 def campaign(variant: str, backend: str, count: int) -> dict[str, Any]:
@@ -37,7 +39,11 @@ if BACKEND == "tensorflow":
     @pytest.mark.kill
     @pytest.mark.parametrize(
         ("variant", "backend"),
-        [*((v, b) for v in VARIANTS for b in ("tensorflow", "jax", "torch")), ("managed", "tensorflow")],
+        [
+            *((v, b) for v in VARIANTS for b in ("tensorflow", "jax", "torch")),
+            ("managed", "tensorflow"),
+            *((f"saved{end}", backend) for end, backend in zip(FORMATS, itertools.cycle(("jax", "torch")))),
+        ],
     )
     def test_runs_that_were_killed_many_times_end_as_one_that_was_not(variant: str, backend: str) -> None:
         found = campaign(variant, backend, KILLS)

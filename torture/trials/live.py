@@ -74,7 +74,7 @@ def _fitted() -> tuple[Any, Any, Train]:
     data = np.zeros((32, 1), np.float32)
 
     def train(stop: threading.Event) -> None:
-        ends = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: _end(model, stop))
+        ends = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: _end(model, stop))
         while not stop.is_set():
             model.fit(data, data, 1, 100, verbose=0, callbacks=[averaging, ends])
 

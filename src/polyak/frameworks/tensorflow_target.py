@@ -95,4 +95,5 @@ class RawTarget(Variables):
         super().__init__(followed.label, followed.variables, followed.weights, followed.trackables)
 
     def read(self, path: str) -> Array:
-        return np.array(raw_value(self.variables[path]).numpy())
+        variable = self.variables[path]
+        return np.array(raw_value(variable).numpy()) if holds_average(variable) else super().read(path)
