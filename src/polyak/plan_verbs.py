@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 from polyak.combine.convert import Choosing, Converted, converted
-from polyak.errors import FileError, WeightError
-from polyak.file_verbs import PathLike, open, source_of, written
+from polyak.errors import FileError, RuleError, WeightError
+from polyak.file_verbs import PathLike, moment_of, open, shared, source_of, written
 from polyak.frameworks import Average
 from polyak.frameworks.hand_over import model_target, plan_into_model, warn_if_immature
+from polyak.manifest import RAW
 from polyak.snapshot import Snapshot
 from polyak.transfer import stored as plans
 from polyak.transfer.like import Like, filled
@@ -51,6 +52,7 @@ def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
         AmbiguousRole: the source holds several sets; say ``weights=``.
         MissingWeight, UnexpectedWeight, ShapeMismatch, DtypeMismatch, AmbiguousMatch: the two do not fit.
         UnbuiltModel: the target has no weights yet; give ``sample=``.
+        RuleError: an average is to go on from a file or snapshot that has no rule and count.
     """
     weights, sample = asking.pop("weights", None), asking.pop("sample", None)
     if asking.pop("like", None) is not None:
@@ -61,10 +63,23 @@ def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
     held = source_of(source, weights)
     asked = cast(Asked, asking)
     if isinstance(target, Average):
+        if isinstance(source, (Snapshot, str, os.PathLike)) and weights != RAW:
+            _refuse_stateless(held, target)
         return make_plan(held, target.target, asked)
     if isinstance(target, (Snapshot, str, os.PathLike)):
         return make_plan(held, structure_of(target, weights), asked)
     return plan_into_model(held, target, asked, sample)
+
+
+def _refuse_stateless(held: Snapshot, average: Average) -> None:
+    """Raise RuleError for a file from which an average would begin anew, unless that was asked for."""
+    if held.state is None:
+        received = "raw weights" if held.roles == (RAW,) else "an average without them"
+        raise RuleError(
+            f"{held.origin}: expected the rule and count of an average, from which {average.label} goes on, received "
+            f"{received}",
+            hint='weights="raw" lets it begin anew; ema.set_values(snapshot) takes values, and the count stays',
+        )
 
 
 def transfer(source: Any, target: Any, **asking: Unpack[Asking]) -> Receipt:
@@ -78,8 +93,9 @@ def transfer(source: Any, target: Any, **asking: Unpack[Asking]) -> Receipt:
         return plan(source, target, **asking).apply()
     if not asking.keys() - {"weights"}:
         return save(source, target, asking.get("weights"))
-    made = into_file(source, target, **asking)
-    return written(made.snapshot, target, saver(os.fspath(target)), made)
+    with moment_of(source):
+        made = into_file(source, target, **asking)
+        return written(made.snapshot, target, shared(saver(os.fspath(target)), source), made)
 
 
 def into_file(source: Any, target: PathLike, **asking: Unpack[Asking]) -> Converted:
