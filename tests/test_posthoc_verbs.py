@@ -202,6 +202,82 @@ def test_what_is_no_run_is_refused(sources: list[Any], error: type[Exception], m
         polyak.synthesize(sources, "mean")
 
 
+def late_run(tmp_path: Path, late: int, apart: bool = True) -> list[Path]:
+    """Two averages, of which the second began later; kept at the same moments, in files of their own or one."""
+    model, random = Walk(), np.random.default_rng(0)
+    kept, paths = {"a": polyak.PowerEMA(model, 0.05)}, []
+    for step in range(1, 101):
+        model.step(random)
+        for average in kept.values():
+            average.update()
+        if step == late:
+            kept["b"] = polyak.PowerEMA(model, 0.10)
+        if step % 20 == 0:
+            if not apart:
+                paths.append(Path(tf.train.Checkpoint(model=model, **kept).write(str(tmp_path / f"{step}")) + ".index"))
+                continue
+            for name, average in kept.items():
+                if average.count:
+                    polyak.save(average, path := tmp_path / f"{name}{step}.safetensors")
+                    paths.append(path)
+    return paths
+
+
+def test_averages_that_began_at_different_steps_are_told_by_what_they_copied(tmp_path: Path) -> None:
+    """The model's counter is in each file: two averages with one value of it were kept at one moment."""
+    with pytest.raises(
+        WeightError, match=r"counter 'steps': expected averages that began at one step.* one value"
+    ) as c:
+        polyak.synthesize(late_run(tmp_path, 7), WANTED)
+    assert 'leave it out: exclude="steps"' in str(c.value.hint)
+    # The counts of both are multiples of 20, but the counter has gone on between them.
+    with pytest.raises(WeightError, match=r"received two values of it from .* after 20\) and .* after 20\)"):
+        polyak.synthesize(
+            [p for p in late_run(tmp_path, 40) if p.name in ("a20.safetensors", "b60.safetensors")], WANTED
+        )
+
+
+def test_averages_of_one_file_have_one_clock(tmp_path: Path) -> None:
+    with pytest.raises(WeightError, match="received counts of 13 and 20 at one moment"):
+        polyak.synthesize(late_run(tmp_path, 7, apart=False), WANTED)
+
+
+def copying(rule: str, count: int, kind: Kind, value: float) -> Snapshot:
+    weights = [Weight("w", (1,), "float32", Kind.TRAINABLE), Weight("m", (1,), "float32", kind)]
+    items = [Item("average", w, lambda v=value: np.float32([v])) for w in weights]
+    return Snapshot(items, {"average": State(polyak.parse(rule).to_json(), count)}, f"{rule}-{count}")
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        # both kept at update 105, but the second copies at each tenth update alone
+        [("mean", 105, Kind.COUNTER, 105.0), ("mean,every=10", 105, Kind.COUNTER, 100.0)],
+        [("mean", 100, Kind.STATISTIC, 7.0), ("mean,every=10", 105, Kind.STATISTIC, 7.0)],
+        # statistics that one of them had recomputed
+        [("mean", 100, Kind.STATISTIC, 1.0), ("copy", 100, Kind.STATISTIC, 2.0)],
+        # statistics that do not change, as those of frozen layers
+        [("mean", n, Kind.STATISTIC, 1.0) for n in (100, 200)] + [("copy", 150, Kind.STATISTIC, 1.0)],
+    ],
+    ids=["counters of an interval", "statistics of an interval", "recomputed", "frozen"],
+)
+def test_copies_that_tell_nothing_are_no_reason_to_refuse(pairs: list[tuple[str, int, Kind, float]]) -> None:
+    assert polyak.synthesize([copying(*p) for p in pairs], "mean", tolerance=9.0, largest_norm=1e9)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("mean", 100, Kind.STATISTIC, 7.0), ("copy", 150, Kind.STATISTIC, 7.0)),
+        (("mean", 100, Kind.SEED, 7.0), ("copy", 100, Kind.SEED, 8.0)),
+        (("mean", 109, Kind.COUNTER, 7.0), ("mean,every=10", 109, Kind.COUNTER, 7.0)),
+    ],
+)
+def test_copies_that_contradict_the_counts_are_refused(one: Any, other: Any) -> None:
+    with pytest.raises(WeightError, match="expected averages that began at one step, whose counts are one clock"):
+        polyak.synthesize([copying(*one), copying(*other)], "mean", tolerance=9.0, largest_norm=1e9)
+
+
 def test_what_was_made_of_others_is_no_snapshot(run: dict[str, Any], tmp_path: Path) -> None:
     raw = [Snapshot.from_arrays({"w": np.float32([v])}) for v in (1, 2)]
     polyak.average(raw, out=tmp_path / "mean.npz")

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from polyak.averaging.parse import parse
 from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.posthoc import Kept, Mixture, mixture
 from polyak.averaging.rules import Rule
 from polyak.combine.average import Watch
-from polyak.combine.synthesis import Ingredient, Recipe, Synthesis, mixed, refuse_two_runs
+from polyak.combine.synthesis import Ingredient, Recipe, Synthesis, mixed, refuse_two_clocks, refuse_two_runs
 from polyak.errors import AmbiguousRole, RuleError, WeightError
 from polyak.file_verbs import open as open_file
 from polyak.file_verbs import source_of
@@ -24,6 +26,7 @@ from polyak.weights import Kind
 TOLERANCE = 0.1
 LARGEST_NORM = 100.0
 # What ``average`` and ``synthesize`` note. Their counts are no clock of a run.
+_STRETCH = 4096
 _MADE_OF_OTHERS = ("member ", "synthesized ")
 
 
@@ -48,7 +51,11 @@ def synthesize(
     Least squares finds the mixture of the kept averages whose shares of all past values are nearest to those of the
     rule; see ``polyak.averaging.posthoc``. Power-function averages of two widths, kept now and then, make every width
     between them and many beside. All averages must have been started at the same step of the run: their counts are
-    its clock. Values are mixed array by array, in float64, when they are read. Moving statistics are no average, but
+    its clock. Others are refused where files show it: averages of one file with different counts, and averages whose
+    copied statistics, counters or seeds contradict the counts. A model without any of these leaves no such trace;
+    ``polyak.Snapshots`` takes no averages of different counts at all.
+
+    Values are mixed array by array, in float64, when they are read. Moving statistics are no average, but
     those that the model had then: ``polyak.recalibrate`` sets them right.
 
     Args:
@@ -83,6 +90,7 @@ def synthesize(
         raise WeightError("a synthesis needs snapshots, received none", hint="give at least one path or snapshot")
     left = refuse_two_runs([m.held for m in members], [(str(m.kept.rule), m.kept.count) for m in members])
     members = [members[i] for i in left]
+    refuse_two_clocks([m.held for m in members], [(str(m.kept.rule), _moved(m.kept)) for m in members])
     target = Kept(wanted, max(m.kept.count for m in members) if at is None else at)
     made = mixture([m.kept for m in members], target)
     _refuse_unfit(made, members, target, tolerance, largest_norm)
@@ -108,9 +116,27 @@ def _members(source: Any) -> Iterator[_Member]:
             f"{held.origin}: expected an average, received {' and '.join(map(repr, held.roles)) or 'nothing'}",
             hint="keep averages in the run, not raw weights: polyak.save(ema, path)",
         )
+    found = []
     for role in roles:
         one = held.select(role=role)
-        yield _Member(_as_average(one), _kept(one))
+        found.append(_Member(_as_average(one), _kept(one)))
+    if len(counts := {member.kept.count for member in found}) > 1:
+        raise WeightError(
+            f"{held.origin}: expected averages that began at one step, whose counts are one clock; received counts of "
+            f"{' and '.join(f'{n:,}' for n in sorted(counts))} at one moment",
+            hint="start all averages at one step; or pick one: snapshot.select(role=...)",
+        )
+    yield from found
+
+
+def _moved(kept: Kept) -> int:
+    """The number of the last update that moved an average, and at which it copied what it copies; 0 for none."""
+    for last in range(kept.count, 0, -_STRETCH):
+        first = max(last - _STRETCH, 0) + 1
+        moving = np.flatnonzero(kept.rule.span(first, last))
+        if moving.size:
+            return first + int(moving[-1])
+    return 0
 
 
 def _as_average(held: Snapshot) -> Snapshot:

@@ -13,7 +13,7 @@ import numpy as np
 from polyak.combine.average import Read, Watch, finite, in_parts, refuse_mixed, watched_read
 from polyak.combine.blocks import Array, blocks, same_bits, wide
 from polyak.errors import WeightError
-from polyak.manifest import AVERAGE, Manifest, State
+from polyak.manifest import AVERAGE, Manifest, State, digest
 from polyak.snapshot import Item, Snapshot, tool, versions
 from polyak.weights import Kind, Weight
 
@@ -163,6 +163,43 @@ def _refuse_other_skips(one: Snapshot, other: Snapshot) -> None:
         f"expected snapshots of one run, received {a.skipped:,} refused updates after {a.count:,} from "
         f"{one.origin} and {b.skipped:,} after {b.count:,} from {other.origin}",
         hint="leave out the snapshots of the other run",
+    )
+
+
+def refuse_two_clocks(members: Sequence[Snapshot], clocks: Sequence[tuple[str, int]]) -> None:
+    """Raise where what the averages copied from their model shows that their counts began at different steps.
+
+    Averages of one run that moved at one update hold the same copies, and those of another update hold others: moving
+    statistics, counters and random seeds change with every step. A copy that one average holds after two updates does
+    not, and tells nothing. Recomputed statistics are an average's own, so that they may differ at one update.
+
+    Args:
+        clocks: of each member the rule, and the number of the last update that moved it.
+
+    Raises:
+        WeightError: a copy is the same after different updates, or another one after the same.
+        MissingWeight, ShapeMismatch, DtypeMismatch: the structures differ.
+    """
+    refuse_mixed(members)
+    for w in members[0].weights:
+        if w.kind is Kind.TRAINABLE:
+            continue
+        marks = [digest(m[w.path]) for m in members]
+        if len({(rule, mark) for (rule, _), mark in zip(clocks, marks, strict=True)}) < len(set(clocks)):
+            continue
+        for i, j in combinations(range(len(members)), 2):
+            same, at_one_update = marks[i] == marks[j], clocks[i][1] == clocks[j][1]
+            if same != at_one_update and (same or w.kind is not Kind.STATISTIC):
+                _refuse_clock(w, [(members[k], clocks[k]) for k in (i, j)], same=same)
+
+
+def _refuse_clock(w: Weight, pair: Sequence[tuple[Snapshot, tuple[str, int]]], *, same: bool) -> None:
+    (one, (rule, n)), (other, (other_rule, m)) = pair
+    found = "one value" if same else "two values"
+    raise WeightError(
+        f"{w.kind.value} {w.path!r}: expected averages that began at one step, whose counts are one clock; received "
+        f"{found} of it from {one.origin} ({rule} after {n:,}) and {other.origin} ({other_rule} after {m:,})",
+        hint=f'start all averages at one step, or, if it does not change in training, leave it out: exclude="{w.path}"',
     )
 
 
