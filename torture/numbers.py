@@ -176,26 +176,26 @@ def counters(turns: int) -> Outcome:
 _NO_MEMORY = "float32 cannot hold an average nearer: a step below half a unit in the last place is lost"
 
 CAMPAIGNS = (
-    Campaign("10a", "A float32 average is as float64 has it, without memory of its own", plain, 2_000, 10_000),
-    Campaign("10b", "A compensated float32 average is as float64 has it", compensated, 2_000, 10_000),
+    Campaign("10a", "A float32 average is as float64 has it, without memory of its own", plain, 1_000, 10_000),
+    Campaign("10b", "A compensated float32 average is as float64 has it", compensated, 1_000, 10_000),
     Campaign(
         "11",
         "A compensated average of decay 0.999999 is, too",
         long_compensated,
-        2_000,
+        1_000,
         10_000,
         _NO_MEMORY,
     ),
-    Campaign("12", "The average of a bfloat16 or float16 model moves as float64 has it", narrow, 2_000, 10_000),
+    Campaign("12", "The average of a bfloat16 or float16 model moves as float64 has it", narrow, 1_000, 10_000),
     Campaign(
         "13",
         "The average of constant weights keeps every bit, whatever the rule, dtype and mode",
         still,
-        400,
+        100,
         100_000,
         "TensorFlow's own operations make zero of subnormal numbers, below 1.2e-38; they are not tried",
     ),
-    Campaign("19", "All modes of all backends give one average", alike, 200, 10_000),
+    Campaign("19", "All modes of all backends give one average", alike, 100, 10_000),
     Campaign("26a", "The weight of an update is exact at any count", schedule, 5, 200),
     Campaign(
         "26b",

@@ -74,4 +74,7 @@ ROWS = (
     Row("27", "what all this costs", "a save 1.5 times the other library's bare one above 256 MiB; verify 0.9 GiB/s"),
     Row("28", "each check, bound, rename, fsync and lock taken out of polyak's code", "a test fails each time",
         "nobody does it"),
+    Row("29", "a transfer fails at any line, by an error or Ctrl-C", "the target is as it was, or wholly new; the undo "
+        "holds the old bits once", "Keras `set_weights` and torch `load_state_dict` leave a model half written"),
+    Row("30", "a million updates of a small model", "memory stays; the end is the closed form's"),
 )  # fmt: skip

@@ -26,7 +26,7 @@ def undo(mebibytes: int) -> Outcome:
 
 CAMPAIGNS = (
     Campaign(
-        "T1", "A transfer that fails at any line, by an error or Ctrl-C, leaves all or nothing", failures, 90, 3_000
+        "29a", "A transfer that fails at any line, by an error or Ctrl-C, leaves all or nothing", failures, 90, 3_000
     ),
-    Campaign("T2", "The undo of a transfer holds the old bits of the target once", undo, 64, 256),
+    Campaign("29b", "The undo of a transfer holds the old bits of the target once", undo, 64, 256),
 )
