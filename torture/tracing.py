@@ -98,7 +98,7 @@ class Ended:
 
 
 def watched(trial: Callable[[], object], below: Path, watcher: Watcher) -> Ended:
-    """Run a trial in a child whose calls the watcher sees; it begins when the trial calls ``begin``, which it is given."""
+    """Run a trial in a child whose calls below a directory the watcher sees."""
     answer, told = os.pipe()
     ready, set_off = os.pipe()
     child = os.fork()
@@ -235,7 +235,7 @@ def _signed(number: int) -> int:
 
 def _of_handle(thread: int, handle: int) -> str:
     try:
-        return os.readlink(f"/proc/{thread}/fd/{handle}").removesuffix(" (deleted)")
+        return str(Path(f"/proc/{thread}/fd/{handle}").readlink()).removesuffix(" (deleted)")
     except OSError:
         return ""
 
@@ -243,7 +243,7 @@ def _of_handle(thread: int, handle: int) -> str:
 def _of_path(thread: int, arguments: tuple[int, ...], directory: int, path: int) -> str:
     text = os.fsdecode(_text(thread, arguments[path]))
     handle = _signed(arguments[directory]) if directory >= 0 else -100
-    top = os.readlink(f"/proc/{thread}/cwd") if handle == -100 else _of_handle(thread, handle)
+    top = str(Path(f"/proc/{thread}/cwd").readlink()) if handle == -100 else _of_handle(thread, handle)
     joined = os.path.join(top, text)  # noqa: PTH118 - a text from another process, not always a path
     return os.path.join(os.path.realpath(os.path.dirname(joined)), os.path.basename(joined))  # noqa: PTH118, PTH119, PTH120
 
