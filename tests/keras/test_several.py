@@ -54,15 +54,20 @@ def test_averages_that_move_together_have_the_bits_of_each_for_itself(name: str,
         assert (average.count, average.skipped) == (6, 0)
 
 
-def test_large_tensors_have_the_bits_of_numpy() -> None:
-    """Large ones move by blocks in PyTorch and in one fused program in TensorFlow; two averages share each block."""
+@pytest.mark.parametrize("how", [lambda update: update, traced], ids=["eager", "tf.function"])
+def test_large_tensors_have_the_bits_of_numpy(how: Any) -> None:
+    """Large ones move by blocks in PyTorch and in one fused program in TensorFlow, and not at all while all rest."""
     model = keras.Sequential([keras.Input((600,)), keras.layers.Dense(1800), keras.layers.Dense(3)])
-    together = polyak.Averages(model, {"mean": "mean", "slow": "ema:0.99,start=initial"})
+    rules = {"mean": "mean", "slow": "ema:0.99,start=initial", "seldom": "ema:0.9,start=initial,every=2"}
+    together = polyak.Averages(model, rules)
+    seldom = polyak.track(model, "copy,every=3")
+    update = how(lambda: (together.update(), seldom.update())[0])
     start, raw = values(model), []
     for seed in range(4):
         scramble(model, seed)
         raw.append(values(model))
-        together.update()
+        update()
+    assert_same_bits(seldom.values(), {**raw[2]})
     for average in together.values():
         assert_same_bits(average.values(), replay(average.rule, start, raw, averaged(model)))
 

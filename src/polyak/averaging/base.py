@@ -135,6 +135,11 @@ class Rule(ABC):
         return ()
 
     @property
+    def rests(self) -> bool:
+        """Whether it leaves the average as it is at most updates, so that it pays to ask before the weights are read."""
+        return any(rule.rests for rule in self.inner)
+
+    @property
     def origin(self) -> Origin:
         """What the shadow holds before the first update: the model's weights, or zeros."""
         return "weights"

@@ -112,7 +112,7 @@ def _scratch(scratch: dict[Any, Flat], like: Flat) -> Flat:
 
 
 def _are_safe(task: list[tuple[Flat, Moves]]) -> bool:
-    """One quick pass: a finite sum of squares proves it. Where it is not finite the numbers themselves are looked at."""
+    """One quick pass: a finite sum of squares proves it. Where it is not, the numbers themselves are looked at."""
     with np.errstate(over="ignore", invalid="ignore"):
         return all(_is_tame(value) or _is_within(value) for value, _ in task)
 

@@ -146,6 +146,10 @@ class InversePower(Rule):
         set_real(self, "multiplier", "(0, inf)", lambda x: x > 0)
         set_count(self, "freq", 1)
 
+    @property
+    def rests(self) -> bool:
+        return self.freq > 1
+
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
         newest = ops.minimum(ops.power(self.lag + self.multiplier * n, -self.power), 1.0)
         if self.freq == 1:

@@ -76,6 +76,10 @@ class Every(_Wrapper):
         set_count(self, "k", 1)
 
     @property
+    def rests(self) -> bool:
+        return self.k > 1 or self.rule.rests
+
+    @property
     def anchor(self) -> int:
         return -(-self.rule.anchor // self.k) * self.k
 

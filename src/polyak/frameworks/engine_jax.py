@@ -155,34 +155,61 @@ def stepped(
     """
     with in_float64():
         values = {path: _as_stored(value) for path, value in values.items()}
-        guards = dict.fromkeys(program.guarded for program in programs)
-        safe = {guarded: _are_safe([values[path] for path in guarded]) for guarded in guards}
-        pairs = zip(programs, trees, strict=True)
-        return [_moved(program, tree, values, safe[program.guarded], real) for program, tree in pairs]
+        turns = [_Turn.of(program, tree, real) for program, tree in zip(programs, trees, strict=True)]
+        safe = {guarded: _looked_at(turns, guarded, values) for guarded in dict.fromkeys(p.guarded for p in programs)}
+        return [turn.done(safe[turn.program.guarded], values) for turn in turns]
 
 
-def _moved(program: Program, tree: Tree, values: Mapping[str, Any], safe: Any, real: Any) -> Tree:
-    weights = _weights(program, tree["count"])
-    moving = jnp.any(jnp.stack([w > 0.0 for w in weights])) if weights else jnp.asarray(True)
-    moving &= real
-    safe = ~moving | safe
-    go = moving & safe
-    shadows = dict(tree["shadows"])
-    for (_, paths), w in zip(program.moved, weights, strict=True):
-        share = _Share.of(w, go)
-        for path in paths:
-            shadows[path] = _lerp(shadows[path], values[path], share)
-    for path in program.copied:
-        shadows[path] = jnp.where(go, values[path], shadows[path])
-    count, skipped = (
-        tree[name] + one.astype(jnp.int64) for name, one in (("count", real & safe), ("skipped", real & ~safe))
-    )
-    return {"shadows": shadows, "count": count, "skipped": skipped}
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One average at one update: the weights of the newest values by rule, and whether it moves at all."""
+
+    program: Program
+    tree: Tree
+    real: Any
+    weights: list[Any]
+    moving: Any
+
+    @classmethod
+    def of(cls, program: Program, tree: Tree, real: Any) -> _Turn:
+        n = tree["count"].astype(jnp.float64) + 1.0
+        weights = [jnp.asarray(rule.weight(n, OPS), jnp.float64) for rule, _ in program.moved]
+        moving = jnp.any(jnp.stack([w > 0.0 for w in weights])) if weights else jnp.asarray(True)
+        return cls(program, tree, real, weights, moving & real)
+
+    @property
+    def rests(self) -> bool:
+        """Whether most updates leave everything as it is: then a branch that reads nothing is worth having."""
+        return bool(self.weights) and all(rule.rests for rule, _ in self.program.moved)
+
+    def done(self, safe: Any, values: Mapping[str, Any]) -> Tree:
+        """The state after the update, if the values are fit to be averaged."""
+        safe = ~self.moving | safe
+        go = self.moving & safe
+        shadows = self.tree["shadows"]
+        if self.rests:
+            moved = jax.lax.cond(go, lambda: self._moved(shadows, values, go), lambda: shadows)
+        else:
+            moved = self._moved(shadows, values, go)
+        updated, skipped = ((self.real & ok).astype(jnp.int64) for ok in (safe, ~safe))
+        return {"shadows": moved, "count": self.tree["count"] + updated, "skipped": self.tree["skipped"] + skipped}
+
+    def _moved(self, shadows: Tree, values: Mapping[str, Any], go: Any) -> Tree:
+        moved = {path: jnp.where(go, values[path], shadows[path]) for path in self.program.copied}
+        for (_, paths), w in zip(self.program.moved, self.weights, strict=True):
+            share = _Share.of(w, go)
+            moved |= {path: _lerp(shadows[path], values[path], share) for path in paths}
+        return {path: moved.get(path, shadow) for path, shadow in shadows.items()}
 
 
-def _weights(program: Program, count: Any) -> list[Any]:
-    n = count.astype(jnp.float64) + 1.0
-    return [jnp.asarray(rule.weight(n, OPS), jnp.float64) for rule, _ in program.moved]
+def _looked_at(turns: Sequence[_Turn], guarded: tuple[str, ...], values: Mapping[str, Any]) -> Any:
+    """Whether weights that several averages follow are fit to be averaged. While all of them rest nobody looks."""
+    own = [turn for turn in turns if turn.program.guarded == guarded]
+    followed = [values[path] for path in guarded]
+    if not all(turn.rests for turn in own):
+        return _are_safe(followed)
+    moving = jnp.any(jnp.stack([turn.moving for turn in own]))
+    return jax.lax.cond(moving, lambda: _are_safe(followed), lambda: jnp.asarray(True))
 
 
 @dataclass(frozen=True, slots=True)

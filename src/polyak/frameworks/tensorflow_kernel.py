@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,8 +67,11 @@ class Part:
 
 
 def move(parts: Sequence[Part]) -> None:
-    """Move each shadow. The same four cases as ``polyak.averaging.kernel.lerp``; a scalar decides for a whole part."""
-    if _are_worth_fusing(parts):
+    """Move each shadow. The same four cases as ``polyak.averaging.kernel.lerp``; a scalar decides for a whole part.
+
+    Outside of a function nothing is fused, because a program that is not kept would be compiled anew each time.
+    """
+    if tf.inside_function() and _are_worth_fusing(parts):
         _fused(parts)
         return
     for part in parts:
@@ -76,12 +79,12 @@ def move(parts: Sequence[Part]) -> None:
 
 
 def glide(parts: Sequence[Part]) -> None:
-    """``move`` for weights that are known to lie between 0 and one half: a graph of a third of the size."""
+    """``move``, in a function, for weights that are known to be 0 or below one half: a graph of a third of the size."""
     if _are_worth_fusing(parts):
         _fused(parts)
         return
     for part in parts:
-        tf.cond(part.go, partial(_near, part.pairs, part.w), _nothing)
+        tf.cond(part.go & (part.w > 0), partial(_near, part.pairs, part.w), _nothing)
 
 
 def _by_case(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
@@ -138,8 +141,9 @@ def _fused(parts: Sequence[Part]) -> None:
         for shadow, weight, i in (one for together in order.values() for one in together):
             shadow.assign(_moved(shadow, weight, _Share.of(w[i], rest[i], go[i])))
 
-    w = tf.stack([part.w for part in parts])
-    tf.function(program, jit_compile=True, autograph=False)(w, 1 - w, tf.stack([part.go for part in parts]))
+    w, go = (tf.stack(scalars) for scalars in zip(*((part.w, part.go) for part in parts), strict=True))
+    compiled = tf.function(program, jit_compile=True, autograph=False)
+    tf.cond(tf.reduce_any(go), lambda: _without_result(compiled, w, 1 - w, go), _nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,10 @@ def _copy(pairs: Pairs) -> None:
 
 def _cast_once(scalar: tf.Tensor, pairs: Pairs) -> dict[tf.DType, tf.Tensor]:
     return {dtype: tf.cast(scalar, dtype) for dtype in {shadow.dtype for shadow, _ in pairs}}
+
+
+def _without_result(function: Callable[..., Any], *arguments: tf.Tensor) -> None:
+    function(*arguments)
 
 
 def _nothing() -> None:

@@ -63,7 +63,7 @@ class Moving:
             self()
 
     def _step(self) -> None:
-        """An eager update. The few that begin a run take the general way; the many after them one small program."""
+        """An eager update. The few with large weights take the general way; the many others one small program."""
         if all(map(_glides, self._averages)):
             self._program()()
         else:
@@ -138,4 +138,4 @@ def _looked_at(turns: Sequence[_Turn]) -> Any:
 
 def _glides(average: Moved) -> bool:
     n = average.count + 1
-    return all(0 < float(rule.weight(n)) < _SURELY_NEAR for rule, _ in average.bound.moved)
+    return all(float(rule.weight(n)) < _SURELY_NEAR for rule, _ in average.bound.moved)
