@@ -1,7 +1,7 @@
 """The promises about live averages, each tried a few times; ``make torture`` tries them in full.
 
-Each campaign runs in processes of its own, one for a backend. Runs that are killed are tried in tests/keras/test_resume.py,
-replicas in tests/distribution, by the programs that the campaigns run.
+Each campaign runs in processes of its own, one for a backend. Runs that are killed are tried in
+tests/keras/test_resume.py, replicas in tests/distribution, by the programs that the campaigns run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 from functools import cache
 
 import pytest
-
 from torture import guard, live, long_life, numbers, resume, transactions
 from torture.campaign import Campaign, Outcome
 
