@@ -422,7 +422,7 @@ def test_tracking_what_is_no_average_of_floats_is_possible() -> None:
 
 def test_arguments_that_cannot_be_right_are_refused() -> None:
     model = ZOO["functional"].new()
-    with pytest.raises(TypeError, match="an average has no argument 'evry'; it has after, every, kinds"):
+    with pytest.raises(TypeError, match="an average has no argument 'evry'; it has after, compensated, every, kinds"):
         polyak.track(model, "mean", evry=3)  # type: ignore[call-arg]
     with pytest.raises(polyak.errors.RuleError, match="expected one of trainable, statistic, counter, seed"):
         polyak.track(model, "mean", kinds={"*": "weights"})

@@ -67,6 +67,10 @@ class Engine(ABC):
         """A new array in this dtype."""
 
     @abstractmethod
+    def lent(self, shadow: Any, dtype: str) -> Any:
+        """What is put into a variable of this dtype while an average is applied; the shadow must outlive it."""
+
+    @abstractmethod
     def to_numpy(self, array: Any) -> Array:
         """A copy."""
 

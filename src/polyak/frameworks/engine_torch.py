@@ -34,6 +34,11 @@ class TorchEngine(Engine):
     def cast(self, array: Any, dtype: str) -> Any:
         return array.detach().to(_dtype(dtype), copy=True)
 
+    def lent(self, shadow: Any, dtype: str) -> Any:
+        """The shadow itself: a variable copies what it is given, in its own dtype."""
+        del dtype
+        return shadow
+
     def to_numpy(self, array: Any) -> Array:
         host = array.detach().cpu().contiguous()
         name = str(host.dtype).removeprefix("torch.")

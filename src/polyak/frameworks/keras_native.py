@@ -206,7 +206,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
                 self._entered.value.add(owner)
                 for path, shadow in self.held.shadows.items():
                     variable = raw.variables[path]
-                    enter(variable, owner, self.engine.cast(shadow, variable.dtype), self.engine.hands)
+                    enter(variable, owner, self.engine.lent(shadow, variable.dtype), self.engine.hands)
                 self._tell_watchers(raw)
             yield
         finally:
