@@ -12,9 +12,14 @@ from polyak.transfer.unbroken import surely, unbroken
 
 def test_an_interrupt_comes_after_the_block() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), unbroken():
-        signal.raise_signal(signal.SIGINT)
-        done.append(1)
+
+    def work() -> None:
+        with unbroken():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -33,9 +38,13 @@ def test_handlers_of_ones_own_run_once_for_each_signal() -> None:
 
 
 def test_an_error_of_the_block_is_not_lost_beside_an_interrupt() -> None:
-    with pytest.raises(KeyboardInterrupt) as caught, unbroken():
-        signal.raise_signal(signal.SIGINT)
-        raise ValueError("of the block")
+    def work() -> None:
+        with unbroken():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError("of the block")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        work()
     assert isinstance(caught.value.__context__, ValueError)
 
 
