@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import polyak
 from polyak.averaging.rules import Mean
+from polyak.cli import main
 from polyak.errors import PolyakError, RuleError
 from polyak.report.pictures import write_page, write_picture
 from polyak.report.shares import ASCII, in_stretches, plots
@@ -87,6 +90,17 @@ def test_a_page_is_one_file_with_the_picture_and_the_figures(tmp_path: Path) -> 
     assert re.search(r"<td>ema:0\.99</td><td>95\.66</td><td>68\.\d+</td><td>197\.7</td><td>0\.00</td>", page)
     assert not re.search(r"""(src|href)=["']https?:""", page)
     assert "<?xml" not in page
+
+
+def test_rules_are_shown_in_the_words_that_they_were_given_in(tmp_path: Path) -> None:
+    asked = ["power:sigma_rel=0.1", "swa"]
+    write_page(asked, 1000, tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert re.findall(r"<tr><td>([^<]*)</td>", page) == asked
+    told = CliRunner().invoke(main, ["profile", *asked, "--steps", "100", "--steps", "1000"]).stdout
+    assert [line.split()[0] for line in told.splitlines()[1:5]] == [asked[0], asked[0], asked[1], asked[1]]
+    data = json.loads(CliRunner().invoke(main, ["profile", *asked, "--steps", "9", "--json"]).stdout)
+    assert [polyak.parse(row["rule"]) for row in data] == [polyak.parse(text) for text in asked]
 
 
 def test_without_matplotlib_the_hint_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

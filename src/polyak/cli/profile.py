@@ -47,7 +47,7 @@ def profile(rules: tuple[str, ...], steps: tuple[int, ...], force: bool, as_json
     if as_json:
         _answer_json(rows)
     else:
-        _answer_table(rows)
+        _answer_table([text for text in rules for _ in steps], rows)
         _answer_plots(rules, max(steps))
 
 
@@ -75,12 +75,16 @@ def _answer_json(rows: list[dict[str, Any]]) -> None:
     output.json(msgspec.json.encode(rows).decode())
 
 
-def _answer_table(rows: list[dict[str, Any]]) -> None:
+def _answer_table(asked: list[str], rows: list[dict[str, Any]]) -> None:
+    """Each row under the text that was asked for: a width in the user's own words is easier to find again."""
     from polyak.report.tables import number, percent, table
 
     head = ["rule", "steps", "mean age", "half-life", "effective samples", "immaturity %"]
     figures = ("mean_age", "half_life", "effective_samples")
-    lines = [[r["rule"], f"{r['steps']:,}", *(number(r[f]) for f in figures), percent(r["immaturity"])] for r in rows]
+    lines = [
+        [text, f"{r['steps']:,}", *(number(r[f]) for f in figures), percent(r["immaturity"])]
+        for text, r in zip(asked, rows, strict=True)
+    ]
     output.data(table(head, lines))
 
 

@@ -80,7 +80,7 @@ def write_page(rules: Sequence[Rule | str], steps: int, path: str | os.PathLike[
     """
     svg = _drawn(rules, steps, "svg").decode()
     title = f"What each rule remembers after {steps:,} updates"
-    rows = "".join(f"<tr>{_cells('td', _figures(parse(rule), steps))}</tr>\n" for rule in rules)
+    rows = "".join(f"<tr>{_cells('td', _figures(rule, steps))}</tr>\n" for rule in rules)
     page = (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{_STYLE}</style>\n'
         f"<h1>{title}</h1>\n{svg[svg.index('<svg') :]}"
@@ -102,7 +102,7 @@ def _cells(tag: str, texts: Sequence[str]) -> str:
     return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
 
 
-def _figures(rule: Rule, steps: int) -> list[str]:
+def _figures(rule: Rule | str, steps: int) -> list[str]:
     made = profile(rule, steps)
     ages = [number(x) for x in (made.mean_age, made.half_life, made.effective_samples)]
     return [str(rule), *ages, percent(made.immaturity)]
