@@ -352,3 +352,47 @@ def test_a_changed_batch_size_and_scaled_agree(samples: float, kappa: int) -> No
     small = parse(f"ema:half_life={samples!r}samples,batch=1,start=initial,check=off")
     large = parse(f"ema:half_life={samples!r}samples,batch={kappa},start=initial,check=off")
     assert small.scaled(kappa).decay == pytest.approx(large.decay, rel=1e-12)  # type: ignore[attr-defined]
+
+
+@given(
+    st.sampled_from(["samples", "tokens", "epochs", "steps"]),
+    st.floats(0.5, 5000),
+    st.integers(1, 512),
+    st.integers(1, 16),
+    st.integers(1, 50),
+    st.integers(1, 8),
+)
+def test_half_is_left_after_a_half_life_whatever_the_interval_and_the_accumulation(
+    unit: str, lives: float, size: int, accumulate: int, every: int, kappa: int
+) -> None:
+    """2^(-units / half-life) of the start is left, at every move; and at another batch size after as many units."""
+    pace = {"samples": f"batch={size}", "tokens": f"tokens_per_step={size}", "epochs": f"steps_per_epoch={size}"}
+    per_step = {"samples": size, "tokens": size, "epochs": 1 / size, "steps": 1}[unit]
+    an_update = per_step * accumulate
+    half_life = lives * an_update
+    beside = f"{pace[unit]}," if unit in pace else ""
+    text = f"ema:half_life={half_life!r}{unit},start=initial,check=off,{beside}accumulate={accumulate},every={every}"
+    rule = parse(text)
+    for moves in (1, 2, 7):
+        updates = moves * every
+        assert rule.immaturity(updates) == pytest.approx(2.0 ** (-updates * an_update / half_life), rel=1e-9)
+        larger = Every(rule.rule.scaled(kappa), every)  # type: ignore[attr-defined]
+        assert larger.immaturity(updates) == pytest.approx(2.0 ** (-updates * an_update * kappa / half_life), rel=1e-8)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_horizon_in_samples_is_the_mean_age_of_the_samples(accumulate: int, every: int) -> None:
+    """theta(t) = t in samples: an average of horizon H lags by about H samples."""
+    batch, horizon = 8, 40_000
+    rule = parse(f"ema:horizon={horizon}samples,start=initial,batch={batch},accumulate={accumulate},every={every}")
+    seen = batch * accumulate
+    updates = 40 * horizon // seen // every * every
+    left = 1 - float(rule.weight(every))
+    # In closed form: of a move m moves ago, left**m (1 - left); each is every * seen samples older.
+    lag = every * seen * left / (1 - left)
+    average = 0.0
+    for n in range(every, updates + 1, every):
+        average += float(rule.weight(n)) * (n * seen - average)
+    assert updates * seen - average == pytest.approx(lag, rel=1e-9)
+    assert lag == pytest.approx(horizon, rel=0.01)
