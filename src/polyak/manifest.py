@@ -67,10 +67,17 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.encode(self).decode()
 
     @classmethod
-    def from_json(cls, text: str | bytes, origin: str) -> Manifest:
-        """Read a manifest; ``origin`` names the file in errors. Raises DamagedFile, UnknownFormat."""
+    def from_json(cls, text: str | bytes, origin: str, count: int | None = None) -> Manifest:
+        """Read a manifest. Raises DamagedFile, UnknownFormat.
+
+        Args:
+            origin: names the file in errors.
+            count: of arrays in the file; a text out of all proportion to them is not read.
+        """
+        if count is not None:
+            _refuse_bloated(text.encode(errors="surrogatepass") if isinstance(text, str) else text, count, origin)
         try:
-            version = msgspec.json.decode(text, type=dict[str, Any]).get("version", VERSION)
+            version = msgspec.json.decode(text, type=_Versioned).version
             if version > VERSION:
                 raise UnknownFormat(
                     f"{origin}: expected a manifest of version {VERSION} or older, received version {version}",
@@ -79,6 +86,24 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
             return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
             raise DamagedFile(f"{origin}: the manifest is not readable: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    version: int = VERSION
+
+
+def longest_manifest(count: int) -> int:
+    """The most bytes that the manifest of so many arrays has; most have a tenth."""
+    return 65_536 + 8192 * count
+
+
+def _refuse_bloated(text: bytes, count: int, origin: str) -> None:
+    """A text of brackets takes twenty times its size once it is read."""
+    most = {b"{": 512 + 8 * count, b"[": 512 + 8 * count, b",": 4096 + 128 * count}
+    if len(text) > longest_manifest(count) or any(text.count(mark) > n for mark, n in most.items()):
+        raise DamagedFile(
+            f"{origin}: expected the manifest of {count:,} arrays, received {len(text):,} bytes of other things"
+        )
 
 
 class Memo(msgspec.Struct, frozen=True, omit_defaults=True):

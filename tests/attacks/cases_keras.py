@@ -148,17 +148,17 @@ ATTACKS = (
     Attack("hdf5: an attribute that repeats one text", one_file("x.weights.h5", repeated_text_file), None, bomb=True),
     Attack("keras: a configuration of half a gigabyte", one_file("x.keras", lambda: zipped([
         Member("config.json", b" " * 512 * MEBI, packed=True), Member("model.weights.h5", inner())
-    ])), "config.json: expected a text", bomb=True),
+    ])), "config.json': expected at most 20 bytes", bomb=True),
     Attack("keras: a deep configuration", one_file("x.keras", archive(inner(), b'{"a":' * 100_000)), None),
     Attack("keras: two sets of weights", one_file("x.keras", archive(inner(), b"{}", Member(
         "model.weights.h5", inner()
-    ))), "expected one model.weights.h5, received 2"),
+    ))), "two members of one name"),
     Attack("keras: weights of four gigabytes in a file of thousands", one_file("x.keras", archive(
         inner(), size=4_000_000_000
-    )), "model.weights.h5: expected 4,000,000,000 bytes"),
+    )), "model.weights.h5': expected at most 20 bytes"),
     Attack("keras: weights with another checksum", one_file("x.keras", archive(inner(), crc=1)), "Bad CRC-32"),
     Attack("keras: weights that are the configuration", one_file("x.keras", archive(inner(), at=0)),
-           "cannot be unpacked"),
+           "model.weights.h5' at byte 0: it overlaps another"),
     Attack("keras: weights that are no HDF5", one_file("x.keras", archive(b"nonsense")), "expected an HDF5 file"),
     Attack("keras: no weights", one_file("x.keras", zipped([Member("config.json", b"{}")])),
            "expected model.weights.h5 in the archive", UnknownFormat),
@@ -170,7 +170,7 @@ ATTACKS = (
     Attack("keras sharded: a shard of NaN", index(
         f'{{"weight_map":{{"/layers/a":"{SHARD}","/layers/b":NaN}}}}'
     ),
-           "expected the name of a shard beside the index, received nan"),
+           "the index of shards is not readable: expected a list"),
     Attack("keras sharded: a shard above", index({"/layers/a": SHARD, "/layers/b": "../m_00000.weights.h5"}),
            "expected the name of a shard beside the index"),
     Attack("keras sharded: a shard that is a link to itself", linked_shard(SHARD), "expected the shard", FileError),

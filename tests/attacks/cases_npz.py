@@ -57,10 +57,12 @@ def nested() -> bytes:
 
 
 ATTACKS = (
-    Attack("npz: a header of two gigabytes", one_file("x.npz", endless_header), "weight 'w': not readable", bomb=True),
-    Attack("npz: a manifest of a gigabyte", one_file("x.npz", endless_manifest), "the manifest is not readable",
+    Attack("npz: a header of two gigabytes", one_file("x.npz", endless_header),
+           "member 'w.npy': expected at most 20 bytes", bomb=True),
+    Attack("npz: a manifest of a gigabyte", one_file("x.npz", endless_manifest), "expected at most 20 bytes",
            bomb=True),
-    Attack("npz: members that share one content", one_file("x.npz", shared_kernel), "overlaps another", bomb=True),
+    Attack("npz: members that share one content", one_file("x.npz", shared_kernel),
+           "expected at most 20 bytes", bomb=True),
     Attack("npz: zips within zips", one_file("x.npz", nested), "weight '0': not readable", bomb=True),
     Attack("npz: a member behind the end", one_file("x.npz", zipped([Member("w.npy", ONE, at=2**31)])), "w"),
     Attack("npz: a checksum of other bytes", one_file("x.npz", zipped([Member("w.npy", ONE, crc=1)])),

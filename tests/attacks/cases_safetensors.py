@@ -108,8 +108,8 @@ ATTACKS = (
            FileError),
     Attack("sharded: a name of 5,000 letters", index({"w": "s" * 5000 + ".safetensors"}),
            "shard 'sss.*: expected a file in the index's directory"),
-    Attack("sharded: a deep index", index('{"weight_map":' * 100_000), "expected a weight_map of names"),
+    Attack("sharded: a deep index", index('{"weight_map":' * 100_000), "expected a text"),
     Attack("sharded: a metadata of NaN", index('{"metadata":{"total_size":NaN,"polyak":NaN},"weight_map":{}}'),
            "the manifest does not have its digest"),
-    Attack("sharded: a weight map within a weight map", index({"w": {"w": "s.safetensors"}}), "expected a weight_map"),
+    Attack("sharded: a weight map within a weight map", index({"w": {"w": "s.safetensors"}}), "expected a text"),
 )  # fmt: skip

@@ -140,15 +140,15 @@ ATTACKS = (
     *(a for name, content in LENGTHS.items() for a in _refused(name, content, "the pickle")),
     Attack("torch zip: a byte order of half a gigabyte", one_file("x.pt", lambda: archive(
         dumped({}), order=Member("a/byteorder", b"little" + bytes(512 * MEBI), packed=True)
-    )), "byte order", bomb=True),
-    Attack("torch zip: storages in one place", one_file("x.pt", shared_storages), "expected tensors in proportion",
+    )), "expected at most 20 bytes", bomb=True),
+    Attack("torch zip: storages in one place", one_file("x.pt", shared_storages), "expected at most 20 bytes",
            bomb=True),
     Attack("torch zip: a storage behind the end", one_file("x.pt", archive(
         tensors(1, 4), [Member("a/data/0", bytes(16), at=2**31)]
     )), "member 'a/data/0' at byte 2147483648: no readable header"),
     Attack("torch zip: a storage that is the pickle", one_file("x.pt", archive(
         tensors(1, 4), [Member("a/data/0", b"", size=16, at=0)]
-    )), "expected bytes with CRC-32"),
+    )), "member 'a/data/0' at byte 0: it overlaps another"),
     Attack("torch zip: a member above the archive", one_file("x.pt", archive(dumped({}), [Member("a/../../b", b"")])),
            "outside of the archive"),
     Attack("torch legacy: a storage of 2**63 elements", one_file("x.pt", legacy(

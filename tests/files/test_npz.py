@@ -209,7 +209,7 @@ def test_a_bomb_is_refused_before_it_is_opened(tmp_path: Path) -> None:
         at = content.index(signature) + offset
         content = content[:at] + struct.pack("<I", 4_000_000_000) + content[at + 4 :]
     path.write_bytes(content)
-    with pytest.raises(DamagedFile, match="received a claim of 4,000,000,000 from"):
+    with pytest.raises(DamagedFile, match=r"member 'w\.npy': expected at most 20 bytes for each of the file's"):
         polyak.open(path)
 
 

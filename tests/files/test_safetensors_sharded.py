@@ -122,11 +122,11 @@ def test_a_missing_shard_is_named(hub: Path) -> None:
         polyak.open(hub)
 
 
-OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "..\\x", "", "a\0b", 7]
+OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "..\\x", "", "a\0b"]
 
 
 @pytest.mark.parametrize("shard", OUTSIDE)
-def test_a_shard_outside_the_directory_is_refused(shard: Any, hub: Path) -> None:
+def test_a_shard_outside_the_directory_is_refused(shard: str, hub: Path) -> None:
     save_file({"w": np.float32([1])}, hub.parent / "x.safetensors")
     edited(hub / INDEX, weight_map={"w": shard})
     with pytest.raises(DamagedFile, match="expected a file in the index's directory"):
@@ -138,9 +138,9 @@ def test_a_shard_outside_the_directory_is_refused(shard: Any, hub: Path) -> None
     [
         ({"w": "model-00001-of-00002.safetensors"}, "weight 'w': expected in shard 'model-00001"),
         ({"layer/0": "model-00001-of-00002.safetensors"}, "weight 'layer/1': shard 'model-00001.* holds it, the index"),
-        ([1], "expected a weight_map of names to files"),
-        ({"w": ["x"]}, "expected a weight_map of names to files"),
-        (None, "expected a weight_map of names to files"),
+        ([1], "the index is not readable: expected an object"),
+        ({"w": ["x"]}, "the index is not readable: expected a text"),
+        (None, "the index is not readable: expected an object"),
     ],
 )
 def test_an_index_that_contradicts_its_shards_is_refused(weight_map: Any, message: str, hub: Path) -> None:

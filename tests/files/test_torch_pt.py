@@ -274,7 +274,7 @@ def laughs() -> bytes:
 BROKEN = {
     "nested": (nested(5000), "expected at most 48 levels"),
     "laughs": (laughs(), "values, received more"),
-    "steps": (b"\x80\x02" + b"N0" * 2_100_000 + b"N.", "more than 4,000,000 steps"),
+    "steps": (b"\x80\x02" + b"N0" * 210_000 + b"N.", "more than 20"),
     "no end": (b"\x80\x02}", "the pickle is not readable at byte 3, behind EMPTY_DICT"),
     "empty stack": (b"\x80\x020.", "a value where the stack is empty"),
     "no mark": (b"\x80\x02t.", "a mark where there is none"),
@@ -356,7 +356,10 @@ def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as held:
         held.writestr("a/data.pkl", b"\x80\x02" + b"N0" * 40_000_000 + b"N.")
-    assert "expected a pickle of at most 67108864 bytes" in refusal(path)
+    assert (
+        "member 'a/data.pkl': expected at most 20 bytes for each of the file's 77,899, received 80,000,004"
+        in refusal(path)
+    )
 
 
 def test_a_storage_that_claims_an_impossible_ratio_is_refused(tmp_path: Path) -> None:
@@ -366,7 +369,7 @@ def test_a_storage_that_claims_an_impossible_ratio_is_refused(tmp_path: Path) ->
         held.writestr("a/data/0", bytes(1000))
     raw = path.read_bytes().replace(struct.pack("<I", 1000), struct.pack("<I", 10**9))
     path.write_bytes(raw)
-    assert "expected 1000000000 bytes in" in refusal(path)
+    assert "member 'a/data/0': expected at most 20 bytes for each of the file's" in refusal(path)
 
 
 def test_members_outside_of_the_archive_are_refused(tmp_path: Path) -> None:

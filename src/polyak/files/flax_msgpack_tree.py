@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from polyak.files.limits import most_steps
 from polyak.weights import numpy_dtype
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
-MOST_VALUES = 4_000_000
+_COST = 3  # of an empty container, in values
 _DEEPEST = 64
 _MOST_AXES = 32
 _LONGEST_NAME = 4096
@@ -56,13 +57,13 @@ class Parser:
         self._file = file
         self.size = size
         self.position = 0
-        self._left = MOST_VALUES
+        self._most = self._left = most_steps(size, 0)
 
     def value(self, depth: int = 0) -> Any:
         """The next value: a dict, a list, a plain value, a Run or a Skipped. Raises Malformed."""
         self._left -= 1
         if self._left < 0 or depth > _DEEPEST:
-            raise Malformed(f"more than {MOST_VALUES:,} values or {_DEEPEST} levels")
+            raise Malformed(f"more than {self._most:,} values or {_DEEPEST} levels")
         code = self._take(1)[0]
         if code <= 0x7F or code >= 0xE0:
             return code if code <= 0x7F else code - 0x100
@@ -109,6 +110,7 @@ class Parser:
 
 def _map(parser: Parser, count: int, depth: int) -> dict[str, Any]:
     parser._refuse_beyond(2 * count)
+    parser._left -= _COST
     held: dict[str, Any] = {}
     for _ in range(count):
         key = parser.value(depth + 1)
@@ -122,6 +124,7 @@ def _map(parser: Parser, count: int, depth: int) -> dict[str, Any]:
 
 def _list(parser: Parser, count: int, depth: int) -> list[Any]:
     parser._refuse_beyond(count)
+    parser._left -= _COST
     return [parser.value(depth + 1) for _ in range(count)]
 
 

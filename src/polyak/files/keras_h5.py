@@ -46,7 +46,7 @@ def _manifest(held: Hdf5) -> Manifest | None:
     raw = str(texts.get(NOTE, "")).encode(errors="surrogateescape")
     if xxhash.xxh3_128_hexdigest(raw) != texts.get(NOTE_DIGEST):
         raise DamagedFile(f"{held.origin}: the manifest does not have its digest", hint="restore the file from a copy")
-    manifest = Manifest.from_json(raw, held.origin)
+    manifest = Manifest.from_json(raw, held.origin, len(held.tensors))
     described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
     found = {name: (t.shape, t.dtype) for name, t in held.tensors.items()}
     if described != found:

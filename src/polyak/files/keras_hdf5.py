@@ -19,6 +19,8 @@ import numpy as np
 
 from polyak.contents import Tensor
 from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.files.hdf5_stream import Watched
+from polyak.files.limits import FREE_INFLATION, MOST_INFLATION, MOST_TENSORS
 from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
@@ -26,8 +28,10 @@ NOTE, NOTE_DIGEST = "polyak", "polyak.digest"
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 _MOST_EXPANSION = 1100  # deflate reaches 1032
+_FREE_GROUPS = 2000
+_GROUPS_OF_AN_ARRAY = 8
 _FLOOR = 1 << 20
-_LARGEST_TEXT = 1 << 26
+_LARGEST_TEXT = 1 << 22
 _DEEPEST = 64
 
 
@@ -50,17 +54,23 @@ class Hdf5:
         self._stamp = _stamp(file)
         self._size = file.seek(0, os.SEEK_END)
         self._letters = 0
+        self._arrays = 0
+        self._described: set[str] = set()
         weakref.finalize(self, file.close)
         with self._damage():
-            self._file = h5py.File(file, "r")
+            self._stream = Watched(file, origin)
+            self._file = h5py.File(self._stream, "r")
             weakref.finalize(self, self._file.close)  # called before the other
             found = dict(self._walk(self._file, "", set()))
             _refuse_shared(found, self._size, origin)
             self.tensors = {name: self._tensor(name, d) for name, d in found.items()}
+            _refuse_inflated(found, self._size, origin)
             self.checked = bool(found) and all(d.fletcher32 or not d.nbytes for d in found.values())
 
     def texts(self, group: str) -> dict[str, str | tuple[str, ...]]:
         """The text attributes of a group, lists as tuples; others are left out."""
+        if group not in self._described:
+            return {}
         with self._damage():
             attributes = (self._file[group] if group else self._file).attrs
             held = {name: _text(attributes, name, self._size) for name in attributes}
@@ -73,14 +83,15 @@ class Hdf5:
         return texts
 
     @contextmanager
-    def _damage(self) -> Iterator[None]:
+    def _damage(self, name: str = "") -> Iterator[None]:
+        subject = f"weight {name!r:.120}: " if name else ""
         try:
             yield
         except FileError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise DamagedFile(
-                f"{self.origin}: expected an HDF5 file, received one that HDF5 cannot read: {error!s:.200}",
+                f"{self.origin}: {subject}expected an HDF5 file, received one that HDF5 cannot read: {error!s:.200}",
                 hint="it is truncated or damaged; restore it from a copy",
             ) from error
 
@@ -91,20 +102,39 @@ class Hdf5:
                 f"{self.origin}: group {prefix!r}: expected a tree of groups, received a second link to one"
             )
         above.add(address)
-        self.groups.append(prefix.rstrip("/"))
+        self._enter(group, prefix.rstrip("/"))
         for name in group:
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise DamagedFile(
-                    f"{self.origin}: {prefix + name!r}: expected an array or a group, received a {type(link).__name__}",
-                    hint="Keras writes no links; do not open this file elsewhere",
-                )
-            held = group[name]
-            if isinstance(held, h5py.Group):
-                yield from self._walk(held, f"{prefix}{name}/", above)
-            elif isinstance(held, h5py.Dataset):
-                self._refuse_second_name(held, prefix + name, above)
-                yield prefix + name, held
+            held = self._linked(group, name, prefix + name)
+            if isinstance(held, h5py.h5g.GroupID):
+                yield from self._walk(h5py.Group(held), f"{prefix}{name}/", above)
+            elif isinstance(held, h5py.h5d.DatasetID):
+                dataset = h5py.Dataset(held)
+                self._refuse_second_name(dataset, prefix + name, above)
+                self._arrays += 1
+                yield prefix + name, dataset
+
+    def _enter(self, group: h5py.Group, path: str) -> None:
+        self.groups.append(path)
+        if h5py.h5a.get_num_attrs(group.id):
+            self._described.add(path)
+        # Layers without weights have groups, too, but not thousands of them for each weight.
+        if len(self.groups) > _FREE_GROUPS + _GROUPS_OF_AN_ARRAY * self._arrays or self._arrays > MOST_TENSORS:
+            raise DamagedFile(
+                f"{self.origin}: expected a file of weights, received {len(self.groups):,} groups and "
+                f"{self._arrays:,} arrays"
+            )
+
+    def _linked(self, group: h5py.Group, name: str, path: str) -> Any:
+        """What a name of a group leads to, within the file."""
+        encoded = name.encode(errors="surrogateescape")
+        kind = group.id.links.get_info(encoded).type
+        if kind != h5py.h5l.TYPE_HARD:
+            known = {h5py.h5l.TYPE_SOFT: "SoftLink", h5py.h5l.TYPE_EXTERNAL: "ExternalLink"}
+            raise DamagedFile(
+                f"{self.origin}: {path!r}: expected an array or a group, received a {known.get(kind, 'link')}",
+                hint="Keras writes no links; do not open this file elsewhere",
+            )
+        return h5py.h5o.open(group.id, encoded)
 
     def _refuse_second_name(self, dataset: h5py.Dataset, name: str, seen: set[int]) -> None:
         address = h5py.h5o.get_info(dataset.id).addr
@@ -126,8 +156,13 @@ class Hdf5:
     def _read(self, name: str, dtype: str) -> Array:
         if _stamp(self._raw) != self._stamp:
             raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
-        with self._damage():
-            array = self._file[name][()]
+        with self._damage(name):
+            dataset = self._file[name]
+            self._stream.watching = False
+            try:
+                array = dataset[()]
+            finally:
+                self._stream.watching = True
         array = np.asarray(array)
         return (
             array.view(numpy_dtype(dtype)) if array.dtype.kind == "V" else array.astype(numpy_dtype(dtype), copy=False)
@@ -190,6 +225,18 @@ def _refuse_shared(datasets: Mapping[str, h5py.Dataset], size: int, origin: str)
     stored = sum(dataset.id.get_storage_size() for dataset in datasets.values())
     if stored > size:
         raise DamagedFile(f"{origin}: expected arrays that lie apart, received {stored:,} bytes in a file of {size:,}")
+
+
+def _refuse_inflated(datasets: Mapping[str, h5py.Dataset], size: int, origin: str) -> None:
+    """All arrays together may not unpack to far more than the file's size; chunks that are missing count as packed."""
+    declared = {name: math.prod(d.shape or ()) * d.dtype.itemsize for name, d in datasets.items() if d.chunks}
+    if sum(declared.values()) > max(FREE_INFLATION, MOST_INFLATION * size):
+        name = max(declared, key=declared.__getitem__)
+        raise DamagedFile(
+            f"{origin}: weight {name!r}: expected at most {MOST_INFLATION} bytes for each of the file's {size:,}, "
+            f"received {declared[name]:,} bytes by its shape",
+            hint="it was never filled, or the file is damaged or hostile",
+        )
 
 
 def _refuse_bomb(dataset: h5py.Dataset, declared: int, size: int, where: str) -> None:

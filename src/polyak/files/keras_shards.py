@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
+from polyak.files.json_cursor import Cursor
 from polyak.files.keras_h5 import facts, first_bytes
 from polyak.files.keras_hdf5 import MAGIC, Hdf5
+from polyak.files.limits import MOST_HEADER, MOST_TENSORS
 
-_LARGEST_INDEX = 1 << 27
+_MOST_PARTS = 1000
 _START = 1 << 16
 
 
@@ -46,28 +46,26 @@ def read(path: Path) -> Contents:
 
 def _groups(path: Path, origin: str) -> dict[str, list[str]]:
     """The names of the shards that hold each group."""
-    if path.stat().st_size > _LARGEST_INDEX:
-        raise DamagedFile(f"{origin}: expected an index of shards, received more than {_LARGEST_INDEX:,} bytes")
+    if (size := path.stat().st_size) > MOST_HEADER:
+        raise DamagedFile(f"{origin}: expected an index of shards of at most {MOST_HEADER:,} bytes, received {size:,}")
+    cursor = Cursor(path.read_bytes(), f"{origin}: the index of shards")
+    entries: dict[str, list[str]] = {}
+    for part in cursor.names(_MOST_PARTS):
+        if part == "weight_map":
+            entries = {group: list(cursor.texts(MOST_TENSORS)) for group in cursor.names(MOST_TENSORS)}
+        elif part == "metadata":
+            for _ in cursor.names(_MOST_PARTS):
+                cursor.value()
+        else:
+            cursor.value()
+    cursor.finish()
+    return {group.strip("/"): _shards(group, names, origin) for group, names in entries.items()}
 
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
-            raise ValueError("a name occurs twice")
-        return dict(pairs)
 
-    try:
-        entries = json.loads(path.read_bytes(), object_pairs_hook=no_duplicates)["weight_map"]
-        if not isinstance(entries, dict):
-            raise TypeError(f"weight_map is a {type(entries).__name__}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedFile(f"{origin}: the index of shards is not readable: {error!r:.200}") from error
-    return {group.strip("/"): _shards(group, value, origin) for group, value in entries.items()}
-
-
-def _shards(group: str, value: Any, origin: str) -> list[str]:
-    names = value if isinstance(value, list) else [value]
+def _shards(group: str, names: list[str], origin: str) -> list[str]:
     for name in names:
         # A name, not a path: an index from a stranger must not lead out of its directory.
-        if not isinstance(name, str) or not name.endswith(".h5") or len(name) > 255 or set(name) & set("/\\:\0"):
+        if not name.endswith(".h5") or len(name) > 255 or set(name) & set("/\\:\0"):
             raise DamagedFile(
                 f"{origin}: group {group!r}: expected the name of a shard beside the index, received {name!r:.100}",
                 hint="the index is damaged or hostile",

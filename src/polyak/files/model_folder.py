@@ -19,7 +19,7 @@ from polyak.files.failures import failures_named
 _CONFIG = "config.json"
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _ENDS = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")
-_LARGEST = 10_000_000
+_LARGEST = 2_000_000
 
 
 def recognises(path: Path) -> bool:
@@ -44,7 +44,8 @@ def _facts(path: Path) -> dict[str, object]:
         size = path.stat().st_size
         text = path.read_bytes() if size <= _LARGEST else b""
     try:
-        config = msgspec.json.decode(text, type=dict[str, object])
+        config = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        plain = {key: msgspec.json.decode(raw) for key, raw in config.items() if bytes(raw[:1]) not in (b"{", b"[")}
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DamagedFile(f"file {str(path)!r}: expected a configuration in JSON, received {size:,} bytes") from error
-    return {f"config/{key}": value for key, value in config.items() if isinstance(value, (str, int, float))}
+    return {f"config/{key}": value for key, value in plain.items() if isinstance(value, (str, int, float))}

@@ -24,10 +24,12 @@ import numpy as np
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnexpectedWeight, UnknownFormat
-from polyak.files.atomic import replacing
+from polyak.files import zips
+from polyak.files.atomic import Check, replacing
 from polyak.files.failures import failures_named
+from polyak.files.limits import MOST_AXES
 from polyak.files.positioned import PositionedFile, flat_bytes
-from polyak.manifest import Manifest, Stored, digest
+from polyak.manifest import Manifest, Stored, digest, longest_manifest
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
 
@@ -35,12 +37,7 @@ _KEY = "polyak.json"
 _END = ".npy"
 _LOCAL = b"PK\x03\x04"
 _LOCAL_SIZE = 30
-_END_RECORD = struct.Struct("<4s4H2LH")
-_IN_ZIP64 = 0xFFFF  # the count does not fit and stands elsewhere
-_MANIFEST_LIMIT = 1 << 27
 _HEADER_LIMIT = 1 << 16
-_MOST_AXES = 64
-_MOST_INFLATED = 1032  # deflate makes at most so many bytes of one; a member that claims more is a bomb or damaged
 _PLAIN_KINDS = "biufc"
 _TEXT_KINDS = "SUMm"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -95,11 +92,10 @@ def read(path: Path) -> Contents:
     """Open a file; the zip's directory and the headers are read. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
     with failures_named(path, "read"), _damage_named(origin):
-        archive = zipfile.ZipFile(path)
+        archive = zips.opened(path, origin)
         source = _Source(archive, PositionedFile(path), origin)
-        _refuse_lost(archive, path, origin)
-        members = {i.filename.removesuffix(_END): i for i in _infos(archive, path.stat().st_size, origin)}
-        manifest = _manifest(source, members.pop(_KEY, None))
+        members = {i.filename.removesuffix(_END): i for i in _infos(archive, origin)}
+        manifest = _manifest(source, members.pop(_KEY, None), len(members))
         found = {name: _member(archive, info, origin) for name, info in members.items()}
     wanted = _described(manifest, found, origin)
     facts = {f"left out/{n}": f"{m.dtype} is no number" for n, m in found.items() if m.dtype.kind in _TEXT_KINDS}
@@ -111,10 +107,13 @@ def read(path: Path) -> Contents:
     return Contents(origin, "npz", tensors, "crc32" if manifest is None else "xxh3-128", manifest, facts=facts)
 
 
-def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write a snapshot with its manifest, array by array, not compressed: weights hardly are compressible.
 
     Memory: the largest array.
+
+    Args:
+        check: reads the finished file back before it takes the place of an old one.
 
     Raises:
         FileError: the path cannot be written.
@@ -123,7 +122,8 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
     known = snapshot.manifest
     for stored in known.weights:
         _refuse_name(stored.name)
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    needed = sum(w.nbytes for w in snapshot.weights)
+    with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         weights = tuple(_append(archive, snapshot[s.name], s) for s in known.weights)
         manifest = msgspec.structs.replace(
             known,
@@ -152,43 +152,16 @@ def _damage_named(origin: str, name: str = "") -> Iterator[None]:
         ) from error
 
 
-def _refuse_lost(archive: zipfile.ZipFile, path: Path, origin: str) -> None:
-    """As many members as the end of the zip counts: one wrong length in its directory hides the members behind it."""
-    with path.open("rb") as file:
-        file.seek(-_END_RECORD.size - len(archive.comment), os.SEEK_END)
-        counted = _END_RECORD.unpack(file.read(_END_RECORD.size))[4]
-    if counted not in (len(archive.infolist()), _IN_ZIP64):
-        raise DamagedFile(
-            f"{origin}: expected {counted} members by the end of the zip, received {len(archive.infolist())}",
-            hint="the file is damaged; restore it from a copy",
-        )
-
-
-def _infos(archive: zipfile.ZipFile, size: int, origin: str) -> list[zipfile.ZipInfo]:
-    """The members, each of them an array of a plausible size, and none in the place of another."""
+def _infos(archive: zipfile.ZipFile, origin: str) -> list[zipfile.ZipInfo]:
+    """The members, each of them an array that can be read."""
     infos = archive.infolist()
-    if len({i.filename for i in infos}) < len(infos):
-        raise DamagedFile(f"{origin}: a name occurs twice in the zip")
-    end = 0
-    for info in sorted(infos, key=lambda i: i.header_offset):
-        _refuse_bomb(info, origin)
-        if info.header_offset < end or info.header_offset + info.compress_size > size:
-            raise DamagedFile(f"{origin}: member {info.filename!r} at byte {info.header_offset}: it overlaps another")
-        end = info.header_offset + info.compress_size
+    for info in infos:
+        subject = f"{origin}: member {info.filename!r:.80} at byte {info.header_offset}"
+        if not info.filename.endswith(_END):
+            raise UnknownFormat(f"{subject}: expected an .npy array", hint="the file is a zip, but no .npz of NumPy")
+        if info.flag_bits & 1:
+            raise UnknownFormat(f"{subject}: it is encrypted", hint="decrypt the file first")
     return infos
-
-
-def _refuse_bomb(info: zipfile.ZipInfo, origin: str) -> None:
-    subject = f"{origin}: member {info.filename!r} at byte {info.header_offset}"
-    if not info.filename.endswith(_END):
-        raise UnknownFormat(f"{subject}: expected an .npy array", hint="the file is a zip, but no .npz of NumPy")
-    if info.flag_bits & 1:
-        raise UnknownFormat(f"{subject}: it is encrypted", hint="decrypt the file first")
-    if info.file_size > _MOST_INFLATED * (info.compress_size + 1):
-        raise DamagedFile(
-            f"{subject}: expected up to {_MOST_INFLATED} bytes from each compressed one, "
-            f"received a claim of {info.file_size:,} from {info.compress_size:,}"
-        )
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, origin: str) -> _Member:
@@ -220,7 +193,7 @@ def _refuse_other(m: _Member, origin: str) -> None:
     if m.dtype.kind not in _PLAIN_KINDS + _TEXT_KINDS:
         why = "pickled objects, which polyak never unpickles" if m.dtype.hasobject else f"dtype {m.dtype}"
         raise UnknownFormat(f"{subject}: expected an array of numbers, received {why}", hint=_hint(m.dtype))
-    if len(m.shape) > _MOST_AXES or any(n < 0 for n in m.shape) or math.prod(n or 1 for n in m.shape) >= 2**59:
+    if len(m.shape) > MOST_AXES or any(n < 0 for n in m.shape) or math.prod(n or 1 for n in m.shape) >= 2**59:
         raise DamagedFile(f"{subject}: expected a shape that NumPy can hold, received {m.shape}")
     expected = m.start + math.prod(m.shape) * m.dtype.itemsize
     if m.info.file_size != expected:
@@ -278,15 +251,19 @@ def _fill(file: Any, buffer: bytearray) -> None:
         raise EOFError(f"expected {len(view):,} bytes, received {'more' if done == len(view) else f'{done:,}'}")
 
 
-def _manifest(source: _Source, info: zipfile.ZipInfo | None) -> Manifest | None:
+def _manifest(source: _Source, info: zipfile.ZipInfo | None, count: int) -> Manifest | None:
     if info is None:
         return None
     origin = source.origin
     member = _member(source.archive, info, origin)
-    if member.dtype != np.uint8 or len(member.shape) != 1 or member.info.file_size > _MANIFEST_LIMIT:
+    if (
+        member.dtype != np.uint8
+        or len(member.shape) != 1
+        or member.info.file_size > longest_manifest(count) + _HEADER_LIMIT
+    ):
         received = f"{member.info.file_size:,} bytes of {member.dtype}"
         raise DamagedFile(f"{origin}: the manifest is not readable: expected a short text, received {received}")
-    return Manifest.from_json(_reader(source, _KEY, member, None)().tobytes(), origin)
+    return Manifest.from_json(_reader(source, _KEY, member, None)().tobytes(), origin, count)
 
 
 def _described(manifest: Manifest | None, found: dict[str, _Member], origin: str) -> dict[str, str]:

@@ -16,16 +16,17 @@ from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
 from polyak.files.orbax_path import find, is_checkpoint
-from polyak.files.orbax_store import Store
+from polyak.files.orbax_store import Header, Store
 from polyak.files.orbax_tree import read_tree
 from polyak.files.orbax_write import NOTE, Note, write
-from polyak.manifest import Manifest
+from polyak.files.pinned import Pinned
+from polyak.manifest import Manifest, longest_manifest
+from polyak.snapshot import Array
 
 __all__ = ["FORMAT", "read", "recognises", "write"]
 
 FORMAT = "orbax"
 _NOT_READ = "not read/"
-_LARGEST_NOTE = 1 << 28
 
 
 def recognises(path: Path) -> bool:
@@ -67,20 +68,26 @@ def _after(name: str, prefix: str) -> str:
 
 def _opened(directory: Path, origin: str, size: int) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The arrays of a tree, and the facts beside them."""
-    tree = read_tree(directory, origin)
+    held = Pinned(directory)
+    tree = read_tree(held.path, origin)
     if tree.leaves == ():
         return {}, dict(tree.texts)
-    store = Store(directory, origin, size, tree.complete)
+    store = Store(held.path, origin, size, tree.complete)
     headers = store.headers(None if tree.leaves is None else [leaf.stored for leaf in tree.leaves])
     paths = {name: name for name in headers} if tree.leaves is None else {x.stored: x.path for x in tree.leaves}
     facts: dict[str, object] = dict(tree.texts)
     facts |= {f"{_NOT_READ}{paths[n]}": "an array of no numbers" for n, h in headers.items() if not h.dtype}
     tensors = {
-        paths[name]: Tensor(header.shape, header.dtype, partial(store.read, name, header))
+        paths[name]: Tensor(header.shape, header.dtype, partial(_read, held, store, name, header))
         for name, header in headers.items()
         if header.dtype
     }
     return tensors, facts
+
+
+def _read(held: Pinned, store: Store, name: str, header: Header) -> Array:
+    """An array; the directory stays open for as long as it can be asked for."""
+    return store.read(name, header)
 
 
 def _manifest(directory: Path, tensors: dict[str, Tensor], origin: str) -> Manifest | None:
@@ -89,8 +96,10 @@ def _manifest(directory: Path, tensors: dict[str, Tensor], origin: str) -> Manif
     with failures_named(path, "read"):
         if not path.is_file():
             return None
-        if path.stat().st_size > _LARGEST_NOTE:
-            raise DamagedFile(f"{origin}: {NOTE}: expected at most {_LARGEST_NOTE:,} bytes")
+        if (size := path.stat().st_size) > 2 * longest_manifest(len(tensors)):  # quotes in it are escaped
+            raise DamagedFile(
+                f"{origin}: {NOTE}: expected the manifest of {len(tensors):,} arrays, received {size:,} bytes"
+            )
         raw = path.read_bytes()
     try:
         note = msgspec.json.decode(raw, type=Note)
@@ -98,7 +107,7 @@ def _manifest(directory: Path, tensors: dict[str, Tensor], origin: str) -> Manif
         raise DamagedFile(f"{origin}: {NOTE} is not readable: {error}", hint="restore it from a copy") from error
     if xxhash.xxh3_128_hexdigest(note.polyak.encode()) != note.digest:
         raise DamagedFile(f"{origin}: the manifest does not have its digest", hint="restore the checkpoint from a copy")
-    manifest = Manifest.from_json(note.polyak, origin)
+    manifest = Manifest.from_json(note.polyak, origin, len(tensors))
     described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
     for name in sorted({*described, *tensors}):
         received = (tensors[name].shape, tensors[name].dtype) if name in tensors else None

@@ -29,6 +29,7 @@ _MOST_PARTS = 1 << 20
 _FREE = 1 << 30
 _RATIO = 1024
 _LARGEST_HEADER = 1 << 20
+_TOGETHER = 512
 _NUMBERS = re.compile(r"[<>|][biufc]\d{1,2}")
 
 
@@ -80,6 +81,13 @@ class Store:
         """The headers of the named arrays, or of all. Raises DamagedFile."""
         kv = self._opened()
         wanted = list(self._listed(kv) if names is None else names)
+        found: dict[str, Header] = {}
+        for at in range(0, len(wanted), _TOGETHER):
+            found |= self._some_headers(kv, wanted[at : at + _TOGETHER])
+        return found
+
+    def _some_headers(self, kv: Any, wanted: list[str]) -> dict[str, Header]:
+        """They are asked for together, and each must be there before more are."""
         asked = [(name, kind, self._asked(kv, name, kind)) for name in wanted for kind in ARRAY_HEADERS]
         found: dict[str, Header] = {}
         for name, kind, future in asked:

@@ -8,19 +8,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
+from polyak.files.limits import MOST_HEADER, MOST_TENSORS
 from polyak.files.orbax_path import METADATA
 
 STRINGS = "_strings.json"
-MOST_LEAVES = 500_000
-_LARGEST = 1 << 28
 _MOST_STEPS = 128
 _TEXT = "string"
+
+
+_T = TypeVar("_T")
+
+
+class _Step(msgspec.Struct):
+    key: str
+
+
+class _Value(msgspec.Struct):
+    value_type: str
+    skip_deserialize: bool | None = None
+
+
+class _Entry(msgspec.Struct):
+    key_metadata: list[_Step]
+    value_metadata: _Value
+
+
+class _Metadata(msgspec.Struct):
+    """What is read of ``_METADATA``."""
+
+    tree_metadata: dict[str, _Entry]
+    store_array_data_equal_to_fill_value: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,40 +71,37 @@ class Tree:
 
 def read_tree(directory: Path, origin: str) -> Tree:
     """Read the description of a tree. Raises DamagedFile."""
-    texts = _json(directory / STRINGS, origin)
-    held = _json(directory / METADATA, origin)
-    if not held:
+    texts = _read(directory / STRINGS, dict[str, str], origin) or {}
+    held = _read(directory / METADATA, _Metadata, origin)
+    if held is None:
         return Tree(None, {}, False)
-    entries = held.get("tree_metadata")
-    if not isinstance(entries, dict) or len(entries) > MOST_LEAVES:
-        raise DamagedFile(f"{origin}: {METADATA}: expected a tree of at most {MOST_LEAVES:,} leaves")
+    if len(held.tree_metadata) > MOST_TENSORS:
+        raise DamagedFile(f"{origin}: {METADATA}: expected a tree of at most {MOST_TENSORS:,} leaves")
     leaves: dict[str, Leaf] = {}
     told: dict[str, str] = {}
-    for key, entry in entries.items():
-        leaf, sort, skipped = _leaf(key, entry, origin)
+    for key, entry in held.tree_metadata.items():
+        leaf = _leaf(key, entry, origin)
+        sort = entry.value_metadata.value_type
         if leaf.path in leaves or leaf.path in told:
             raise DamagedFile(f"{origin}: expected one value {leaf.path!r:.120}, received two")
-        if sort == _TEXT and isinstance(texts.get(leaf.stored), str):
+        if sort == _TEXT and leaf.stored in texts:
             told[leaf.path] = texts[leaf.stored]
-        elif sort != _TEXT and not skipped:
+        elif sort != _TEXT and not entry.value_metadata.skip_deserialize:  # empty containers and None have a place only
             leaves[leaf.path] = leaf
     _refuse_shared(leaves, origin)
-    return Tree(tuple(leaves.values()), told, held.get("store_array_data_equal_to_fill_value") is True)
+    return Tree(tuple(leaves.values()), told, held.store_array_data_equal_to_fill_value is True)
 
 
-def _leaf(key: str, entry: Any, origin: str) -> tuple[Leaf, str, bool]:
-    """A leaf, its sort, and whether nothing is stored of it: empty containers and None have a place only."""
+def _leaf(key: str, entry: _Entry, origin: str) -> Leaf:
     try:
-        steps = [step["key"] for step in entry["key_metadata"]]
-        value = entry["value_metadata"]
-        sort, skipped = value["value_type"], value.get("skip_deserialize") is True
-        if len(steps) > _MOST_STEPS or not all(isinstance(s, str) for s in (*steps, sort)):
+        steps = [step.key for step in entry.key_metadata]
+        if len(steps) > _MOST_STEPS:
             raise ValueError(len(steps))
         leaf = Leaf("/".join(steps), ".".join(steps))
         leaf.path.encode()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise DamagedFile(f"{origin}: {METADATA}: {key!r:.120} is not readable ({error!r:.80})") from error
-    return leaf, sort, skipped
+    return leaf
 
 
 def _refuse_shared(leaves: dict[str, Leaf], origin: str) -> None:
@@ -93,15 +113,15 @@ def _refuse_shared(leaves: dict[str, Leaf], origin: str) -> None:
             raise DamagedFile(f"{origin}: {other!r:.120} and {leaf.path!r:.120} are stored under one name")
 
 
-def _json(path: Path, origin: str) -> dict[str, Any]:
-    """The object in a file; empty where there is no file."""
+def _read(path: Path, type: type[_T], origin: str) -> _T | None:
+    """What a file of JSON holds, of a known form: other parts of it are passed over. None where there is no file."""
     with failures_named(path, "read"):
         if not path.is_file():
-            return {}
-        if path.stat().st_size > _LARGEST:
-            raise DamagedFile(f"{origin}: {path.name}: expected at most {_LARGEST:,} bytes")
+            return None
+        if (size := path.stat().st_size) > MOST_HEADER:
+            raise DamagedFile(f"{origin}: {path.name}: expected at most {MOST_HEADER:,} bytes, received {size:,}")
         raw = path.read_bytes()
     try:
-        return msgspec.json.decode(raw, type=dict[str, Any])
+        return msgspec.json.decode(raw, type=type)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DamagedFile(f"{origin}: {path.name} is not readable: {error}", hint="restore it from a copy") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +20,13 @@ import numpy as np
 import xxhash
 
 from polyak.contents import Contents, Tensor
-from polyak.errors import DamagedFile, DtypeMismatch, ShapeMismatch, UnexpectedWeight, UnknownFormat
-from polyak.files.atomic import replacing
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight, UnknownFormat
+from polyak.files.atomic import Check, replacing
 from polyak.files.failures import failures_named
+from polyak.files.json_cursor import Cursor
+from polyak.files.limits import MOST_AXES, MOST_HEADER, MOST_TENSORS
 from polyak.files.positioned import PositionedFile
-from polyak.manifest import Manifest, Stored, digest
+from polyak.manifest import Manifest, Stored, digest, longest_manifest
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
 
@@ -35,8 +37,7 @@ _CODES = {
 }  # fmt: skip
 _NAMES = {code: name for name, code in _CODES.items()}
 _BLANK = "0" * 32
-_HEADER_LIMIT = 100_000_000
-_MOST_AXES = 32
+_MOST_METADATA = 10_000
 _KEY = "polyak"
 _KEY_DIGEST = "polyak.digest"
 _METADATA = "__metadata__"
@@ -52,7 +53,7 @@ def recognises(path: Path) -> bool:
         return False
     with failures_named(path, "read"), path.open("rb") as file:
         start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _HEADER_LIMIT
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MOST_HEADER
 
 
 def read(path: Path) -> Contents:
@@ -61,24 +62,26 @@ def read(path: Path) -> Contents:
     with failures_named(path, "read"), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+        if not 2 <= length <= min(size - 8, MOST_HEADER):
             raise DamagedFile(
                 f"{origin}: expected a header of {length} bytes, received {max(size - 8, 0)} bytes in all",
                 hint="it is truncated; restore it from a copy",
             )
-        header = _parsed(file.read(length), origin)
+        header, metadata = _parsed(file.read(length), origin)
     data = PositionedFile(path)
-    metadata = header.pop(_METADATA, {})
     tensors = {name: _tensor(name, entry, data, 8 + length, origin) for name, entry in header.items()}
     _refuse_gaps(header, size - 8 - length, origin)
     manifest = _manifest(metadata, tensors, origin)
     return Contents(origin, "safetensors", tensors, "none" if manifest is None else "xxh3-128", manifest)
 
 
-def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
+def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write a snapshot with its manifest, array by array.
 
     Memory: the largest array.
+
+    Args:
+        check: reads the finished file back before it takes the place of an old one.
 
     Raises:
         FileError: the path cannot be written.
@@ -95,7 +98,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str]) -> Manifest:
         weights=tuple(blank.values()),
     )
     start = _header(manifest)
-    with replacing(path) as file:
+    with replacing(path, len(start) + sum(w.nbytes for w in snapshot.weights), check) as file:
         file.write(start)
         for s in _layout(blank.values()):
             blank[s.name] = msgspec.structs.replace(s, digest=_append(file, snapshot[s.name], s))
@@ -144,22 +147,29 @@ def _header(manifest: Manifest) -> bytes:
     entries[_METADATA] = {_KEY: text, _KEY_DIGEST: xxhash.xxh3_128_hexdigest(text.encode())}
     body = json.dumps(entries, separators=(",", ":")).encode()
     body += b" " * (-len(body) % 8)
+    if len(body) > MOST_HEADER:
+        raise FileError(
+            f"{manifest.source}: expected weights that a header of {MOST_HEADER:,} bytes can describe, received "
+            f"{len(manifest.weights):,}, which take {len(body):,}",
+            hint="write several files with an index: end the name in .safetensors.index.json",
+        )
     return len(body).to_bytes(8, "little") + body
 
 
-def _parsed(raw: bytes, origin: str) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
-            raise DamagedFile(f"{origin}: a name occurs twice in the header")
-        return dict(pairs)
-
-    try:
-        header = json.loads(raw, object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{origin}: the header is not readable: {error}") from error
-    if not isinstance(header, dict):
-        raise DamagedFile(f"{origin}: expected a header of names, received {type(header).__name__}")
-    return header
+def _parsed(raw: bytes, origin: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The descriptions of the tensors by name, and the metadata."""
+    if (count := raw.count(b'"data_offsets"')) > MOST_TENSORS:
+        raise DamagedFile(f"{origin}: expected at most {MOST_TENSORS:,} tensors, received more")
+    cursor = Cursor(raw, f"{origin}: the header")
+    entries: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for name in cursor.names(MOST_TENSORS + 1):
+        if name == _METADATA:
+            metadata = {key: cursor.text(2 * longest_manifest(count)) for key in cursor.names(_MOST_METADATA)}
+        else:
+            entries[name] = cursor.description()
+    cursor.finish()
+    return entries, metadata
 
 
 def _tensor(name: str, entry: Any, data: PositionedFile, base: int, origin: str) -> Tensor:
@@ -167,7 +177,7 @@ def _tensor(name: str, entry: Any, data: PositionedFile, base: int, origin: str)
         code = entry["dtype"]
         shape = tuple(_natural(n) for n in entry["shape"])
         begin, end = (_natural(n) for n in entry["data_offsets"])
-        if len(shape) > _MOST_AXES or math.prod(n for n in shape if n) >= 2**59:
+        if len(shape) > MOST_AXES or math.prod(n for n in shape if n) >= 2**59:
             raise ValueError(shape)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFile(f"{origin}: weight {name!r}: its description is not readable ({error!r:.80})") from error
@@ -201,15 +211,13 @@ def _refuse_gaps(header: dict[str, Any], size: int, origin: str) -> None:
         raise DamagedFile(f"{origin}: expected {position} bytes of data, received {size}", hint="it may be truncated")
 
 
-def _manifest(metadata: Any, tensors: dict[str, Tensor], origin: str) -> Manifest | None:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise DamagedFile(f"{origin}: expected metadata of texts, received something else")
+def _manifest(metadata: Mapping[str, str], tensors: dict[str, Tensor], origin: str) -> Manifest | None:
     if not {_KEY, _KEY_DIGEST} & metadata.keys():
         return None
     raw = metadata.get(_KEY, "").encode(errors="surrogatepass")
     if xxhash.xxh3_128_hexdigest(raw) != metadata.get(_KEY_DIGEST):
         raise DamagedFile(f"{origin}: the manifest does not have its digest", hint="restore the file from a copy")
-    manifest = Manifest.from_json(raw, origin)
+    manifest = Manifest.from_json(raw, origin, len(tensors))
     described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
     found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     if described != found:

@@ -8,8 +8,8 @@ fresh directory beside it, and the index takes its name last, in one rename.
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,14 +24,23 @@ import xxhash
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import safetensors
-from polyak.files.atomic import replacing, sync_directory
+from polyak.files.atomic import Check, replacing, sync
+from polyak.files.failures import failures_named
+from polyak.files.json_cursor import Cursor
+from polyak.files.limits import MOST_HEADER, MOST_TENSORS
+from polyak.files.partial import is_signed, locked_directory, remove, remove_if_nobodys, signed
+from polyak.files.place import examined
 from polyak.manifest import Manifest, Stored
 from polyak.snapshot import Item, Snapshot, tool, versions
 
 SHARD_BYTES = 5_000_000_000
 _END = ".safetensors.index.json"
-_INDEX_LIMIT = 100_000_000
+_START = 1 << 16
+_MOST_PARTS = 1000
 _LONGEST_NAME = 255  # of a file or directory, in bytes; no system allows more
+_STEM = 32  # so much of the name stands before the signed number of a directory of shards
+_SIGNED = 24
+_TOKEN = re.compile(f"[0-9a-f]{{{_SIGNED}}}")
 _KEY, _KEY_DIGEST = "polyak", "polyak.digest"
 
 
@@ -44,64 +53,92 @@ def recognises(path: Path) -> bool:
     index = _index_of(path)
     if index is None:
         return False
-    with _failures_named(index), index.open("rb") as file:
-        if file.read(256).lstrip()[:1] != b"{" or index.stat().st_size > _INDEX_LIMIT:
-            return False
-    return index.name.endswith(_END) or _leads_to_safetensors(index)
+    with failures_named(index, "read"), index.open("rb") as file:
+        start = file.read(_START)
+    named = index.name.endswith(_END)
+    return start.lstrip()[:1] == b"{" and (named or (b'"weight_map"' in start and b'.safetensors"' in start))
 
 
 def read(path: Path) -> Contents:
     """Open an index; the headers of all shards are read. Raises DamagedFile, UnknownFormat, FileError."""
     index = _index_of(path) or path
     origin = f"file {str(index)!r}"
-    body = _parsed(index, origin)
-    weight_map = body["weight_map"]
+    weight_map, metadata = _parsed(index, origin)
     shards = {name: _shard(index, name, origin) for name in sorted(set(weight_map.values()))}
     tensors = {weight: _tensor(weight, name, shards[name], origin) for weight, name in weight_map.items()}
     _refuse_unlisted(weight_map, shards, origin)
-    manifest = _manifest(body.get("metadata"), tensors, origin)
+    manifest = _manifest(metadata, tensors, origin)
+    _refuse_lost(manifest, shards, origin)
     return Contents(origin, "safetensors-sharded", tensors, "none" if manifest is None else "xxh3-128", manifest)
 
 
-def write(snapshot: Snapshot, path: str | PathLike[str], shard_bytes: int = SHARD_BYTES) -> Manifest:
+def write(
+    snapshot: Snapshot, path: str | PathLike[str], shard_bytes: int = SHARD_BYTES, check: Check | None = None
+) -> Manifest:
     """Write a snapshot in shards, array by array, and the index last.
 
-    Memory: the largest array. The shards of a model that was under this name before stay where they are.
+    Memory: the largest array. Shards that polyak wrote under this name before, or a killed writer of it, are removed
+    once no index beside names them; those of other tools stay where they are.
 
     Args:
         path: of the index; its name ends in ``.safetensors.index.json``.
         shard_bytes: most bytes of weights in a shard; a larger weight has one of its own.
+        check: reads the finished files back before the index takes the place of an old one.
 
     Raises:
         FileError: the path cannot be written.
         UnknownFormat: the name has another end.
         DtypeMismatch, UnexpectedWeight: safetensors cannot hold a weight's dtype, or its name.
     """
-    index = Path(path)
-    if not index.name.endswith(_END):
+    if not os.fspath(path).endswith(_END):
         raise UnknownFormat(f"file {str(path)!r}: expected a name that ends in {_END}", hint=f"such as model{_END}")
-    stem = index.name.removesuffix(_END)
-    directory = index.parent / f"{stem}-{secrets.token_hex(8)}"
-    try:
-        with replacing(index) as file, _failures_named(index, "written"):
-            directory.mkdir()
+    index = Path(os.path.realpath(path))
+    stem = Path(path).name.removesuffix(_END)
+    with failures_named(index, "written"):
+        examined(index)
+        _sweep(index, stem)
+        with (
+            locked_directory(index, lambda _: _generation(index, stem)) as (directory, _),
+            _gone_on_failure(directory),
+            replacing(index, sum(w.nbytes for w in snapshot.weights), check) as file,
+        ):
             manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes)
-            sync_directory(directory)
+            sync(directory)
+            sync(index.parent)  # the directory's name must be there before the index leads to it
             file.write(_index(manifest, weight_map))
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+        _sweep(index, stem)
     return manifest
 
 
+def _generation(index: Path, stem: str) -> Path:
+    """A new name for the directory of one model's shards."""
+    return index.parent / f"{stem[:_STEM]}-{signed(stem)}"
+
+
 @contextmanager
-def _failures_named(path: Path, done: str = "read") -> Iterator[None]:
+def _gone_on_failure(directory: Path) -> Iterator[None]:
     try:
         yield
-    except FileError:
+    except BaseException:
+        if _unnamed(directory):
+            remove(directory)
         raise
-    except OSError as error:
-        raise FileError(f"file {str(path)!r}: cannot be {done}: {error.strerror or error}") from error
+
+
+def _sweep(index: Path, stem: str) -> None:
+    """Remove shards of this name that polyak wrote and no index names any more; what a writer holds stays."""
+    start = f"{stem[:_STEM]}-"
+    for entry in os.scandir(index.parent):
+        token = entry.name.removeprefix(start)
+        if entry.name.startswith(start) and _TOKEN.fullmatch(token) and is_signed(stem, token):
+            directory = Path(entry.path)
+            remove_if_nobodys(directory, partial(_unnamed, directory))
+
+
+def _unnamed(directory: Path) -> bool:
+    """Whether no index beside a directory of shards leads to it: copies of an index count, too."""
+    token = directory.name[-_SIGNED:].encode()
+    return not any(token in found.read_bytes() for found in directory.parent.glob("*.json") if found.is_file())
 
 
 def _index_of(path: Path) -> Path | None:
@@ -111,34 +148,31 @@ def _index_of(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _leads_to_safetensors(index: Path) -> bool:
-    try:
-        body = json.loads(index.read_bytes())
-        return all(str(name).endswith(".safetensors") for name in body["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-
-
-def _parsed(index: Path, origin: str) -> dict[str, Any]:
-    """The index as JSON, with a weight map of texts to names of files beside or below it."""
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
-            raise DamagedFile(f"{origin}: a name occurs twice in the index")
-        return dict(pairs)
-
-    try:
-        with _failures_named(index):
-            body = json.loads(index.read_bytes(), object_pairs_hook=no_duplicates)
-        shards = set(body["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedFile(
-            f"{origin}: expected a weight_map of names to files, received something else: {error!r:.120}"
-        ) from error
-    for name in shards:
-        if not isinstance(name, str) or not _stays(name):
+def _parsed(index: Path, origin: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The shard of each weight, which is a file beside or below the index, and the metadata."""
+    with failures_named(index, "read"):
+        size = index.stat().st_size
+        raw = index.read_bytes() if size <= MOST_HEADER else b""
+    if size > MOST_HEADER:
+        raise DamagedFile(f"{origin}: expected an index of at most {MOST_HEADER:,} bytes, received {size:,}")
+    cursor = Cursor(raw, f"{origin}: the index")
+    found: dict[str, dict[str, Any]] = {"weight_map": {}, "metadata": {}}
+    present = set()
+    for part in cursor.names(_MOST_PARTS):
+        present.add(part)
+        if part == "weight_map":
+            found[part] = {weight: cursor.text() for weight in cursor.names(MOST_TENSORS)}
+        elif part == "metadata":
+            found[part] = {key: cursor.value() for key in cursor.names(_MOST_PARTS)}
+        else:
+            cursor.value()
+    cursor.finish()
+    if "weight_map" not in present:
+        raise DamagedFile(f"{origin}: expected a weight_map of names to files, received {sorted(present)!s:.120}")
+    for name in set(found["weight_map"].values()):
+        if not _stays(name):
             raise DamagedFile(f"{origin}: shard {name!r:.120}: expected a file in the index's directory")
-    return dict(body)
+    return found["weight_map"], found["metadata"]
 
 
 def _stays(name: str) -> bool:
@@ -150,6 +184,8 @@ def _stays(name: str) -> bool:
 
 def _shard(index: Path, name: str, origin: str) -> Contents:
     path = index.parent / name
+    if not path.is_file() and index.is_symlink():  # written through a link: the shards are where the index is
+        path = Path(os.path.realpath(index)).parent / name
     if not path.is_file():
         raise FileError(f"{origin}: shard {name!r} is missing", hint=f"download or copy it to {str(path.parent)!r}")
     if not safetensors.recognises(path):
@@ -176,14 +212,24 @@ def _refuse_unlisted(weight_map: Mapping[str, str], shards: Mapping[str, Content
                 )
 
 
-def _manifest(metadata: Any, tensors: Mapping[str, Tensor], origin: str) -> Manifest | None:
+def _refuse_lost(manifest: Manifest | None, shards: Mapping[str, Contents], origin: str) -> None:
+    """Shards that polyak wrote are known by the index that was written with them: it has their digests and states."""
+    own = next((name for name, shard in shards.items() if shard.manifest is not None), None)
+    if manifest is None and own is not None:
+        raise DamagedFile(
+            f"{origin}: expected polyak's manifest, which shard {own!r} was written with, received none",
+            hint="restore the index from a copy; or open the shards one by one",
+        )
+
+
+def _manifest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> Manifest | None:
     """Polyak's own description of the whole, which must be of these weights."""
-    if not isinstance(metadata, dict) or not {_KEY, _KEY_DIGEST} & metadata.keys():
+    if not {_KEY, _KEY_DIGEST} & metadata.keys():
         return None
     text = str(metadata.get(_KEY, ""))
     if xxhash.xxh3_128_hexdigest(text.encode(errors="surrogatepass")) != metadata.get(_KEY_DIGEST):
         raise DamagedFile(f"{origin}: the manifest does not have its digest", hint="restore the index from a copy")
-    manifest = Manifest.from_json(text.encode(errors="surrogatepass"), origin)
+    manifest = Manifest.from_json(text.encode(errors="surrogatepass"), origin, len(tensors))
     described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
     for name in sorted({*described, *tensors}):
         found = (tensors[name].shape, tensors[name].dtype) if name in tensors else None

@@ -47,6 +47,14 @@ def read_table(path: Path) -> dict[bytes, bytes]:
         raise DamagedFile(f"file {str(path)!r}: {error}", hint="copy or download the checkpoint again") from None
 
 
+def first_block(data: bytes) -> tuple[int, int]:
+    """Where the first block of a table lies: its first byte and its length. Raises WireError."""
+    footer = data[-FOOTER:]
+    _, at = _handle(footer, 0)
+    (offset, size), _ = _handle(footer, at)
+    return _handle(next(_entries(data[offset : offset + size]))[1], 0)[0]
+
+
 def has_magic(path: Path) -> bool:
     """Whether a file ends as a table does."""
     with path.open("rb") as file:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from polyak.contents import Contents, Slot, Tensor
 from polyak.errors import DamagedFile
+from polyak.files.bundle_entries import Entry
+from polyak.files.bundle_path import AGAIN
 from polyak.files.object_graph import ObjectGraph
 from polyak.files.tensorbundle import TensorBundle
-from polyak.manifest import Manifest
+from polyak.manifest import Manifest, longest_manifest
 
 NOTE = Path("assets.extra") / "polyak.json"
-_LARGEST_NOTE = 1 << 27
 
 
 def recognises(path: Path) -> bool:
@@ -33,11 +34,11 @@ def read(path: Path) -> Contents:
         format="tensorbundle",
         tensors={k: Tensor(e.shape, e.dtype, partial(bundle.read, k)) for k, e in numeric.items()},
         integrity="crc32c",
-        manifest=_note(path),
+        manifest=_note(path, len(bundle.entries)),
         texts={k: _text(bundle, k) for k, e in bundle.entries.items() if e.dtype == "string" and e.shape == ()},
         paths={} if graph is None else {k: t.paths for k, t in graph.tensors.items()},
         full_names={} if graph is None else {k: t.full_name for k, t in graph.tensors.items()},
-        slots=() if graph is None else _slots(graph),
+        slots=() if graph is None else tuple(_slots(graph, numeric, f"checkpoint {str(path)!r}")),
     )
 
 
@@ -45,15 +46,22 @@ def _text(bundle: TensorBundle, key: str) -> Callable[[], bytes]:
     return partial(bundle.read_string, key)
 
 
-def _slots(graph: ObjectGraph) -> tuple[Slot, ...]:
-    return tuple(Slot(k, t.slot.variable, t.slot.name) for k, t in graph.tensors.items() if t.slot is not None)
+def _slots(graph: ObjectGraph, numeric: Mapping[str, Entry], origin: str) -> Iterator[Slot]:
+    for key, tensor in graph.tensors.items():
+        if tensor.slot is None:
+            continue
+        if key not in numeric:
+            raise DamagedFile(
+                f"{origin}: tensor {key!r:.120}: expected numbers by the object graph, received none", hint=AGAIN
+            )
+        yield Slot(key, tensor.slot.variable, tensor.slot.name)
 
 
-def _note(path: Path) -> Manifest | None:
+def _note(path: Path, count: int) -> Manifest | None:
     """The manifest that polyak leaves in the SavedModels it exports."""
     note = path / NOTE
     if not note.is_file():
         return None
-    if (size := note.stat().st_size) > _LARGEST_NOTE:
+    if (size := note.stat().st_size) > longest_manifest(count):
         raise DamagedFile(f"file {str(note)!r}: expected a manifest, received {size:,} bytes")
-    return Manifest.from_json(note.read_bytes(), f"file {str(note)!r}")
+    return Manifest.from_json(note.read_bytes(), f"file {str(note)!r}", count)

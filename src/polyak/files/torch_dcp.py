@@ -18,6 +18,7 @@ from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_zip
 from polyak.files.failures import failures_named
+from polyak.files.limits import MOST_HEADER
 from polyak.files.torch_dcp_metadata import Chunk, Entry, Metadata, Place, read_metadata
 from polyak.files.torch_globals import View
 from polyak.files.torch_pt import FORMAT, NOT_READ
@@ -28,7 +29,6 @@ from polyak.weights import numpy_dtype
 
 METADATA = ".metadata"
 _CHUNKS = "*.distcp"
-_LARGEST_METADATA = 1 << 28
 _LARGEST_OBJECT = 1 << 20
 _MOST_OBJECTS = 2000
 
@@ -80,8 +80,8 @@ def _listed(path: Path, origin: str) -> bytes:
                 f"{origin}: expected {METADATA}, which is written last, received chunks alone",
                 hint="the checkpoint was not finished or not copied whole; file managers hide names with a dot",
             )
-        if held.stat().st_size > _LARGEST_METADATA:
-            raise DamagedFile(f"{origin}: {METADATA}: expected at most {_LARGEST_METADATA:,} bytes")
+        if held.stat().st_size > MOST_HEADER:
+            raise DamagedFile(f"{origin}: {METADATA}: expected at most {MOST_HEADER:,} bytes")
         return held.read_bytes()
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from polyak.errors import DamagedFile
 from polyak.files import torch_globals
+from polyak.files.limits import most_steps
 from polyak.files.torch_pickle import Machine, load
-from polyak.files.torch_values import Name, Refused, Stub
+from polyak.files.torch_values import Budget, Name, Refused, Stub
 from polyak.weights import numpy_dtype
 
 _CLASSES = "torch.distributed.checkpoint.metadata."
@@ -69,7 +70,9 @@ class Metadata:
 
 def read_metadata(raw: bytes, origin: str) -> Metadata:
     """Read the pickle. Raises DamagedFile."""
-    value = load(BytesIO(raw), Machine(torch_globals.find, torch_globals.call, torch_globals.storage), origin)
+    # A chunk takes three hundred bytes here, and some fifty steps.
+    budget = Budget(most_steps(len(raw), len(raw) // 128))
+    value = load(BytesIO(raw), Machine(torch_globals.find, torch_globals.call, torch_globals.storage, budget), origin)
     try:
         return _metadata(value, origin)
     except (Refused, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -7,14 +7,14 @@ from typing import Any
 
 from polyak.errors import DamagedFile, UnknownFormat
 from polyak.files import torch_globals
+from polyak.files.limits import most_described, most_steps
 from polyak.files.torch_globals import NotRead, Storage
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
-from polyak.files.torch_values import Refused, shown
+from polyak.files.torch_values import Budget, Refused, shown
 from polyak.weights import numpy_dtype
 
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-MOST_PICKLE = 2**26
 _PROTOCOL = 1001
 _SIZE = 8
 
@@ -23,7 +23,7 @@ class _Head:
     """The start of a file; no more of it is read than its pickles may be long."""
 
     def __init__(self, view: mmap.mmap) -> None:
-        self._view, self._at, self._end = view, 0, min(len(view), MOST_PICKLE)
+        self._view, self._at, self._end = view, 0, min(len(view), most_described(len(view) // 4096))
 
     def tell(self) -> int:
         return self._at
@@ -63,11 +63,12 @@ def recognises(start: bytes) -> bool:
 def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
     """The tree of a file, and where its storages lie. Raises DamagedFile, UnknownFormat."""
     head, roots = _Head(view), _Roots()
-    _, protocol, _ = (load(head, _machine(_Roots()), origin) for _ in range(3))
+    _, protocol, _ = (load(head, _machine(_Roots(), Budget()), origin) for _ in range(3))
     if protocol != _PROTOCOL:
         raise UnknownFormat(f"{origin}: expected the protocol {_PROTOCOL} of PyTorch, received {shown(protocol)}")
-    tree = load(head, _machine(roots), origin)
-    keys = _keys(load(head, _machine(_Roots()), origin))
+    budget = Budget(most_steps(len(view), 0))
+    tree = load(head, _machine(roots, budget), origin)
+    keys = _keys(load(head, _machine(_Roots(), budget), origin))
     if set(keys) != set(roots.known) or len(keys) != len(roots.known):
         raise DamagedFile(f"{origin}: expected the keys of its {len(roots.known)} storages, received others")
     return tree, Storages(_blocks(keys, roots, head.tell(), view, origin), origin)
@@ -77,8 +78,8 @@ def _keys(value: Any) -> list[str]:
     return [str(k) for k in value if isinstance(k, (str, int))] if isinstance(value, list) else []
 
 
-def _machine(roots: _Roots) -> Machine:
-    return Machine(torch_globals.find, torch_globals.call, roots.persistent)
+def _machine(roots: _Roots, budget: Budget) -> Machine:
+    return Machine(torch_globals.find, torch_globals.call, roots.persistent, budget)
 
 
 def _blocks(keys: list[str], roots: _Roots, position: int, view: mmap.mmap, origin: str) -> dict[str, Block]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol
 
 from polyak.errors import DamagedFile
 from polyak.files.torch_values import Budget, Name, Refused, Stub, set_key
@@ -73,15 +73,13 @@ def load(file: Stream, machine: Machine, origin: str) -> Any:
     Raises:
         DamagedFile: it is not readable, asks for too much, or names a global that could run something.
     """
-    opcode, position = "start", 0
+    opcode, position, charge = "start", 0, machine.budget.charge
     try:
         while opcode != "STOP":
             position = file.tell()
-            op = _OPCODES[file.read(1)]
-            opcode = op.name
-            machine.budget.charge()
-            run = _OPS.get(opcode, _unknown)
-            run(machine, _argument(op, file) if run is not _unknown else None)
+            opcode, argument, run, cost = _OPCODES[file.read(1)]
+            charge(cost)
+            run(machine, None if argument is None else argument(file))
         return machine.pop()
     except Refused as error:
         raise DamagedFile(
@@ -95,11 +93,9 @@ def load(file: Stream, machine: Machine, origin: str) -> Any:
         ) from error
 
 
-def _argument(op: pickletools.OpcodeInfo, file: Stream) -> Any:
-    """The argument that follows an operation. ``pickletools`` reads escapes in names, which ``pickle`` does not."""
-    if op.name == "GLOBAL":
-        return [file.readline().removesuffix(b"\n").decode() for _ in range(2)]
-    return op.arg.reader(cast(BinaryIO, file)) if op.arg else None
+def _global_name(file: Stream) -> list[str]:
+    """``pickletools`` reads escapes in names, which ``pickle`` does not."""
+    return [file.readline().removesuffix(b"\n").decode() for _ in range(2)]
 
 
 def _unknown(machine: Machine, argument: Any) -> NoReturn:
@@ -255,7 +251,6 @@ def _persistent(machine: Machine, argument: Any) -> None:
     machine.stack.append(machine.persistent(machine.pop()))
 
 
-_OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 _PUSHED = (
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
@@ -275,3 +270,21 @@ _OPS: dict[str, _Op] = {
     "GLOBAL": _global, "STACK_GLOBAL": _stack_global, "REDUCE": _reduce, "NEWOBJ": _reduce,
     "NEWOBJ_EX": _new_with_keywords, "BUILD": _build, "BINPERSID": _persistent,
 }  # fmt: skip
+# Containers and notes take more memory than other values.
+_COSTLY = frozenset((
+    "EMPTY_LIST", "EMPTY_DICT", "DICT", "LIST", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "EMPTY_SET", "FROZENSET",
+))  # fmt: skip
+
+
+def _reader(op: pickletools.OpcodeInfo) -> Callable[[Any], Any] | None:
+    """What reads the argument of an operation; that of unknown ones is not looked at."""
+    if op.name == "GLOBAL":
+        return _global_name
+    return op.arg.reader if op.arg and op.name in _OPS else None
+
+
+# By its byte: name, reader of the argument, what it does, and what it costs.
+_OPCODES: dict[bytes, tuple[str, Callable[[Any], Any] | None, _Op, int]] = {
+    op.code.encode("latin-1"): (op.name, _reader(op), _OPS.get(op.name, _unknown), 4 if op.name in _COSTLY else 1)
+    for op in pickletools.opcodes
+}

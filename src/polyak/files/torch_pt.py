@@ -15,6 +15,7 @@ from types import ModuleType
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_legacy, torch_tar, torch_zip
+from polyak.files.limits import most_steps
 from polyak.files.torch_storage import Storages
 from polyak.files.torch_tree import Tree
 from polyak.manifest import Manifest
@@ -47,7 +48,7 @@ def read(path: Path) -> Contents:
     with path.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     value, storages = torch_zip.read(path, view, origin) if zipped else _older(start).read(view, origin)
-    tree = Tree(origin)
+    tree = Tree(origin, most_steps(len(view), len(storages.blocks)))
     tree.add(value)
     _refuse_excess(sum(storages.check(name, held) for name, held in tree.views.items()), len(view), origin)
     facts = tree.facts | {NOT_READ + name: what for name, what in tree.not_read.items()}

@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 
 from polyak.errors import DamagedFile
 from polyak.files import torch_globals
+from polyak.files.limits import most_described, most_steps
 from polyak.files.torch_globals import NotRead, Storage
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
-from polyak.files.torch_values import Refused
+from polyak.files.torch_values import Budget, Refused
 from polyak.weights import numpy_dtype
 
-MOST_PICKLE = 2**26
 _NAMES = (b"sys_info", b"pickle", b"storages", b"tensors")
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _UNIT = 512
@@ -116,8 +116,10 @@ def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
         _read_tensors(members[b"tensors"], archive)
     except Refused as error:
         raise DamagedFile(f"{origin}: it asks for {error}: refused") from error
-    machine = Machine(torch_globals.find, torch_globals.call, archive.persistent)
-    return members[b"pickle"].value(machine, MOST_PICKLE), Storages(archive.blocks, origin)
+    budget = Budget(most_steps(len(view), len(archive.objects)))
+    machine = Machine(torch_globals.find, torch_globals.call, archive.persistent, budget)
+    most = most_described(len(archive.objects))
+    return members[b"pickle"].value(machine, most), Storages(archive.blocks, origin)
 
 
 def _members(view: mmap.mmap, origin: str) -> Iterator[tuple[bytes, _Cursor]]:
@@ -172,7 +174,7 @@ def _read_storages(member: _Cursor, archive: _Archive) -> None:
         archive.enter(key, Storage(name, dtype, size))
         place = f"{archive.origin}: storage {name!r:.60}"
         archive.blocks[name] = Block(member.view, place, start, size * wide, size * wide)
-    for view in _listed(member.value(_plain(), MOST_PICKLE)):
+    for view in _listed(member.value(_plain(), most_described(0))):
         _read_view(view, archive)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyak.errors import DamagedFile
+from polyak.files.limits import FREE_STEPS
 from polyak.files.torch_globals import NotRead, View
 from polyak.files.torch_values import Stub
 
-MOST_NODES = 4_000_000
 _DEEPEST = 48
 _LONGEST_STEP = 4096
 _LETTERS = 64  # of a path that count as one value: each leaf has a path of its own
@@ -26,6 +26,7 @@ class Tree:
     """The leaves of a tree by their path, its steps joined with slashes."""
 
     origin: str
+    most: int = FREE_STEPS
     views: dict[str, View] = field(default_factory=dict)
     facts: dict[str, object] = field(default_factory=dict)
     not_read: dict[str, str] = field(default_factory=dict)
@@ -91,8 +92,8 @@ class Tree:
 
     def _count(self, path: str) -> None:
         self.nodes += 1 + len(path) // _LETTERS
-        if self.nodes > MOST_NODES:
-            raise DamagedFile(f"{self.origin}: expected at most {MOST_NODES:,} values, received more")
+        if self.nodes > self.most:
+            raise DamagedFile(f"{self.origin}: expected at most {self.most:,} values, received more")
 
 
 def _named(step: Any) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST_STEPS = 4_000_000
+from polyak.files.limits import FREE_STEPS
+
 _PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
 _WIDEST_KEY = 2**64
 _LONGEST_KEY = 8
@@ -40,13 +41,13 @@ class Refused(Exception):
 class Budget:
     """How much work a pickle may ask for, so that a small file cannot make work without end."""
 
-    def __init__(self, steps: int = MOST_STEPS) -> None:
-        self.left = steps
+    def __init__(self, steps: int = FREE_STEPS) -> None:
+        self.most = self.left = steps
 
     def charge(self, steps: int = 1) -> None:
         self.left -= steps
         if self.left < 0:
-            raise Refused(f"more than {MOST_STEPS:,} steps")
+            raise Refused(f"more than {self.most:,} steps")
 
 
 def set_key(held: dict[Any, Any], key: Any, value: Any) -> None:

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from polyak.errors import DamagedFile
-from polyak.files import torch_globals
+from polyak.files import torch_globals, zips
+from polyak.files.limits import most_described, most_steps
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
-from polyak.manifest import Manifest
+from polyak.files.torch_values import Budget
+from polyak.manifest import Manifest, longest_manifest
 
-MAGIC = b"PK\x03\x04"
-MOST_PICKLE = 2**26
-MOST_NOTE = 2**30
+MAGIC = zips.MAGIC
 NOTE = "polyak.json"
 _PICKLE = "data.pkl"
-_LOCAL = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 1
 _FAILURES = (
     zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error, OverflowError, KeyError,
@@ -35,7 +34,7 @@ def recognises(path: Path, start: bytes) -> bool:
         with zipfile.ZipFile(path) as archive:
             return _pickle_name(archive.namelist()) is not None
     except _FAILURES:
-        first = start[_LOCAL.size : _LOCAL.size + int.from_bytes(start[26:28], "little")]
+        first = start[zips.LOCAL.size : zips.LOCAL.size + int.from_bytes(start[26:28], "little")]
         return first.endswith(b"/" + _PICKLE.encode())
 
 
@@ -47,24 +46,25 @@ def read(path: Path, view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
         raise DamagedFile(f"{origin}: the archive has no {_PICKLE}", hint="restore it from a copy")
     top = name.removesuffix(_PICKLE)
     pickle = _block(members[name], view, origin)
-    if pickle.size > MOST_PICKLE:
-        raise DamagedFile(f"{origin}: expected a pickle of at most {MOST_PICKLE} bytes, received {pickle.size}")
-    machine = Machine(torch_globals.find, torch_globals.call, torch_globals.storage)
+    if pickle.size > (most := most_described(len(members))):
+        raise DamagedFile(f"{origin}: expected a pickle of at most {most:,} bytes, received {pickle.size:,}")
+    budget = Budget(most_steps(len(view), len(members)))
+    machine = Machine(torch_globals.find, torch_globals.call, torch_globals.storage, budget)
     tree = load(BytesIO(pickle.read()), machine, origin)
     data = f"{top}data/"
     blocks = {n.removeprefix(data): _block(m, view, origin) for n, m in members.items() if n.startswith(data)}
     swapped = _big(members.get(f"{top}byteorder"), view, origin)
-    return tree, Storages(blocks, origin, swapped, _note(members.get(f"{top}{NOTE}"), view, origin))
+    return tree, Storages(blocks, origin, swapped, _note(members.get(f"{top}{NOTE}"), view, len(blocks), origin))
 
 
-def _note(member: zipfile.ZipInfo | None, view: mmap.mmap, origin: str) -> Manifest | None:
+def _note(member: zipfile.ZipInfo | None, view: mmap.mmap, count: int, origin: str) -> Manifest | None:
     """What polyak says of its own files."""
     if member is None:
         return None
     block = _block(member, view, origin)
-    if block.size > MOST_NOTE:
-        raise DamagedFile(f"{origin}: expected a manifest of at most {MOST_NOTE} bytes, received {block.size}")
-    return Manifest.from_json(bytes(block.read()), origin)
+    if block.size > longest_manifest(count):
+        raise DamagedFile(f"{origin}: expected the manifest of {count:,} arrays, received {block.size:,} bytes")
+    return Manifest.from_json(bytes(block.read()), origin, count)
 
 
 def _pickle_name(names: list[str]) -> str | None:
@@ -75,16 +75,16 @@ def _pickle_name(names: list[str]) -> str | None:
 
 def _members(path: Path, origin: str) -> Mapping[str, zipfile.ZipInfo]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zips.opened(path, origin) as archive:
             members = archive.infolist()
+    except DamagedFile:
+        raise
     except _FAILURES as error:
         raise DamagedFile(
             f"{origin}: the list of its members is not readable: {error!s:.80}",
             hint="it is truncated or damaged; restore it from a copy",
         ) from error
     by_name = {m.filename: m for m in members}
-    if len(by_name) < len(members):
-        raise DamagedFile(f"{origin}: two members of one name")
     for name in by_name:
         if name.startswith("/") or ".." in name.split("/"):
             raise DamagedFile(f"{origin}: a member is named {name!r:.80}, outside of the archive: refused")
@@ -95,14 +95,14 @@ def _block(member: zipfile.ZipInfo, view: mmap.mmap, origin: str) -> Block:
     """Where a member's content lies. Its own header says how long that header is."""
     place = f"{origin}: member {member.filename!r:.80}"
     start = member.header_offset
-    head = view[start : start + _LOCAL.size] if start >= 0 else b""
-    if len(head) < _LOCAL.size or head[:4] != MAGIC or member.flag_bits & _ENCRYPTED:
+    head = view[start : start + zips.LOCAL.size] if start >= 0 else b""
+    if len(head) < zips.LOCAL.size or head[:4] != MAGIC or member.flag_bits & _ENCRYPTED:
         raise DamagedFile(f"{place} at byte {start}: no readable header", hint="restore the file from a copy")
-    name, extra = _LOCAL.unpack(head)[9:]
+    name, extra = zips.LOCAL.unpack(head)[9:]
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DamagedFile(f"{place}: an unknown compression {member.compress_type}")
     deflated = member.compress_type == zipfile.ZIP_DEFLATED
-    begin = start + _LOCAL.size + name + extra
+    begin = start + zips.LOCAL.size + name + extra
     stored, size = member.compress_size, member.file_size
     if not deflated and stored != size:
         raise DamagedFile(f"{place}: expected {size} bytes, received {stored}", hint="restore the file from a copy")

@@ -1,0 +1,92 @@
+"""The bytes of an HDF5 file on their way to HDF5, which goes round for ever in a damaged heap of texts.
+
+HDF5 keeps texts of no fixed length in global heaps: collections of objects, each with its size. It walks them without
+looking whether a step is forward, holding Python's lock, so that a page of zeros hangs the process. Here every heap is
+walked before HDF5 sees it.
+
+Source: HDF5 File Format Specification, III.E.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import BinaryIO
+
+from polyak.errors import DamagedFile
+
+_HEAP = b"GCOL\x01"
+_OBJECT = 16  # bytes before an object's own: index, references, padding, size
+_LARGEST = 1 << 24
+
+
+class Watched(io.RawIOBase):
+    """A file open for reading, as h5py wants it, whose heaps of texts are looked through while ``watching``.
+
+    The values of arrays are read without: they may hold any bytes, and no heap.
+    """
+
+    def __init__(self, file: BinaryIO, origin: str) -> None:
+        super().__init__()
+        self._file = file
+        self._origin = origin
+        self._known: set[int] = set()
+        self.size = file.seek(0, os.SEEK_END)
+        self.watching = True
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        start = self._file.tell()
+        got = int(self._file.readinto(buffer) or 0)  # type: ignore[attr-defined]
+        if self.watching:
+            self._look(start, got)
+        return got
+
+    def _look(self, start: int, count: int) -> None:
+        """Every heap that begins in what was read, or whose mark ends in it."""
+        first = max(0, start - len(_HEAP) + 1)
+        raw = self._bytes(first, start + count - first)
+        at = raw.find(_HEAP)
+        while at >= 0:
+            self._walk(first + at)
+            at = raw.find(_HEAP, at + 1)
+
+    def _walk(self, place: int) -> None:
+        if place in self._known:
+            return
+        size = int.from_bytes(self._bytes(place + 8, 8), "little")
+        if size > min(_LARGEST, self.size - place):
+            raise self._damaged(place)
+        heap, at = self._bytes(place, size), _OBJECT
+        while len(heap) - at >= _OBJECT:
+            index = int.from_bytes(heap[at : at + 2], "little")
+            length = int.from_bytes(heap[at + 8 : at + 16], "little")
+            step = _OBJECT + length + -length % 8 if index else length  # that of free room counts its own head
+            if not 0 < step <= len(heap) - at:
+                raise self._damaged(place)
+            at += step
+        self._known.add(place)
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        place = self._file.tell()
+        self._file.seek(start)
+        raw = self._file.read(count)
+        self._file.seek(place)
+        return raw
+
+    def _damaged(self, place: int) -> DamagedFile:
+        return DamagedFile(
+            f"{self._origin}: the heap of texts at byte {place} is not readable",
+            hint="it is truncated or damaged; restore it from a copy",
+        )
