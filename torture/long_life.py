@@ -31,6 +31,6 @@ def used(steps: int) -> Outcome:
 
 
 CAMPAIGNS = (
-    Campaign("30a", "A long run keeps its memory and ends as the closed form says", lived, 20_000, 1_000_000),
-    Campaign("30b", "So it does with snapshots and evaluations between the updates", used, 500, 20_000),
+    Campaign("30a", "A long run keeps its memory and ends as the closed form says", lived, 6_000, 1_000_000),
+    Campaign("30b", "So it does with snapshots and evaluations between the updates", used, 200, 20_000),
 )

@@ -14,7 +14,7 @@ from torture.campaign import Campaign, Outcome
 
 PLAIN, COMPENSATED = 4e-6, 1e-7
 MOVED, NARROW = 0.9999, 2e-5
-DECAYS = (0.0, 0.1, 0.5, 0.9, 0.999, 0.9999, 0.99999, 0.999999, 1 - 2.0**-53)
+DECAYS = (0.0, 0.5, 0.9, 0.9999, 0.999999, 1 - 2.0**-53)
 TURNS = (2**24, 2**31, 2**53, 2**62)
 RULES = (
     "ema:0.999999,start=debiased",

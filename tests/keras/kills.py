@@ -10,7 +10,8 @@ steps in the checkpoint: that is what makes a resumed run comparable.
 With BackupAndRestore of Keras 3.15 it is exact: weights, the optimizer's state, the average and its count.
 What Keras leaves to its user, and the run here therefore does itself:
 
-- It writes in place: ``double_checkpoint=True`` is needed to survive a kill within a write.
+- It writes in place: ``double_checkpoint=True`` is needed to survive a kill within a write. After an interrupt it
+  closes the half-written file, and does not go back to the one before, because the file can be read.
 - It begins the epoch again in which it was killed, with weights from the middle of it: the stream of data starts where
   ``iterations`` of the checkpoint says, and the run ends by the count of updates and not by epochs.
 - Its files hold no random seeds. The average has a copy of them, and ``Seeds`` gives it back.
@@ -28,6 +29,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -53,6 +55,7 @@ STEPS, EPOCH, EVERY = 48, 8, 3
 RULE, SLOW = "ema:0.9", "mean,every=5"
 MOST_KILLS_A_RUN = 3
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+METADATA = "training_metadata.json"
 INTERRUPTED = 130  # the status of a process that SIGINT has ended
 
 Tell = Callable[[], None]
@@ -142,17 +145,44 @@ def fitted(place: Path, tell: Tell, save_freq: str | int, accumulated: int | Non
         place, save_freq=save_freq, double_checkpoint=True, delete_checkpoint=False
     )
     callbacks = [*several, Steps(averaging, tell), backup, Seeds(averaging)]
+    for each in several:
+        each.set_model(model)  # the model holds the averages from here on
+    refuse_half(place, model)
     files = [place / "latest.weights.h5", place / "latest.weights.h5.bkp"]
     first = next((done for done in map(_iterations, files) if done is not None), 0)
     steps = STEPS * (accumulated or 1)
     if first < steps:
         model.fit(stream(first), epochs=steps // EPOCH, steps_per_epoch=EPOCH, verbose=0, callbacks=callbacks)
     else:  # killed after the last checkpoint, which has all
-        for each in several:
-            each.set_model(model)
         model.load_weights(files[0])
         give_seeds_back(averaging.average, model)
     return digest(model, *(each.average for each in several))
+
+
+def refuse_half(place: Path, model: Any) -> None:
+    """Put the file before it in the place of one that an interrupt has left half written, and Keras has closed."""
+    latest, before, notes = (place / name for name in ("latest.weights.h5", "latest.weights.h5.bkp", METADATA))
+    probe = place / "probe.weights.h5"
+    model.save_weights(probe)
+    held, expected = _datasets(latest), _datasets(probe)
+    probe.unlink()
+    if held is not None and held != expected:
+        latest.unlink()
+        if before.exists():
+            shutil.copy(before, latest)
+    if notes.exists() and not notes.read_text().endswith("}"):
+        notes.unlink()
+
+
+def _datasets(path: Path) -> set[str] | None:
+    """The arrays in a file of Keras; None for one that cannot be read."""
+    found: set[str] = set()
+    try:
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: found.add(name) if isinstance(item, h5py.Dataset) else None)
+    except OSError:
+        return None
+    return found
 
 
 def _iterations(path: Path) -> int | None:

@@ -61,18 +61,21 @@ def _gradient(model: Any, bad: float) -> str:
 def guarded(streaks: Sequence[int]) -> tuple[int, list[str]]:
     """Every place, every bad number, for so many updates in a row: (trials, what broke)."""
     broken, trials = [], 0
+    model = network()
+    averages = polyak.track(model, RULE), polyak.track(model, RULE)
     for place, let_in in places().items():
         for bad in BAD:
             for streak in streaks:
                 trials += 1
-                broken += [f"{bad} in {place} for {streak}: {fault}" for fault in _guard(let_in, bad, streak)]
+                broken += [f"{bad} in {place} for {streak}: {fault}" for fault in _guard(averages, let_in, bad, streak)]
     return trials, broken
 
 
-def _guard(let_in: Callable[[Any, float], str], bad: float, streak: int) -> list[str]:
-    model = network()
-    average, clean = polyak.track(model, RULE), polyak.track(model, RULE)
-    for each in (average, clean):
+def _guard(averages: tuple[Any, Any], let_in: Callable[[Any, float], str], bad: float, streak: int) -> list[str]:
+    average, clean = averages
+    model = average.followed()
+    for each in averages:
+        each.reset()
         each.update()
     finite = [np.array(keras.ops.convert_to_numpy(v.value)) + np.float32(0.25) for v in model.weights]
     before = _bits(average.values())
@@ -87,7 +90,7 @@ def _guard(let_in: Callable[[Any, float], str], bad: float, streak: int) -> list
     faults += [] if (average.count, average.skipped) == (1, streak) else [f"{average.count}, {average.skipped} counted"]
     faults += [] if len(said) == streak and all(repr(name) in s for s in said) else [f"it said {said[:1]}"]
     model.set_weights(finite)
-    for each in (average, clean):
+    for each in averages:
         each.update()
     return faults + ([] if _bits(average.values()) == _bits(clean.values()) else ["it does not go on as it was"])
 
