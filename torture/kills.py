@@ -1,4 +1,4 @@
-"""Rows 1, 2 and 5: a process that saves over an old file is ended, at any time and before every call that changes a file."""
+"""Rows 1, 2 and 5: a process that saves over an old file is ended, at any time and before every call."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _killer(point: int) -> object:
 
 
 def left_over(way: Way, top: Path, most: int) -> tuple[int, list[str]]:
-    """After a kill and a good save, a directory holds what it holds after the good save alone, and what others put there."""
+    """After a kill and a good save, a directory holds what it holds after the good save alone."""
     lost: list[str] = []
     old, place = top / "old", top / "place"
     in_child(lambda: start(way, old, SMALL))

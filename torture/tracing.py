@@ -105,7 +105,7 @@ def watched(trial: Callable[[], object], below: Path, watcher: Watcher) -> Ended
     if child == 0:
         os.close(answer)
         os.close(set_off)
-        _live(trial, ready, told)
+        live(trial, ready, told)
     os.close(told)
     os.close(ready)
     try:
@@ -126,7 +126,7 @@ def in_child(trial: Callable[[], object]) -> object:
     child = os.fork()
     if child == 0:
         os.close(answer)
-        _live(trial, None, told)
+        live(trial, None, told)
     os.close(told)
     with os.fdopen(answer, "rb") as said:
         text = said.read().splitlines()
@@ -136,7 +136,7 @@ def in_child(trial: Callable[[], object]) -> object:
     return json.loads(text[-1])
 
 
-def _live(trial: Callable[[], object], ready: int | None, told: int) -> None:
+def live(trial: Callable[[], object], ready: int | None, told: int) -> None:
     """The life of a child: never returns."""
     code = 1
     try:

@@ -76,6 +76,11 @@ def _opened(path: Path) -> set[int]:
     return _found(held.values())
 
 
+def _newest(path: Path) -> set[int]:
+    """The weights of the newest checkpoint of a manager, without the manager's own counter."""
+    return _found(polyak.open(path).select("raw").values())
+
+
 def _checkpoint(size: int) -> Callable[[int], object]:
     import tensorflow as tf
 
@@ -190,7 +195,7 @@ POLYAK = (
 TENSORFLOW = (
     Way("polyak.tensorflow.write", "m", _tensorflow, _opened, ("polyak.tensorflow",)),
     Way("save_tf1", "m", _tf1, _opened, ("polyak.tensorflow",)),
-    Way("CheckpointManager", "m", _managed, _opened, ("polyak.tensorflow",)),
+    Way("CheckpointManager", "m", _managed, _newest, ("polyak.tensorflow",)),
 )
 OTHERS = (
     Way("safetensors", "m.safetensors", _bare_safetensors, _load_safetensors, ("safetensors.numpy",)),

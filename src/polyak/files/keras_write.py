@@ -7,16 +7,15 @@ then refuses a damaged file, which it does not notice in those that it writes it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import h5py
 import msgspec
 import numpy as np
 import xxhash
 
-from polyak.errors import AmbiguousRole, FileError, UnexpectedWeight
+from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files.atomic import Check, replacing
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST
 from polyak.manifest import Manifest, Stored, digest
@@ -24,10 +23,11 @@ from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import Evidence, Kind, Weight, numpy_dtype
 
 SUFFIX = ".weights.h5"
+_LARGEST_CHUNK = 1 << 31  # HDF5 takes less than 2**32 bytes
 
 
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
-    """Write the weights of one role where ``load_weights`` looks for them, in the dtypes of the model.
+    """Write the weights of one role where ``load_weights`` looks for them, in their own dtypes: Keras casts to its own.
 
     Random seeds are left out, as Keras leaves them out. Memory: the largest array.
 
@@ -51,19 +51,46 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
     }
     _refuse_shared(placed)
     needed = sum(w.nbytes for w in snapshot.weights)
-    with replacing(path, needed, check) as file, _refusals_named(path), h5py.File(file, "w", libver="latest") as h5:
-        h5.require_group("vars")  # Keras 2 opens it, though the model owns no weights itself
-        stored = [_put(h5, snapshot, name, evidence) for name, evidence in placed.items()]
-        return _note(h5, snapshot, stored)
+    with replacing(path, needed, check) as file:
+        patient = _Patient(file)
+        with h5py.File(patient, "w", libver="latest") as h5:
+            h5.require_group("vars")  # Keras 2 opens it, though the model owns no weights itself
+            stored = [_put(h5, snapshot, name, evidence) for name, evidence in placed.items()]
+            manifest = _note(h5, snapshot, stored)
+        patient.raise_refused()
+    return manifest
 
 
-@contextmanager
-def _refusals_named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """HDF5 says in a RuntimeError what the system refused it."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise FileError(f"file {os.fspath(path)!r}: cannot be written: {error!s:.200}") from error
+class _Patient:
+    """A file for HDF5, which cannot bear that a write fails: it fails once, at the end, with what was refused first."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._refused: OSError | None = None
+        self.seek, self.tell, self.read = file.seek, file.tell, file.read
+        self.readinto = file.readinto  # type: ignore[attr-defined]
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._unless_refused(lambda: self._file.write(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._unless_refused(lambda: self._file.truncate(size))
+        return size
+
+    def flush(self) -> None:
+        self._unless_refused(self._file.flush)
+
+    def _unless_refused(self, do: Callable[[], object]) -> None:
+        try:
+            if self._refused is None:
+                do()
+        except OSError as error:
+            self._refused = error
+
+    def raise_refused(self) -> None:
+        if self._refused is not None:
+            raise self._refused
 
 
 def _place(weight: Weight) -> Evidence:
@@ -71,6 +98,11 @@ def _place(weight: Weight) -> Evidence:
         raise UnexpectedWeight(
             f"weight {weight.path!r}: expected a place in Keras' files, received none",
             hint="Keras loads only what the live model stores by itself; write a safetensors file",
+        )
+    if numpy_dtype(weight.dtype).kind not in "biufc" and weight.dtype != "bfloat16":
+        raise DtypeMismatch(
+            f"weight {weight.path!r}: expected a dtype that Keras' files hold, received {weight.dtype}",
+            hint=f'cast it first, or leave it out with exclude="{weight.path}"',
         )
     return weight.evidence
 
@@ -86,26 +118,33 @@ def _refuse_shared(placed: dict[str, Evidence]) -> None:
 
 
 def _put(h5: Any, snapshot: Snapshot, name: str, evidence: Evidence) -> Stored:
-    value = np.ascontiguousarray(snapshot[name].astype(numpy_dtype(evidence.dtype), copy=False)).reshape(
-        snapshot.items_by_path[name].weight.shape
-    )
+    item = snapshot.items_by_path[name]
+    value = np.ascontiguousarray(snapshot[name]).reshape(item.weight.shape)
     group = h5.require_group(evidence.saved.rpartition("/")[0])
     if evidence.names and "name" not in group.attrs:
         group.attrs["name"] = evidence.names[-1]
-    dataset = group.create_dataset(evidence.saved.rpartition("/")[2], data=value, **_checks(value))
-    if evidence.dtype == "bfloat16":
+    dataset = _create(group, evidence.saved.rpartition("/")[2], value)
+    if value.dtype.name == "bfloat16":
         dataset.attrs["dtype"] = "bfloat16"
-    item = snapshot.items_by_path[name]
-    return Stored(evidence.saved, item.role, _retyped(item.weight, evidence.dtype), digest(value))
+    return Stored(evidence.saved, item.role, item.weight, digest(value))
 
 
-def _checks(value: Array) -> dict[str, Any]:
-    """HDF5 checks arrays in chunks; a scalar has none."""
-    return {"fletcher32": True, "chunks": value.shape} if value.size and value.nbytes < 2**32 and value.ndim else {}
+def _create(group: Any, name: str, value: Array) -> Any:
+    """An array whose damage HDF5 notices.
 
-
-def _retyped(weight: Weight, dtype: str) -> Weight:
-    return Weight(weight.path, weight.shape, dtype, weight.kind, weight.evidence)
+    It checks those in chunks. One without axes cannot have these, and lies in the object's header, which is checked.
+    """
+    if value.ndim:
+        rows = max(1, min(len(value), len(value) * _LARGEST_CHUNK // max(value.nbytes, 1)))
+        checks = {"fletcher32": True, "chunks": (rows, *value.shape[1:])} if value.size else {}
+        return group.create_dataset(name, data=value, **checks)
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.COMPACT)
+    plan.set_obj_track_times(False)  # as h5py has it: equal weights make equal files
+    kind, space = h5py.h5t.py_create(value.dtype, logical=True), h5py.h5s.create(h5py.h5s.SCALAR)
+    dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plan))
+    dataset[()] = value
+    return dataset
 
 
 def _note(h5: Any, snapshot: Snapshot, stored: list[Stored]) -> Manifest:
