@@ -34,6 +34,7 @@ TOOLS: list[tuple[str, str, Tool, str, bool]] = [
     ("torch-ema", "torch_ema", tools.torch_ema, "ema:{d},start=initial", True),
     ("torch-ema num_updates", "torch_ema", tools.torch_ema_counted, "tf:{d}", True),
     ("ema-pytorch", "ema_pytorch", tools.ema_pytorch, "inverse-gamma:{d}", False),
+    ("ema-pytorch, no warm-up", "ema_pytorch", tools.ema_pytorch_constant, "ema:{d},start=copy", False),
     ("timm ModelEmaV2", "timm", tools.timm_v2, "ema:{d},start=initial", True),
     ("timm ModelEmaV3 use_warmup", "timm", tools.timm_warmup, "inverse-gamma:{d}", True),
     ("diffusers EMAModel", "diffusers", tools.diffusers, "diffusers:{d}", True),
@@ -91,30 +92,37 @@ def test_the_tool_and_polyak_agree_to_the_tool_s_own_rounding(
 # --- where a tool does not do what its name says, polyak follows the definition ---
 
 
-def bfloat16_torch() -> tuple[float, float]:
-    """K4: weights go from 1 to 1.25, decay 0.999: torch in bfloat16, and polyak, whose shadow is float32."""
-    torch = pytest.importorskip("torch")
-    from torch.optim import swa_utils
-
-    module = torch.nn.Module()
-    module.w = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
-    tool = swa_utils.AveragedModel(module, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.999))
-    tool.update_parameters(module)  # copies 1.0
-    ours, rule = np.ones(1, ml_dtypes.bfloat16), parse("ema:0.999,start=copy")
-    module.w.data.fill_(1.25)
-    value = np.array([1.25], ml_dtypes.bfloat16)
-    for n in range(2, 3002):
-        tool.update_parameters(module)
-        ours = lerp(ours, value, float(rule.weight(n)))
-    return float(tool.module.w.detach()), float(ours[0])
+# K4: tool, the package it needs, its rule.
+NARROW: list[tuple[str, str, Tool, str]] = [
+    ("torch AveragedModel", "torch", tools.torch_averaged_model, "ema:{d},start=copy"),
+    ("Keras use_ema", "keras", tools.keras_use_ema, "ema:{d},start=copy"),
+    ("tf.train.EMA", "tensorflow", tools.tf_train, "ema:{d},start=initial"),
+    ("optax.incremental_update", "optax", tools.optax_incremental, "ema:{d},start=initial"),
+    ("flax nnx.EMA", "flax", tools.flax_nnx, "ema:{d},start=initial"),
+    ("torch-ema", "torch_ema", tools.torch_ema, "ema:{d},start=initial"),
+    ("ema-pytorch, no warm-up", "ema_pytorch", tools.ema_pytorch_constant, "ema:{d},start=copy"),
+]
 
 
-def test_an_average_in_bfloat16_stands_still_and_polyak_s_moves(row: Row) -> None:
-    theirs, ours = bfloat16_torch()
-    expected = 1.25 - 0.25 * 0.999**3000
+@pytest.mark.parametrize(
+    ("name", "tool", "rule"), [pytest.param(n, t, r, id=n, marks=needed(p)) for n, p, t, r in NARROW]
+)
+def test_an_average_in_bfloat16_stands_still_and_polyak_s_moves(name: str, tool: Tool, rule: str, row: Row) -> None:
+    """K4: the weights go from 1 to 1.25 and stay there. polyak's shadow is float32 and follows the float64 oracle."""
+    updates, decay = 1500, 0.999
+    values = np.full((updates + 1, 1), 1.25).astype(ml_dtypes.bfloat16)
+    values[:2] = 1.0
+    made = parse(rule.format(d=decay))
+    ours, exact = np.ones(1, np.float32), 1.0
+    for n, value in enumerate(values[1:], 1):
+        w = float(made.weight(n))
+        ours = lerp(ours, value, w)
+        exact += w * (float(value[0]) - exact)
+    theirs = float(tool(values, decay)[-1, 0])
+    assert float(ours[0]) == pytest.approx(exact, abs=2e-5)
+    assert exact > 1.15
     assert theirs == 1.0
-    assert ours == pytest.approx(expected, abs=2e-5)
-    row("torch AveragedModel", "bfloat16, 0.999", "ema:0.999,start=copy", f"{expected - theirs:.2f}", "does not move")
+    row(name, "bfloat16, 0.999", rule.format(d=decay), f"{exact - theirs:.2f}", "does not move")
 
 
 def test_torch_averages_integer_buffers_and_polyak_copies_them(row: Row) -> None:

@@ -104,14 +104,30 @@ def torch_steps(values: Path_) -> tuple[Any, Iterator[None]]:
     import torch
 
     module = torch.nn.Module()
-    module.w = torch.nn.Parameter(torch.tensor(values[0]))
+    module.w = torch.nn.Parameter(tensor(values[0]))
 
     def going() -> Iterator[None]:
         for value in values[1:]:
-            module.w.data.copy_(torch.tensor(value))
+            module.w.data.copy_(tensor(value))
             yield
 
     return module, going()
+
+
+def tensor(value: np.ndarray) -> Any:
+    """PyTorch takes no bfloat16 of NumPy's, and gives none."""
+    import torch
+
+    narrow = value.dtype.name == "bfloat16"
+    return torch.tensor(value.astype("float32")).bfloat16() if narrow else torch.tensor(value)
+
+
+def array(held: Any) -> np.ndarray:
+    """A copy of what a tensor holds; bfloat16 as float32."""
+    import torch
+
+    found: np.ndarray = (held.detach().float() if held.dtype == torch.bfloat16 else held.detach()).numpy().copy()
+    return found
 
 
 def torch_averaged_model(values: Path_, decay: float) -> Path_:
@@ -119,7 +135,7 @@ def torch_averaged_model(values: Path_, decay: float) -> Path_:
 
     module, steps = torch_steps(values)
     average = swa_utils.AveragedModel(module, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay))
-    return np.stack([(average.update_parameters(module), average.module.w.detach().numpy().copy())[1] for _ in steps])
+    return np.stack([(average.update_parameters(module), array(average.module.w))[1] for _ in steps])
 
 
 def torch_swa(values: Path_, decay: float) -> Path_:
@@ -135,7 +151,7 @@ def torch_swa(values: Path_, decay: float) -> Path_:
         optimizer.step()
         schedule.step()
         average.update_parameters(module)
-        found.append(average.module.w.detach().numpy().copy())
+        found.append(array(average.module.w))
     return np.stack(found)
 
 
@@ -144,26 +160,31 @@ def torch_ema(values: Path_, decay: float, counted: bool = False) -> Path_:
 
     module, steps = torch_steps(values)
     tool = ExponentialMovingAverage([module.w], decay, use_num_updates=counted)
-    return np.stack([(tool.update(), tool.shadow_params[0].numpy().copy())[1] for _ in steps])
+    return np.stack([(tool.update(), array(tool.shadow_params[0]))[1] for _ in steps])
 
 
 def torch_ema_counted(values: Path_, decay: float) -> Path_:
     return torch_ema(values, decay, counted=True)
 
 
-def ema_pytorch(values: Path_, decay: float, every: int = 1) -> Path_:
+def ema_pytorch(values: Path_, decay: float, every: int = 1, least: float = 0.0) -> Path_:
     from ema_pytorch import EMA
 
     module, steps = torch_steps(values)
-    tool = EMA(module, beta=decay, update_after_step=0, update_every=every, inv_gamma=1.0, power=2 / 3)
-    return np.stack([(tool.update(), tool.ema_model.w.detach().numpy().copy())[1] for _ in steps])
+    warm_up = {"inv_gamma": 1.0, "power": 2 / 3, "min_value": least}
+    tool = EMA(module, beta=decay, update_after_step=0, update_every=every, **warm_up)
+    return np.stack([(tool.update(), array(tool.ema_model.w))[1] for _ in steps])
+
+
+def ema_pytorch_constant(values: Path_, decay: float) -> Path_:
+    return ema_pytorch(values, decay, least=decay)
 
 
 def timm_v2(values: Path_, decay: float) -> Path_:
     tool = module_file("timm", "utils", "model_ema.py").ModelEmaV2
     module, steps = torch_steps(values)
     average = tool(module, decay=decay)
-    return np.stack([(average.update(module), average.module.w.detach().numpy().copy())[1] for _ in steps])
+    return np.stack([(average.update(module), array(average.module.w))[1] for _ in steps])
 
 
 def timm_warmup(values: Path_, decay: float) -> Path_:
@@ -173,7 +194,7 @@ def timm_warmup(values: Path_, decay: float) -> Path_:
     found = []
     for n, _ in enumerate(steps, 1):
         average.update(module, step=n)
-        found.append(average.module.w.detach().numpy().copy())
+        found.append(array(average.module.w))
     return np.stack(found)
 
 
@@ -182,7 +203,7 @@ def diffusers(values: Path_, decay: float, warmup: bool = False) -> Path_:
 
     module, steps = torch_steps(values)
     tool = EMAModel([module.w], decay=decay, use_ema_warmup=warmup)
-    return np.stack([(tool.step([module.w]), tool.shadow_params[0].numpy().copy())[1] for _ in steps])
+    return np.stack([(tool.step([module.w]), array(tool.shadow_params[0]))[1] for _ in steps])
 
 
 def diffusers_warmup(values: Path_, decay: float) -> Path_:
