@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +15,7 @@ from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.rules import Mean
 from polyak.combine import average as many
 from polyak.combine.average import Member, Watch
-from polyak.combine.convert import Choosing, Converted, converted, format_of, writer_of
+from polyak.combine.convert import Choosing, Converted, converted, format_of, refuse_left_out, writer_of
 from polyak.combine.difference import Difference, comparable, difference
 from polyak.combine.doctor import examine
 from polyak.combine.doctor_averages import Start
@@ -27,7 +27,7 @@ from polyak.errors import AmbiguousRole, RuleError
 from polyak.files.atomic import Check
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.hand_over import model_target
-from polyak.manifest import AVERAGE, RAW, Manifest, State, choose_role
+from polyak.manifest import AVERAGE, RAW, Manifest, State, Stored, choose_role
 from polyak.snapshot import Snapshot
 from polyak.transfer.layouts import in_layout
 from polyak.transfer.receipt import Moved, Receipt
@@ -127,6 +127,7 @@ def convert(
     """Write a source in a format that polyak writes, read it back and compare; see ``polyak.combine.convert``."""
     with moment_of(source):
         made = view(source, weights, **choosing)
+        refuse_left_out(made.snapshot, format_of(os.fspath(target), format))
         return written(made.snapshot, target, shared(writer(target, format), source), made)
 
 
@@ -182,20 +183,17 @@ def written(held: Snapshot, path: PathLike, writer: Writer, view: Converted | No
 
     done = writer.write(held, path, read_back)
     sources = {s.name: (s.name, s.weight.dtype) for s in done.weights} if view is None else view.sources
-    moved = tuple(
-        Moved(
-            sources[s.name][0],
-            s.name,
-            sources[s.name][1],
-            found[s.name if s.name in found else s.weight.path],
-            s.weight.nbytes,
-            s.digest,
-        )
-        for s in done.weights
-    )
+    moved = tuple(_moved(s, sources, found) for s in done.weights)
     count = held.state.count if held.state else None
     skipped = () if view is None else view.skipped
     return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, skipped, count=count)
+
+
+def _moved(stored: Stored, sources: Mapping[str, tuple[str, str]], found: Mapping[str, str]) -> Moved:
+    """A weight of a receipt. Keras' files call it by its place, the source and what is read back by its path."""
+    name, dtype = sources[stored.name if stored.name in sources else stored.weight.path]
+    read = found[stored.name if stored.name in found else stored.weight.path]
+    return Moved(name, stored.name, dtype, read, stored.weight.nbytes, stored.digest)
 
 
 def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:

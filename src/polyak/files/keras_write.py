@@ -99,7 +99,7 @@ def _place(weight: Weight) -> Evidence:
             f"weight {weight.path!r}: expected a place in Keras' files, received none",
             hint="Keras loads only what the live model stores by itself; write a safetensors file",
         )
-    if numpy_dtype(weight.dtype).kind not in "biufc" and weight.dtype != "bfloat16":
+    if numpy_dtype(weight.dtype).isbuiltin != 1 and weight.dtype != "bfloat16":
         raise DtypeMismatch(
             f"weight {weight.path!r}: expected a dtype that Keras' files hold, received {weight.dtype}",
             hint=f'cast it first, or leave it out with exclude="{weight.path}"',

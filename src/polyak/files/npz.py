@@ -307,7 +307,11 @@ def carrier(dtype: np.dtype[Any]) -> np.dtype[Any]:
         >>> carrier(numpy_dtype("bfloat16")).name, carrier(numpy_dtype("float16")).name
         ('uint16', 'float16')
     """
-    return dtype if np.dtype(dtype.str) == dtype else np.dtype(f"u{dtype.itemsize}")
+    try:
+        named = np.dtype(dtype.str) == dtype
+    except TypeError:  # '<f1' of a float8
+        named = False
+    return dtype if named else np.dtype(f"u{dtype.itemsize}")
 
 
 def _refuse_name(name: str) -> None:
