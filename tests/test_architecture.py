@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("files", "frameworks", "dialects"),
     ("file_verbs",),
     ("report", "verbs", "posthoc_verbs", "derived", "testing"),
-    ("plan_verbs", "several", "targets", "periodic", "recalibrating"),
+    ("plan_verbs", "several", "targets", "periodic", "recalibrating", "saving"),
     ("keras", "tensorflow"),
     ("polyak",),
     ("demo",),

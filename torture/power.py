@@ -1,6 +1,6 @@
 """Row 3: power cuts. The calls of a save are recorded; what a disk may hold after a cut is built from them and loaded.
 
-What a file's ``fsync`` came after is on the disk; what nothing came after may be missing, cut off or zeroed. A new name,
+What a file's ``fsync`` came after is on the disk; what none came after may be missing, cut off or zeroed. A new name,
 a rename or a removal is on the disk once its directory was synchronised; before, it may be or not, whatever came later.
 Source: Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014), whose abstract persistence model this is.
 """
@@ -241,6 +241,8 @@ class Recorder:
             self._did(Step("gone", self._now.names[place[0]][place[1]], place))
 
     def _mkdir(self, call: Call) -> None:
+        if not self._parts(call.paths[0]):
+            return  # the watched directory, which is there
         place = self._place(call.paths[0])
         if place[1] not in self._now.names[place[0]]:
             node = self._now.number()
@@ -290,7 +292,7 @@ def _sure(steps: list[Step]) -> list[bool]:
 
 
 def _kept(steps: list[Step], sure: list[bool], style: int, chance: random.Random) -> Iterator[Step]:
-    """Steps that reached the disk: the certain ones; of the others, by style, all, none, the names, the data or some."""
+    """Steps that reached the disk: the certain ones; of the others, by style, all, none, names, data or some."""
     share = (1.0, 0.0, None, None)[style] if style < 4 else chance.choice((0.2, 0.5, 0.8))
     for step, certain in zip(steps, sure, strict=True):
         if step.kind == "sync":

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from polyak.posthoc_verbs import synthesize
     from polyak.recalibrating import recalibrate
     from polyak.report.pictures import plot_profile
+    from polyak.saving import Saver, Saving
     from polyak.several import Averages
     from polyak.snapshot import Snapshot
     from polyak.targets import Target
@@ -61,6 +62,7 @@ _HOMES = {
     "posthoc_verbs": ("synthesize",),
     "recalibrating": ("recalibrate",),
     "report.pictures": ("plot_profile",),
+    "saving": ("Saver", "Saving"),
     "snapshot": ("Snapshot",),
     "several": ("Averages",),
     "targets": ("Target",),
@@ -114,6 +116,8 @@ __all__ = [
     "PowerEMA",
     "Profile",
     "Receipt",
+    "Saver",
+    "Saving",
     "Snapshot",
     "Snapshots",
     "StoredPlan",

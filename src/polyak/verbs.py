@@ -128,13 +128,16 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
     Raises:
         FileError: the path cannot be written, or its name promises a format that polyak does not write.
     """
+    return written(held_now(source, weights), path, shared(saver(os.fspath(path)), source))
+
+
+def held_now(source: Any, weights: str | None) -> Snapshot:
+    """What ``save`` writes of a source: a copy of one moment, or the arrays of a file, which does not change."""
     if weights == "both":
-        held = both_of(source)
-    elif isinstance(source, (str, os.PathLike, Snapshot)):
-        held = held_by(source, weights)  # array by array; a file does not change meanwhile
-    else:
-        held = source_of(source, weights).copy()
-    return written(held, path, shared(saver(os.fspath(path)), source))
+        return both_of(source)
+    if isinstance(source, (str, os.PathLike, Snapshot)):
+        return held_by(source, weights)
+    return source_of(source, weights).copy()
 
 
 def label(source: Any) -> str:

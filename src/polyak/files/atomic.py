@@ -10,8 +10,8 @@ import ctypes
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -125,10 +125,27 @@ def _synced(synchronise: Callable[[], None], fresh: Path, check: Check | None) -
     if check is None:
         synchronise()
         return
-    with ThreadPoolExecutor(1, "polyak-sync") as pool:
-        syncing = pool.submit(synchronise)
+    refused: list[BaseException] = []
+
+    def beside() -> None:
+        try:
+            synchronise()
+        except BaseException as error:  # raised in the other thread, below
+            refused.append(error)
+
+    thread = threading.Thread(target=beside, name="polyak-sync")
+    try:
+        thread.start()
+    except RuntimeError:  # no thread can be started: the program ends
+        synchronise()
         check(fresh)
-        syncing.result()
+        return
+    try:
+        check(fresh)
+    finally:
+        thread.join()
+    if refused:
+        raise refused[0]
 
 
 def _commit_directory(fresh: Path, final: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import h5py
 import msgspec
@@ -23,6 +23,7 @@ from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import Evidence, Kind, Weight, numpy_dtype
 
 SUFFIX = ".weights.h5"
+T = TypeVar("T")
 _LARGEST_CHUNK = 1 << 31  # HDF5 takes less than 2**32 bytes
 
 
@@ -62,31 +63,38 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
 
 
 class _Patient:
-    """A file for HDF5, which cannot bear that a write fails: it fails once, at the end, with what was refused first."""
+    """A file for HDF5, which cannot bear that a call fails: it fails once, at the end, with what was refused first."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._refused: OSError | None = None
-        self.seek, self.tell, self.read = file.seek, file.tell, file.read
-        self.readinto = file.readinto  # type: ignore[attr-defined]
+        self.read = file.read
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        return self._unless_refused(lambda: self._file.seek(place, whence), place)
+
+    def tell(self) -> int:
+        return self._unless_refused(self._file.tell, 0)
+
+    def readinto(self, buffer: memoryview) -> int:
+        return self._unless_refused(lambda: int(self._file.readinto(buffer)), len(buffer))  # type: ignore[attr-defined]
 
     def write(self, data: bytes | memoryview) -> int:
-        self._unless_refused(lambda: self._file.write(data))
-        return len(data)
+        return self._unless_refused(lambda: self._file.write(data), len(data))
 
     def truncate(self, size: int) -> int:
-        self._unless_refused(lambda: self._file.truncate(size))
-        return size
+        return self._unless_refused(lambda: self._file.truncate(size), size)
 
     def flush(self) -> None:
-        self._unless_refused(self._file.flush)
+        self._unless_refused(self._file.flush, None)
 
-    def _unless_refused(self, do: Callable[[], object]) -> None:
+    def _unless_refused(self, do: Callable[[], T], answer: T) -> T:
+        """What the file answers; once it has refused something, what it would answer if it had not."""
         try:
-            if self._refused is None:
-                do()
+            return answer if self._refused is not None else do()
         except OSError as error:
             self._refused = error
+            return answer
 
     def raise_refused(self) -> None:
         if self._refused is not None:

@@ -1,0 +1,144 @@
+"""Saving beside the training: what is saved is of the moment of the call, the writing happens in a thread."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+from polyak.errors import PolyakError
+from polyak.file_verbs import PathLike, shared, written
+from polyak.transfer.receipt import Receipt
+from polyak.verbs import held_now, saver
+
+_WAITING = 2  # saves under way: one that is written, and one that waits for it
+
+
+class Saving:
+    """A save under way.
+
+    Example:
+        >>> import tempfile, numpy as np, polyak
+        >>> held = polyak.Snapshot.from_arrays({"w": np.ones(2, np.float32)})
+        >>> with Saver() as background:
+        ...     saving = background.save(held, tempfile.mkdtemp() + "/w.safetensors")
+        ...     saving.result().nbytes
+        8
+    """
+
+    def __init__(self, path: str, future: Future[Receipt]) -> None:
+        self.path = path
+        self.seen = False
+        self._future = future
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> Receipt:
+        """The receipt, once the file has its name.
+
+        Raises:
+            FileError: it could not be written; the old file is as it was.
+            TimeoutError: it is not done after so many seconds.
+        """
+        error = self._future.exception(timeout)
+        self.seen = True
+        if error is not None:
+            raise error
+        return self._future.result()
+
+
+class Saver:
+    """Saves like ``polyak.save``, in a thread of its own, so that training goes on meanwhile.
+
+    ``save`` copies what is to be saved and returns; the copy is of one moment, as that of ``polyak.save``. Files are
+    written one after the other, in the order of the calls, each as safely as ``polyak.save`` does it. Memory: a copy
+    for each save under way, of which there are two at most; a third call waits for the first.
+
+    A save that failed raises at its ``result``, or else at the next ``save``, ``wait`` or the end of the ``with``
+    block, and at the latest when the program ends, which waits for all saves.
+
+    Example:
+        >>> import tempfile, numpy as np, polyak
+        >>> held = polyak.Snapshot.from_arrays({"w": np.ones(2, np.float32)})
+        >>> folder = tempfile.mkdtemp()
+        >>> with Saver() as background:
+        ...     for step in range(3):
+        ...         _ = background.save(held, f"{folder}/{step}.safetensors")
+        >>> sorted(os.listdir(folder))
+        ['0.safetensors', '1.safetensors', '2.safetensors']
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "polyak-save")
+        self._room = threading.Semaphore(_WAITING)
+        self._savings: list[Saving] = []
+        atexit.register(self._raise_unseen)
+
+    def save(self, source: Any, path: PathLike, weights: str | None = None) -> Saving:
+        """Take what ``polyak.save`` takes; write it in the thread.
+
+        Raises:
+            FileError: an earlier save failed; this one is not begun then.
+        """
+        self._raise_unseen()
+        writer = shared(saver(os.fspath(path)), source)
+        self._room.acquire()
+        try:
+            held = held_now(source, weights)
+            future = self._pool.submit(written, held, path, writer)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(lambda _: self._room.release())
+        saving = Saving(os.fspath(path), future)
+        self._savings = [s for s in self._savings if not s.done] + [saving]
+        return saving
+
+    def wait(self) -> tuple[Receipt, ...]:
+        """Wait for all saves; the receipts of those under way at the last call, in their order.
+
+        Raises:
+            FileError: the first one that failed, with the others as notes.
+        """
+        waited, self._savings = self._savings, []
+        failed = [(s, error) for s in waited if (error := s._future.exception()) is not None and not s.seen]
+        for saving in waited:
+            saving.seen = True
+        if failed:
+            first = failed[0][1]
+            for saving, error in failed[1:]:
+                first.add_note(f"{saving.path}: {error}")
+            raise first
+        return tuple(s._future.result() for s in waited if s._future.exception() is None)
+
+    def close(self) -> None:
+        """Wait for all saves, and take no more. Raises what ``wait`` raises."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+            atexit.unregister(self._raise_unseen)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except PolyakError as failed:  # the block's own exception matters more, and names it
+            error.add_note(f"besides, a save failed: {failed}")
+
+    def _raise_unseen(self) -> None:
+        """Raise for a save that failed and that nobody has heard of; at the end of the program all are done."""
+        for saving in self._savings:
+            if saving.done and not saving.seen and saving._future.exception() is not None:
+                saving.result()

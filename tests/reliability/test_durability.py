@@ -1,0 +1,76 @@
+"""The campaigns of durability in their short form, and that they can fail: others' bare writers lose in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torture import crowds, faults, kills, places, power
+from torture.campaign import Campaign
+from torture.kills import at_calls, left_over
+from torture.power import cut
+from torture.tracing import AVAILABLE
+from torture.ways import OTHERS
+
+TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "5b"}
+ALL = [*kills.CAMPAIGNS, *power.CAMPAIGNS, *faults.CAMPAIGNS, *crowds.CAMPAIGNS, *places.CAMPAIGNS]
+WAYS = {way.name: way for way in OTHERS}
+# A trial forks; pytest's process may hold threads of a framework by then, so campaigns run in processes of their own.
+traced = pytest.mark.skipif(not AVAILABLE, reason="system calls are watched on Linux on x86-64 alone")
+
+
+@pytest.mark.parametrize(
+    "campaign", [pytest.param(c, marks=[pytest.mark.kill] * (c.row in TENSORFLOW)) for c in ALL], ids=lambda c: c.row
+)
+def test_the_promise_holds(campaign: Campaign) -> None:
+    from torture.__main__ import in_its_process
+
+    outcome = in_its_process(campaign, short=True)
+    assert outcome.broken == ()
+    assert outcome.trials > 0
+    assert all("lost" in figure or "reads" in figure or figure for figure in outcome.peers.values())
+
+
+@traced
+def test_kills_before_calls_lose_a_file_that_is_written_in_place(tmp_path: Path) -> None:
+    done, lost = at_calls(WAYS["h5py in place, as Keras"], tmp_path, 6)
+    assert len(lost) > done // 3
+
+
+@traced
+def test_what_a_killed_writer_leaves_is_noticed(tmp_path: Path) -> None:
+    _, lost = left_over(WAYS["safetensors"], tmp_path, 4)
+    assert lost
+
+
+@traced
+def test_power_cuts_lose_what_is_not_synchronised(tmp_path: Path) -> None:
+    _, lost = cut(WAYS["safetensors"], tmp_path, 40)
+    assert lost
+
+
+@traced
+def test_faults_lose_a_file_that_is_written_in_place(tmp_path: Path) -> None:
+    _, lost = faults.failing(WAYS["torch.save"], tmp_path, 12)
+    assert any("is found" in text for text in lost)
+
+
+def test_readers_of_a_file_that_is_written_in_place_fail() -> None:
+    WAYS["np.savez"].prepare()
+    _, wrong = crowds.crowd(WAYS["np.savez"], 1, 20)
+    assert wrong
+
+
+def test_a_reader_that_is_led_out_is_noticed(tmp_path: Path) -> None:
+    from torture.tracing import in_child
+
+    assert in_child(lambda: places._opened_below(_secret(tmp_path), tmp_path))
+
+
+def _secret(folder: Path) -> Path:
+    import numpy as np
+
+    import polyak
+
+    polyak.save(polyak.Snapshot.from_arrays({"w": np.ones(3, np.float32)}), folder / "secret.safetensors")
+    return folder / "secret.safetensors"

@@ -1,0 +1,133 @@
+"""Saves in a thread: of one moment, in order, waited for, and never silent when they fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import FileError
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
+
+tf = pytest.importorskip("tensorflow")
+
+
+def held(value: float, gate: threading.Event | None = None) -> Snapshot:
+    """One weight, which can be read once the gate is open."""
+
+    def read() -> np.ndarray:
+        assert gate is None or gate.wait(20)
+        return np.full(4, value, np.float32)
+
+    return Snapshot([Item("raw", Weight("w", (4,), "float32", Kind.TRAINABLE), read)])
+
+
+def test_what_is_saved_is_of_the_moment_of_the_call(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.w = tf.Variable([1.0, 2.0])
+    gate = threading.Event()
+    with polyak.Saver() as background:
+        background.save(held(0.0, gate), tmp_path / "first.safetensors")
+        saving = background.save(module, tmp_path / "a.safetensors")
+        module.w.assign([5.0, 6.0])
+        assert not saving.done
+        gate.set()
+    assert polyak.open(tmp_path / "a.safetensors")["w"].tolist() == [1.0, 2.0]
+
+
+def test_saves_to_one_path_keep_the_order_of_the_calls(tmp_path: Path) -> None:
+    with polyak.Saver() as background:
+        for value in range(20):
+            background.save(held(float(value)), tmp_path / "a.safetensors")
+    assert polyak.open(tmp_path / "a.safetensors")["w"].tolist() == [19.0] * 4
+
+
+def test_a_third_save_waits_for_the_first(tmp_path: Path) -> None:
+    gate, third = threading.Event(), threading.Event()
+    with polyak.Saver() as background:
+        for number in range(2):
+            background.save(held(1.0, gate), tmp_path / f"{number}.safetensors")
+        thread = threading.Thread(target=lambda: (background.save(held(1.0), tmp_path / "2.safetensors"), third.set()))
+        thread.start()
+        assert not third.wait(0.2)
+        gate.set()
+        assert third.wait(20)
+        thread.join()
+
+
+def test_a_failure_is_raised_where_its_result_is_asked_for_and_not_again(tmp_path: Path) -> None:
+    with polyak.Saver() as background:
+        saving = background.save(held(1.0), tmp_path / "missing" / "a.safetensors")
+        with pytest.raises(FileError, match="its directory does not exist"):
+            saving.result()
+        background.save(held(2.0), tmp_path / "a.safetensors")
+    assert polyak.open(tmp_path / "a.safetensors")["w"].tolist() == [2.0] * 4
+
+
+def test_a_failure_is_raised_by_the_next_save(tmp_path: Path) -> None:
+    background = polyak.Saver()
+    failing = background.save(held(1.0), tmp_path / "missing" / "a.safetensors")
+    while not failing.done:
+        threading.Event().wait(0.01)
+    with pytest.raises(FileError, match="its directory does not exist"):
+        background.save(held(2.0), tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+    background.save(held(2.0), tmp_path / "a.safetensors")
+    background.close()
+    assert (tmp_path / "a.safetensors").exists()
+
+
+def test_a_failure_is_raised_at_the_end_of_the_block(tmp_path: Path) -> None:
+    def block() -> None:
+        with polyak.Saver() as background:
+            background.save(held(1.0), tmp_path / "missing" / "a.safetensors")
+
+    with pytest.raises(FileError, match="its directory does not exist"):
+        block()
+
+
+def test_the_exception_of_a_block_comes_first_and_names_the_failed_save(tmp_path: Path) -> None:
+    def block() -> None:
+        with polyak.Saver() as background:
+            background.save(held(1.0), tmp_path / "missing" / "a.safetensors")
+            raise ValueError("of the training")
+
+    with pytest.raises(ValueError, match="of the training") as caught:
+        block()
+    assert "its directory does not exist" in caught.value.__notes__[0]
+
+
+PROGRAM = """
+import sys, time
+import numpy as np
+import polyak
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
+
+def read():
+    time.sleep(0.5)
+    return np.full(4, 3.0, np.float32)
+
+held = Snapshot([Item("raw", Weight("w", (4,), "float32", Kind.TRAINABLE), read)])
+polyak.Saver().save(held, sys.argv[1])
+"""
+
+
+def ended(path: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(path)], capture_output=True, text=True, check=True)
+    return done.stderr
+
+
+def test_the_end_of_the_program_waits_for_a_save(tmp_path: Path) -> None:
+    assert ended(tmp_path / "a.safetensors") == ""
+    assert polyak.open(tmp_path / "a.safetensors")["w"].tolist() == [3.0] * 4
+
+
+def test_the_end_of_the_program_tells_of_a_save_that_failed(tmp_path: Path) -> None:
+    assert "its directory does not exist" in ended(tmp_path / "missing" / "a.safetensors")
