@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -414,3 +415,23 @@ def test_the_command_refuses_nonsense_with_status_2(run: dict[str, Any]) -> None
     assert done.exit_code == 2
     assert "expected a relative profile error of at most 0.1" in done.stderr
     assert "hint: keep more snapshots" in done.stderr
+
+
+def test_the_command_says_what_it_made_and_of_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for count in (100, 200):  # the means of 1 ... n
+        polyak.save(mean_of(count, (count + 1) / 2), f"mean-{count}.safetensors")
+    files = ["mean-100.safetensors", "mean-200.safetensors"]
+    done = CliRunner().invoke(main, ["synthesize", *files, "--rule", "mean,after=100", "-o", "late.safetensors"])
+    assert done.exit_code == 0, done.output
+    table, figures, receipt = done.stdout.split("\n\n", 2)
+    assert table.splitlines() == [
+        "snapshot                     rule  updates  coefficient",
+        "file 'mean-100.safetensors'  mean      100    -1.000000",
+        "file 'mean-200.safetensors'  mean      200    +2.000000",
+    ]
+    assert figures.splitlines()[0] == "mean,after=100 after 200 updates"
+    assert re.fullmatch(r"relative profile error    \S+", figures.splitlines()[1])
+    assert figures.splitlines()[2] == "norm of the coefficients  2.236"
+    assert "1 weight (8 bytes) moved and verified" in receipt
+    assert polyak.open("late.safetensors")["w"].tolist() == [150.5, 1.0]
