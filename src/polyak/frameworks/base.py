@@ -225,9 +225,7 @@ class Average(ABC):
         """A context in which no other thread changes the average, nor the model by one of polyak's train functions.
 
         A loop of one's own that other threads read beside makes each step, the optimizer's and the update, within one.
-
-        Raises:
-            ModelError: another thread has been within such a context for a minute.
+        It waits for as long as another thread is within one; so a loop never breaks off because somebody reads.
         """
         return self.target.moment()
 

@@ -231,7 +231,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self._in_use.value = any(holds_average(v) for v in self.raw.variables.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.moment():
+        with self.target.moment():
             held = self.held
             self.engine.refuse_traced(held.count)
             return self.call_with(held.shadows, *args, **kwargs)

@@ -17,7 +17,11 @@ from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.tensorflow_binding import Bound
 from polyak.frameworks.walk import Found
+
+# Seconds that a forward pass waits for a train step: one that waits for its data may wait for this very pass.
+_BRIEFLY = 0.05
 
 
 class KerasOnTensorFlow(TensorFlowFramework):
@@ -41,13 +45,11 @@ class KerasOnTensorFlow(TensorFlowFramework):
     def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> TensorFlowAverage:
         return KerasAverage(self, model, rule, tracking)
 
-    def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
+    def call(self, average: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the model itself in a scope in which its variables read as the averaged values."""
         bound = average.bound
-        shadows = bound.shadows.variables
-        scope = [
-            (bound.raw.trackables[path], tf.cast(s, bound.raw.variables[path].dtype)) for path, s in shadows.items()
-        ]
+        values = average.averaged() if tf.executing_eagerly() else _cast(bound)
+        scope = [(bound.raw.trackables[path], value) for path, value in values.items()]
         with keras.StatelessScope(state_mapping=scope):
             return average.followed()(*args, **kwargs)
 
@@ -77,8 +79,17 @@ class KerasAverage(TensorFlowAverage, StoredByKeras, ViewedByKeras):
         }
         return Seen(bound.raw.trackables, values)
 
+    def averaged(self) -> Mapping[str, tf.Tensor]:
+        """The averaged values of one moment, in the dtypes of their weights."""
+        values = self.collected(_BRIEFLY).values
+        return {path: values[path] for path in self.bound.shadows.variables}
+
     def same(self, one: Any, other: Any) -> bool:
         return bool(one.numpy().tobytes() == other.numpy().tobytes())
+
+
+def _cast(bound: Bound) -> dict[str, tf.Tensor]:
+    return {path: tf.cast(s, bound.raw.variables[path].dtype) for path, s in bound.shadows.variables.items()}
 
 
 def framework() -> KerasOnTensorFlow:

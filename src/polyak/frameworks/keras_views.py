@@ -113,12 +113,16 @@ class ViewedByKeras(StatefulAverage):
         """One caller at a time: a shell has one set of copies."""
         view: View = self.view.value
         with view.lock:
-            seen = self._collected()
+            seen = self.collected(_PATIENCE)
             return verb(view.shell(self.followed(), self.pairing(), seen))
 
-    def _collected(self) -> Seen:
-        """Values that all belong to one moment, whatever another thread does to the average meanwhile."""
-        if self.still.acquire(timeout=_PATIENCE):
+    def collected(self, patience: float) -> Seen:
+        """Values that all belong to one moment, whatever another thread does to the average meanwhile.
+
+        Args:
+            patience: seconds to wait for a train step that holds the average.
+        """
+        if self.still.acquire(timeout=patience):
             try:
                 return self.seen()
             finally:

@@ -12,7 +12,7 @@ from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
 from polyak.frameworks.base import Average, Tracking
-from polyak.frameworks.exchange import moment
+from polyak.frameworks.exchange import moment, together
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
@@ -80,7 +80,7 @@ class StatefulAverage(Average):
         return self._still.value
 
     def moment(self) -> AbstractContextManager[None]:
-        return moment([self])
+        return together([self])
 
     @property
     def tracking(self) -> Tracking:

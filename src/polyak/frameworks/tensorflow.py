@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -96,7 +97,8 @@ class TensorFlowFramework(Framework):
 
     def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
         """Run a twin of the model whose variables hold the averaged values."""
-        return average.twin()(*args, **kwargs)
+        with average.target.moment() if tf.executing_eagerly() else nullcontext():
+            return average.twin()(*args, **kwargs)
 
     def served(self, average: TensorFlowAverage) -> tuple[Callable[..., Any], Mapping[str, tf.Variable]]:
         """A function that runs the model with the averaged values, and the variables that it reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Protocol, cast
 
@@ -181,8 +181,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         return bool(self._entered.value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.moment() if tf.executing_eagerly() else nullcontext():
-            return self.framework.call(self, *args, **kwargs)
+        return self.framework.call(self, *args, **kwargs)
 
     def twin(self) -> Any:
         """A copy of the model whose variables hold the averaged values, and what is left out as it is now."""
