@@ -97,7 +97,7 @@ class Said:
 
 
 def there_and_back(held: Snapshot, a: str, b: str, directory: Path) -> str:
-    """ "same", "refused: ..." or what was lost on the way from a to b to a."""
+    """What became of a snapshot from a to b to a: the word same, refused with the reason, or what was lost."""
     first, second, third = (directory / f"{i}{FORMATS[f]}" for i, f in enumerate((a, b, a)))
     expected = Said.of(held)
     for source, target in ((held, first), (first, second), (second, third)):

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.attacks import cases_keras, cases_npz, cases_safetensors, cases_tensorflow, cases_torch
+from tests.attacks import cases_bypasses, cases_keras, cases_npz, cases_safetensors, cases_tensorflow, cases_torch
 from tests.attacks.attack import GOLDEN, Attack, Build
 
 ATTACKS: tuple[Attack, ...] = (
@@ -20,6 +20,7 @@ ATTACKS: tuple[Attack, ...] = (
     *cases_torch.ATTACKS,
     *cases_tensorflow.ATTACKS,
     *cases_keras.ATTACKS,
+    *cases_bypasses.ATTACKS,
 )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
+from polyak.files.beside import refuse_leading_out
 from polyak.files.json_cursor import Cursor
 from polyak.files.keras_h5 import facts, first_bytes
 from polyak.files.keras_hdf5 import MAGIC, Hdf5
@@ -75,6 +76,7 @@ def _shards(group: str, names: list[str], origin: str) -> list[str]:
 
 def _opened(path: Path, name: str, origin: str) -> Hdf5:
     shard = path.with_name(name)
+    refuse_leading_out(shard, path, origin)
     if not shard.is_file():
         raise FileError(f"{origin}: expected the shard {name!r} beside it, received none", hint="copy all shards")
     if first_bytes(shard, len(MAGIC)) != MAGIC:

@@ -25,6 +25,7 @@ from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import safetensors
 from polyak.files.atomic import Check, replacing, sync
+from polyak.files.beside import refuse_leading_out
 from polyak.files.failures import failures_named
 from polyak.files.json_cursor import Cursor
 from polyak.files.limits import MOST_HEADER, MOST_TENSORS
@@ -184,6 +185,7 @@ def _stays(name: str) -> bool:
 
 def _shard(index: Path, name: str, origin: str) -> Contents:
     path = index.parent / name
+    refuse_leading_out(path, index, origin)
     if not path.is_file() and index.is_symlink():  # written through a link: the shards are where the index is
         path = Path(os.path.realpath(index)).parent / name
     if not path.is_file():

@@ -6,6 +6,7 @@ numbers and texts, and hands every other name to ``torch_globals``. The bytes ar
 
 from __future__ import annotations
 
+import encodings.raw_unicode_escape  # noqa: F401 - else a pickle in text would make Python load it
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
