@@ -47,8 +47,8 @@ _STEP = (
     "a step of one's own is made within `with ema.moment():`; compiled steps cannot take a lock of Python themselves"
 )
 CAMPAIGNS = (
-    Campaign("16a", "What is read, saved or handed over beside a loop is of one update", looped, 120, 12_000, _STEP),
-    Campaign("16b", "What is read, saved or evaluated beside fit is of one update", fitted, 60, 6_000),
+    Campaign("16a", "What is read, saved or handed over beside a loop is of one update", looped, 120, 24_000, _STEP),
+    Campaign("16b", "What is read, saved or evaluated beside fit is of one update", fitted, 60, 12_000),
     Campaign("16c", "An interrupt while an average is applied leaves the raw weights", interrupted, 45, 3_000),
-    Campaign("16d", "An interrupt of fit leaves raw weights", interrupted_fits, 3, 90),
+    Campaign("16d", "An interrupt of fit leaves raw weights", interrupted_fits, 3, 45),
 )
