@@ -127,6 +127,6 @@ def contended(saves: int) -> Outcome:
 
 CAMPAIGNS = (
     Campaign("9a", "Readers of a file that is saved over and over find one whole version, none older", overwritten,
-             20, 200),
-    Campaign("9b", "Of several writers of one path one is found, whole", contended, 12, 60),
+             10, 200),
+    Campaign("9b", "Of several writers of one path one is found, whole", contended, 6, 60),
 )  # fmt: skip

@@ -214,10 +214,10 @@ CAMPAIGNS = (
 ) + (
     (
         Campaign(
-            "2a", "A process killed before any call that changes a file leaves the old one or the new", _every, 6, 500
+            "2a", "A process killed before any call that changes a file leaves the old one or the new", _every, 4, 500
         ),
         Campaign("2b", "So it is with what TensorFlow writes for polyak", _every_tensorflow, 3, 500),
-        Campaign("5a", "The next good save removes what killed ones left, and nothing else", _left, 4, 500),
+        Campaign("5a", "The next good save removes what killed ones left, and nothing else", _left, 3, 500),
         Campaign("5b", "So it is with what TensorFlow writes for polyak", _left_tensorflow, 2, 500),
     )
     if AVAILABLE

@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from polyak.averaging.base import Rule
 from polyak.averaging.parse import parse
 from polyak.averaging.profile import profile
 from polyak.errors import PolyakError, RuleError
+from polyak.files.atomic import replacing
 from polyak.report.shares import in_stretches
 from polyak.report.tables import number, percent
 
@@ -69,7 +69,8 @@ def write_picture(
     Raises:
         PolyakError: matplotlib is not installed.
     """
-    Path(path).write_bytes(_drawn(rules, steps, format))
+    with replacing(path) as file:
+        file.write(_drawn(rules, steps, format))
 
 
 def write_page(rules: Sequence[Rule | str], steps: int, path: str | os.PathLike[str]) -> None:
@@ -88,7 +89,8 @@ def write_page(rules: Sequence[Rule | str], steps: int, path: str | os.PathLike[
         "<p>Ages are in updates. Effective samples: how many equally weighted values would be as smooth. "
         "Immaturity: the share that still is the value the average started from.</p>\n</html>\n"
     )
-    Path(path).write_text(page, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(page.encode())
 
 
 _STYLE = (
