@@ -47,7 +47,7 @@ def statistics(sizes: int) -> Outcome:
     broken, differ = [], 0.0
     for size in SIZES[:sizes]:
         with tempfile.TemporaryDirectory() as folder:
-            found = _answer(_started("statistics.py", str(size), folder))
+            found = _answer(_started("replicated.py", str(size), folder))
         differ = max(differ, found["statistics differ by"])
         same = ("copied beside each", "raw is Keras' own", "raw is the first", "average is the first")
         broken += [f"{size} replicas: not {what}" for what in same if not found[what]]

@@ -101,7 +101,7 @@ def assert_written_once(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 def test_statistics_are_those_of_the_first_replica_and_what_drifts_is_refused(tmp_path: Path) -> None:
     """BatchNormalization keeps statistics for each replica: files have those of the first, as Keras' own do."""
-    found = answer(start("statistics.py", "2", str(tmp_path)))
+    found = answer(start("replicated.py", "2", str(tmp_path)))
     assert found["replicas"] == [2, 2]
     assert found["statistics differ by"] > 0.01
     assert found["copied beside each"]
