@@ -4,7 +4,7 @@
 #   VENV=.venv             where the environment lives
 #   WORKERS=2              test processes
 #   PYTEST_ARGS="-k kernel -x"   more arguments for pytest
-#   BENCH=files BENCH_ARGS="--size 64"   which bench, and its arguments
+#   BENCH=update BENCH_ARGS="--quick"    which bench (all of them otherwise), and its arguments
 #   ONLY="9 24a"           rows or campaigns of `make torture`
 
 VENV        ?= .venv
@@ -12,7 +12,7 @@ PYTHON      ?=
 WORKERS     ?= 2
 PYTEST_ARGS ?=
 ONLY        ?=
-BENCH       ?= files
+BENCH       ?= all
 BENCH_ARGS  ?=
 
 BIN    := $(VENV)/bin
@@ -67,8 +67,8 @@ peers: $(VENV)/peers/.installed ## side by side with other libraries, which it i
 torture: $(VENV)/.test ## the campaigns of docs/reliability.md with their full counts; writes that page (ONLY=9: one row)
 	$(BIN)/python -m torture $(addprefix --only ,$(ONLY))
 
-bench: $(VENV)/.test ## speed and memory: BENCH=files (readers and writers) or BENCH=fit (what an average adds to a step)
-	$(BIN)/python -m bench.$(BENCH) $(BENCH_ARGS)
+bench: $(VENV)/peers/.installed ## speed and memory beside other tools, as tables: all, or BENCH=update (docs/performance.md)
+	$(BIN)/python -m bench $(BENCH) $(BENCH_ARGS)
 
 # --- the environment -------------------------------------------------------------------------------------------------
 # A stamp stands for an installed set of pins, so nothing is done twice. The test set holds the demo's.

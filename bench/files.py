@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.measure import Cost, cost, cpu_of, keep, table
+from bench.measure import Cost, cost, keep, table
 from polyak import files
 from polyak.snapshot import Snapshot
 from polyak.weights import Evidence, Kind, Weight
@@ -263,15 +263,6 @@ FORMATS = (
     Format("torch distributed", "model", distributed_write, distributed_read),
     Format("flax msgpack", "model.msgpack", flax_write, flax_read),
 )
-STARTS = {
-    "polyak --help": ("-m", "polyak", "--help"),
-    "import polyak": ("-c", "import polyak"),
-    "polyak inspect FILE": ("-m", "polyak", "inspect", "{file}"),
-    "import numpy": ("-c", "import numpy"),
-    "import torch": ("-c", "import torch"),
-    "import tensorflow": ("-c", "import tensorflow"),
-    "import keras": ("-c", "import keras"),
-}
 
 
 def readers(form: Format, size: int, repeats: int, place: Path) -> dict[str, Cost | None]:
@@ -327,27 +318,19 @@ def rows(found: dict[str, Cost | None], size: int) -> list[list[str]]:
     return made
 
 
-def starts(repeats: int) -> dict[str, float | None]:
-    """CPU seconds of the commands that look into files, and of importing what would else be needed for it."""
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "model.safetensors"
-        polyak_write(path, 64 * MEBI, "safetensors")
-        commands = {name: [a.format(file=path) for a in args] for name, args in STARTS.items()}
-        return {name: cpu_of(sys.executable, *args, repeats=repeats) for name, args in commands.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="megabytes of weights")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="a part of the name of a job, such as 'readers npz'")
+    parser.add_argument("--quick", action="store_true", help="a megabyte, once: whether it runs, not how fast")
     asked = parser.parse_args()
+    if asked.quick:
+        asked.size, asked.repeats = 1, 1
     size = asked.size * 1_000_000 // (4 * COUNT) * 4 * COUNT
     found = throughput(size, asked.repeats, asked.only)
     print(table(["job", "s", "GB/s", "x limit", "peak MiB"], rows(found, size)))
-    begun = starts(asked.repeats) if asked.only in "starts" else {}
-    print(table(["start", "CPU s"], [[n, "-" if s is None else f"{s:.2f}"] for n, s in begun.items()]))
-    print(f"kept in {keep('files', {'bytes': size, **found, **begun})}")
+    print(f"kept in {keep('files' + '-quick' * asked.quick, {'bytes': size, **found})}")
 
 
 if __name__ == "__main__":

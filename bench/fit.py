@@ -48,7 +48,7 @@ def main() -> None:
             continue
         results |= {f"{backend} {name}": found for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
     print(table(["backend, model, loop", "ms a step", "polyak", "use_ema", "limit"], list(_rows(results))))
-    print(f"\nadded to a step, in percent of it; kept in {keep('fit', results)}")
+    print(f"\nadded to a step, in percent of it; kept in {keep('fit' + '-quick' * asked.quick, results)}")
 
 
 def measured(models: list[str], steps: int) -> dict[str, Any]:
@@ -240,8 +240,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="the small model, a few steps: whether it runs")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.models, asked.steps = ["small"], 5
+    return asked
 
 
 if __name__ == "__main__":

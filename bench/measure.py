@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-TOOLS = ("polyak", "numpy", "h5py", "safetensors", "torch", "tensorflow", "tensorflow-cpu", "keras")
+TOOLS = (
+    *("polyak", "numpy", "h5py", "safetensors", "torch", "tensorflow", "tensorflow-cpu", "jax", "keras"),
+    *("optax", "torch-ema", "ema-pytorch", "timm"),
+)
 PER_JOB = 900  # seconds
 
 
@@ -49,22 +52,27 @@ def cost(job: Callable[..., Any], *arguments: Any, repeats: int = 3) -> Cost | N
 
 def _measured(job: Callable[..., Any], arguments: Sequence[Any], repeats: int) -> Cost:
     job(*arguments)
-    before = _restart_peak()
+    before = restart_peak()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         job(*arguments)
         times.append(time.perf_counter() - start)
-    return Cost(statistics.median(times or [0]), min(times, default=0), max(0, _status("VmHWM") - before))
+    return Cost(statistics.median(times or [0]), min(times, default=0), peak_beyond(before))
 
 
-def _restart_peak() -> int:
-    """Memory held now; the peak is counted from here on. 0 where the system does not say."""
+def restart_peak() -> int:
+    """Bytes of memory held now; the peak is counted from here on. 0 where the system does not say."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return _status("VmHWM")
     return _status("VmRSS")
+
+
+def peak_beyond(before: int) -> int:
+    """Bytes that were held at most, beyond those, since ``restart_peak``."""
+    return max(0, _status("VmHWM") - before)
 
 
 def _status(name: str) -> int:
@@ -75,17 +83,12 @@ def _status(name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def cpu_of(*command: str, repeats: int = 5) -> float | None:
-    """CPU seconds (median) that a command takes, its start included; None if it fails."""
-    found = []
-    for _ in range(repeats + 1):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, check=False, timeout=PER_JOB)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        if done.returncode:
-            return None
-        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return statistics.median(found[1:])  # the first one compiles
+def cpu_of(*command: str) -> float | None:
+    """CPU seconds that a command takes, its start included; None if it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=PER_JOB)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return None if done.returncode else after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -113,6 +116,13 @@ def keep(name: str, results: Mapping[str, Any]) -> Path:
     plain = {k: asdict(v) if isinstance(v, Cost) else v for k, v in results.items()}
     path.write_text(json.dumps({"machine": machine, "versions": _versions(), "results": plain}, indent=1) + "\n")
     return path
+
+
+def kept(name: str) -> dict[str, Any]:
+    """The results that ``keep`` wrote under this name, or none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    return found
 
 
 def _versions() -> dict[str, str]:
