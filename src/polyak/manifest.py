@@ -88,6 +88,30 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
             raise DamagedFile(f"{origin}: the manifest is not readable: {error}") from error
 
 
+class _Note(msgspec.Struct, frozen=True):
+    """A file that keeps a manifest beside arrays: its text, and the digest of that."""
+
+    polyak: str
+    digest: str
+
+
+def encode_note(manifest: Manifest) -> bytes:
+    """The manifest with its digest, for a file of its own."""
+    text = manifest.to_json()
+    return msgspec.json.encode(_Note(text, xxhash.xxh3_128_hexdigest(text.encode())))
+
+
+def decode_note(raw: bytes, origin: str, count: int) -> Manifest:
+    """Read what ``encode_note`` made, of so many arrays. Raises DamagedFile, UnknownFormat."""
+    try:
+        note = msgspec.json.decode(raw, type=_Note)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise DamagedFile(f"{origin}: the manifest is not readable: {error}", hint="restore it from a copy") from error
+    if xxhash.xxh3_128_hexdigest(note.polyak.encode()) != note.digest:
+        raise DamagedFile(f"{origin}: the manifest does not have its digest", hint="restore the checkpoint from a copy")
+    return Manifest.from_json(note.polyak, origin, count)
+
+
 class _Versioned(msgspec.Struct):
     version: int = VERSION
 

@@ -27,7 +27,7 @@ from polyak.files.tensorbundle_format import NOTE
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
-from polyak.manifest import AVERAGE, RAW, Stored, digest
+from polyak.manifest import AVERAGE, RAW, Stored, digest, encode_note
 from polyak.renaming import Rename, apply_rename
 from polyak.snapshot import Array, Snapshot
 from polyak.transfer.receipt import Moved, Receipt
@@ -196,7 +196,7 @@ def _write_note(average: TensorFlowAverage, directory: Path) -> tuple[Stored, ..
     manifest = msgspec.structs.replace(average.snapshot().manifest, weights=stored, integrity="xxh3-128")
     note = directory / NOTE
     note.parent.mkdir(exist_ok=True)
-    note.write_text(manifest.to_json())
+    note.write_bytes(encode_note(manifest))
     return stored
 
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import msgspec
-import xxhash
-
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
 from polyak.files.orbax_path import find, is_checkpoint
 from polyak.files.orbax_store import Header, Store
 from polyak.files.orbax_tree import read_tree
-from polyak.files.orbax_write import NOTE, Note, write
+from polyak.files.orbax_write import NOTE, write
 from polyak.files.pinned import Pinned
-from polyak.manifest import Manifest, longest_manifest
+from polyak.manifest import Manifest, decode_note, longest_manifest
 from polyak.snapshot import Array
 
 __all__ = ["FORMAT", "read", "recognises", "write"]
@@ -101,13 +98,7 @@ def _manifest(directory: Path, tensors: dict[str, Tensor], origin: str) -> Manif
                 f"{origin}: {NOTE}: expected the manifest of {len(tensors):,} arrays, received {size:,} bytes"
             )
         raw = path.read_bytes()
-    try:
-        note = msgspec.json.decode(raw, type=Note)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise DamagedFile(f"{origin}: {NOTE} is not readable: {error}", hint="restore it from a copy") from error
-    if xxhash.xxh3_128_hexdigest(note.polyak.encode()) != note.digest:
-        raise DamagedFile(f"{origin}: the manifest does not have its digest", hint="restore the checkpoint from a copy")
-    manifest = Manifest.from_json(note.polyak, origin, len(tensors))
+    manifest = decode_note(raw, f"{origin}: {NOTE}", len(tensors))
     described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
     for name in sorted({*described, *tensors}):
         received = (tensors[name].shape, tensors[name].dtype) if name in tensors else None

@@ -20,6 +20,7 @@ from polyak.files.orbax_path import METADATA
 STRINGS = "_strings.json"
 _MOST_STEPS = 128
 _TEXT = "string"
+_NO_NAMES = frozenset(("", ".", ".."))  # of a file; TensorStore would be asked for it
 
 
 _T = TypeVar("_T")
@@ -99,6 +100,8 @@ def _leaf(key: str, entry: _Entry, origin: str) -> Leaf:
             raise ValueError(len(steps))
         leaf = Leaf("/".join(steps), ".".join(steps))
         leaf.path.encode()
+        if leaf.stored and not _NO_NAMES.isdisjoint(leaf.stored.split("/")):
+            raise ValueError(leaf.stored)
     except ValueError as error:
         raise DamagedFile(f"{origin}: {METADATA}: {key!r:.120} is not readable ({error!r:.80})") from error
     return leaf

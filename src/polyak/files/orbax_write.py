@@ -14,13 +14,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import xxhash
 
 from polyak.errors import DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight
 from polyak.files.atomic import Check, replacing_directory
 from polyak.files.orbax_path import ARRAY_HEADERS, MANIFEST, METADATA, STEP_METADATA
 from polyak.files.orbax_store import base, tensorstore
-from polyak.manifest import Manifest, Stored, digest
+from polyak.manifest import Manifest, Stored, digest, encode_note
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
 
@@ -42,13 +41,6 @@ _BATCH = 1 << 26
 _PART = 1 << 28
 _DICT_KEY = 2
 _FAILURES = (ValueError, RuntimeError, OSError, TypeError, NotImplementedError)
-
-
-class Note(msgspec.Struct, frozen=True):
-    """The file that keeps the manifest: its text, and the digest of that."""
-
-    polyak: str
-    digest: str
 
 
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
@@ -215,10 +207,9 @@ def _write_descriptions(directory: Path, manifest: Manifest) -> None:
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }
-    text = manifest.to_json()
-    note = Note(text, xxhash.xxh3_128_hexdigest(text.encode()))
-    for name, content in ((METADATA, described), (STEP_METADATA, step), (NOTE, note)):
+    for name, content in ((METADATA, described), (STEP_METADATA, step)):
         (directory / name).write_bytes(msgspec.json.encode(content))
+    (directory / NOTE).write_bytes(encode_note(manifest))
     (directory / _COMMITTED).write_bytes(b"Checkpoint commit was successful\n")
 
 

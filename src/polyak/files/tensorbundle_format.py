@@ -12,7 +12,7 @@ from polyak.files.bundle_entries import Entry
 from polyak.files.bundle_path import AGAIN
 from polyak.files.object_graph import ObjectGraph
 from polyak.files.tensorbundle import TensorBundle
-from polyak.manifest import Manifest, longest_manifest
+from polyak.manifest import Manifest, decode_note, longest_manifest
 
 NOTE = Path("assets.extra") / "polyak.json"
 
@@ -62,6 +62,6 @@ def _note(path: Path, count: int) -> Manifest | None:
     note = path / NOTE
     if not note.is_file():
         return None
-    if (size := note.stat().st_size) > longest_manifest(count):
+    if (size := note.stat().st_size) > 2 * longest_manifest(count):  # quotes in it are escaped
         raise DamagedFile(f"file {str(note)!r}: expected a manifest, received {size:,} bytes")
-    return Manifest.from_json(note.read_bytes(), f"file {str(note)!r}", count)
+    return decode_note(note.read_bytes(), f"file {str(note)!r}", count)
