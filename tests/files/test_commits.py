@@ -1,0 +1,270 @@
+"""What a save of several files replaces, removes and leaves alone, also where the system cannot exchange two names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak import file_verbs
+from polyak.errors import DamagedFile, FileError
+from polyak.files import atomic, partial, place
+from polyak.files.atomic import replacing, replacing_directory
+from polyak.snapshot import Snapshot
+
+INDEX = "model.safetensors.index.json"
+
+
+def held(value: float) -> Snapshot:
+    return Snapshot.from_arrays({"a/w": np.full(5, value, np.float32)})
+
+
+def value(path: Path) -> float:
+    (found,) = np.unique(polyak.open(path)["a/w"])
+    return float(found)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def put(path: Path, text: str) -> None:
+    with replacing_directory(path) as fresh:
+        (fresh / "file").write_text(text)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_back_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    polyak.save(held(1), path)
+    writer = file_verbs.writer(path)
+
+    def broken(fresh: Path) -> object:
+        raise DamagedFile("file 'a': the bytes differ")
+
+    monkeypatch.setattr("polyak.verbs.saver", lambda _: file_verbs.Writer(writer.write, broken))
+    with pytest.raises(DamagedFile, match="the bytes differ"):
+        polyak.save(held(2), path)
+    assert value(path) == 1
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+def test_a_save_for_which_there_is_no_room_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    refused = pytest.raises(FileError, match=r"bytes are free; it needs 1,000,000,000,000,000 bytes")
+    with refused, replacing(path, 10**15):
+        raise AssertionError("the block began")
+    assert names(tmp_path) == []
+
+
+def test_a_failed_synchronisation_is_raised_and_the_old_file_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    polyak.save(held(1), path)
+
+    def refuse(handle: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(FileError, match=r"cannot be written: Input/output error; it needs \d+ bytes"):
+        polyak.save(held(2), path)
+    monkeypatch.undo()
+    assert value(path) == 1
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+def test_a_file_that_is_mounted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, mounts = tmp_path / "a b", tmp_path / "mountinfo"
+    path.write_bytes(b"old")
+    mounts.write_text(f"1 2 0:3 / {str(path).replace(' ', chr(92) + '040')} rw - ext4 x rw\n")
+    monkeypatch.setattr(place, "_MOUNTS", mounts)
+    with pytest.raises(FileError, match="mounted here"), replacing(path):
+        raise AssertionError("the block began")
+
+
+def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with replacing(path) as outer:
+        outer.write(b"outer")
+        with replacing(path) as inner:
+            inner.write(b"inner")
+        assert path.read_bytes() == b"inner"
+    assert path.read_bytes() == b"outer"
+    assert names(tmp_path) == ["a"]
+
+
+def test_only_what_polyak_made_for_this_name_and_nobody_holds_is_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    dead, other = partial.hidden(path), partial.hidden(tmp_path / "b")
+    foreign = tmp_path / f".a.{'0' * 24}.partial"
+    link = partial.hidden(path)
+    for made in (dead, other, foreign):
+        made.write_bytes(b"half")
+    link.symlink_to(other)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert set(names(tmp_path)) == {"a", other.name, foreign.name, link.name}
+
+
+# --- directories ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_directory_is_replaced_whole(tmp_path: Path, can: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can:
+        monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
+    put(tmp_path / "d", "old")
+    (tmp_path / "d" / "other").write_text("old")
+    (tmp_path / "d").chmod(0o750)
+    put(tmp_path / "d", "new")
+    assert (tmp_path / "d" / "file").read_text() == "new"
+    assert names(tmp_path / "d") == ["file"]
+    assert names(tmp_path) == ["d"]
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o750
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import polyak
+from polyak.files import atomic
+from polyak.snapshot import Snapshot
+atomic.exchange = lambda one, other: False
+renames, rename = [], Path.rename
+def counted(self, target):
+    renames.append(target)
+    if len(renames) == int(sys.argv[2]):
+        os._exit(9)
+    return rename(self, target)
+Path.rename = counted
+polyak.save(Snapshot.from_arrays({"a/w": np.full(5, 2, np.float32)}), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("point", [1, 2])
+def test_without_an_exchange_a_killed_writer_leaves_the_old_checkpoint(tmp_path: Path, point: int) -> None:
+    path = tmp_path / "m.orbax"
+    polyak.save(held(1), path)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(point)], capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert path.exists() == (point == 1)
+    assert value(path) == 1
+    polyak.save(held(3), path)
+    assert value(path) == 3
+    assert names(tmp_path) == ["m.orbax"]
+
+
+def test_a_checkpoint_that_is_read_stays_until_nobody_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.orbax"
+    polyak.save(held(1), path)
+    opened = polyak.open(path)
+    polyak.save(held(2), path)
+    assert opened["a/w"].tolist() == [1.0] * 5
+    assert value(path) == 2
+    del opened
+    polyak.save(held(3), path)
+    assert names(tmp_path) == ["m.orbax"]
+
+
+def test_a_checkpoint_with_a_file_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "m.orbax"
+    polyak.save(held(1), path)
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(FileError, match=r"'notes.txt' in it, which would be lost"):
+        polyak.save(held(2), path)
+    assert value(path) == 1
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def test_old_shards_go_unless_an_index_beside_them_leads_there(tmp_path: Path) -> None:
+    path, copied = tmp_path / INDEX, tmp_path / "best.safetensors.index.json"
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"of another tool")
+    polyak.save(held(1), path)
+    shutil.copy(path, copied)
+    polyak.save(held(2), path)
+    polyak.save(held(3), path)
+    assert (value(path), value(copied)) == (3, 1)
+    assert len([n for n in names(tmp_path) if (tmp_path / n).is_dir()]) == 2
+    assert "model-00001-of-00002.safetensors" in names(tmp_path)
+
+
+def test_an_index_is_written_through_a_link_with_its_shards(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / INDEX).symlink_to(tmp_path / "real" / INDEX)
+    polyak.save(held(1), tmp_path / INDEX)
+    assert value(tmp_path / INDEX) == value(tmp_path / "real" / INDEX) == 1
+    assert names(tmp_path) == [INDEX, "real"]
+
+
+# --- TensorFlow -------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_tensorflow_is_replaced_and_read_by_tensorflow(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    from polyak import tensorflow
+
+    module = tf.Module()
+    module.w = tf.Variable([0.0, 0.0])
+    checkpoint = tf.train.Checkpoint(module=module)
+    prefix = tmp_path / "ckpt"
+    for step in range(1, 4):
+        module.w.assign([float(step)] * 2)
+        assert tensorflow.write(checkpoint, prefix) == str(prefix)
+        module.w.assign([0.0, 0.0])
+        checkpoint.read(str(prefix)).assert_consumed()
+        assert module.w.numpy().tolist() == [float(step)] * 2
+        assert polyak.open(prefix).select("raw")["module/w"].tolist() == [float(step)] * 2
+        assert len(names(tmp_path)) == 2
+    polyak.tensorflow.save_tf1(held(7), prefix)
+    assert tf.train.load_variable(str(prefix), "a/w").tolist() == [7.0] * 5
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_checkpoint_that_tensorflow_cannot_write_leaves_the_old_one(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    from polyak import tensorflow
+
+    class Refusing:
+        def write(self, prefix: str) -> None:
+            raise tf.errors.ResourceExhaustedError(None, None, "no room")
+
+    module = tf.Module()
+    module.w = tf.Variable([1.0])
+    tensorflow.write(tf.train.Checkpoint(module=module), tmp_path / "ckpt")
+    with pytest.raises(FileError, match="cannot be written: no room"):
+        tensorflow.write(Refusing(), tmp_path / "ckpt")
+    assert tf.train.load_checkpoint(str(tmp_path / "ckpt")) is not None
+    assert len(names(tmp_path)) == 2
+
+
+def test_opening_waits_out_a_writer_that_replaces_parts(tmp_path: Path) -> None:
+    path = tmp_path / INDEX
+    polyak.save(held(1), path)
+    over = threading.Event()
+
+    def write() -> None:
+        for step in range(2, 30):
+            polyak.save(held(step), path)
+        over.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = []
+    while not over.is_set():
+        seen.append(value(path))
+    thread.join()
+    assert seen == sorted(seen)
+    assert value(path) == 29
