@@ -1,0 +1,76 @@
+"""Heaps of texts in HDF5 files, damaged in each way that would stop HDF5 or send it round for ever."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import h5py
+import pytest
+
+from polyak.errors import DamagedFile
+from polyak.files.hdf5_stream import Watched
+
+
+def heap(*objects: tuple[int, int], size: int = 96) -> bytes:
+    """A heap of objects with an index and a claimed size each."""
+    body = b"".join(struct.pack("<HHIQ", index, 1, 0, length) + bytes(-(-length // 8) * 8) for index, length in objects)
+    return (b"GCOL\x01\0\0\0" + struct.pack("<Q", size) + body).ljust(size, b"\0")
+
+
+def read(content: bytes, at: int = 0, count: int = 4096) -> bytes:
+    held = Watched(io.BytesIO(content), "file 'x'")
+    held.seek(at)
+    return held.read(count)
+
+
+def free(size: int) -> tuple[int, int]:
+    return 0, size
+
+
+def test_a_good_heap_passes() -> None:
+    good = b"GCOL\x01\0\0\0" + struct.pack("<Q", 64) + struct.pack("<HHIQ", 1, 1, 0, 5) + b"hello\0\0\0"
+    good += struct.pack("<HHIQ", 0, 0, 0, 24) + bytes(8)
+    assert read(good) == good
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        heap(free(0)),  # no step forward
+        heap((1, 5), free(0)),
+        heap((1, 10_000))[:96],  # beyond the heap
+        heap(free(10_000))[:96],
+        heap(free(80), size=96)[:60],  # beyond the file
+        b"GCOL\x01\0\0\0" + struct.pack("<Q", 2**40) + bytes(80),
+    ],
+)
+def test_a_damaged_heap_is_refused(content: bytes) -> None:
+    with pytest.raises(DamagedFile, match="the heap of texts at byte 0 is not readable"):
+        read(content)
+
+
+def test_a_heap_whose_mark_is_read_in_two_pieces_is_found() -> None:
+    content = bytes(100) + heap(free(0))
+    held = Watched(io.BytesIO(content), "file 'x'")
+    held.seek(0)
+    held.read(102)
+    with pytest.raises(DamagedFile, match="at byte 100"):
+        held.read(50)
+
+
+def test_values_may_hold_any_bytes() -> None:
+    held = Watched(io.BytesIO(heap(free(0))), "file 'x'")
+    held.watching = False
+    held.seek(0)
+    assert held.read(96) == heap(free(0))
+
+
+def test_texts_of_hdf5_pass(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for i in range(300):
+            file.attrs[f"a{i}"] = f"text {i} " * i
+    with path.open("rb") as raw, h5py.File(Watched(raw, "file 'x'"), "r") as file:
+        assert file.attrs["a299"] == "text 299 " * 299
