@@ -242,10 +242,10 @@ def saved(place: Path, tell: Tell, end: str = ".safetensors") -> str:
     model = network()
     average, slow = polyak.track(model, RULE), polyak.track(model, SLOW, compensated=True)
     kept = sorted(place.glob("step-*"))
+    held = {"model": model, "average": average, "slow": slow}
     if kept:
-        polyak.transfer(kept[-1] / f"run{end}", model, weights="raw")
-        polyak.transfer(kept[-1] / f"run{end}", average, weights="average")
-        polyak.transfer(kept[-1] / f"slow{end}", slow)
+        for name, live in held.items():
+            polyak.transfer(kept[-1] / f"{name}{end}", live)
         model.optimizer.load_own_variables(dict(np.load(kept[-1] / "optimizer.npz")))
     for step in range(int(model.optimizer.iterations), STEPS):
         seed_torch(step)
@@ -256,16 +256,16 @@ def saved(place: Path, tell: Tell, end: str = ".safetensors") -> str:
             skipping(model, average, slow)
         tell()
         if (step + 1) % EVERY == 0:
-            _save(model, {"run": average, "slow": slow}, place / f"step-{step + 1:06}", end)
+            _save(held, place / f"step-{step + 1:06}", end)
     return digest(model, average, slow)
 
 
-def _save(model: Any, averages: dict[str, Any], folder: Path, end: str) -> None:
+def _save(held: dict[str, Any], folder: Path, end: str) -> None:
     beside = Path(tempfile.mkdtemp(dir=folder.parent))
-    for name, average in averages.items():
-        polyak.save(average, beside / f"{name}{end}", weights="both" if name == "run" else None)
+    for name, live in held.items():
+        polyak.save(live, beside / f"{name}{end}")
     store: dict[str, Any] = {}
-    model.optimizer.save_own_variables(store)
+    held["model"].optimizer.save_own_variables(store)
     np.savez(beside / "optimizer.npz", **{key: np.asarray(keras.ops.convert_to_numpy(v)) for key, v in store.items()})
     beside.rename(folder)
 
