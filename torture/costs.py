@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bench.durability import MEBI, PAIRS, measured
+
 from torture.campaign import Campaign, Outcome
 
 MOST_RATIO, LEAST_VERIFIED = 1.5, 0.9
 _TURNS = 3
 _BOUND = (
-    "a zip's CRC-32 (npz, .pt) and HDF5's Fletcher-32 are computed in one thread, when the file is written and again when "
-    "it is read back; both libraries compared with neither read back nor synchronise"
+    "a zip's CRC-32 (npz, .pt) and HDF5's Fletcher-32 are computed in one thread, when the file is written and "
+    "when it is read back; the bare saves neither read back nor synchronise"
 )
 
 

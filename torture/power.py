@@ -179,14 +179,17 @@ class Recorder:
         return status.st_dev, status.st_ino
 
     def _node(self, call: Call, handle: int) -> int:
-        """The number of what is open; it got its name by a call that was seen."""
-        path = str(Path(f"/proc/{call.process}/fd/{handle}").readlink())
-        identity = self._identity(Path(f"/proc/{call.process}/fd/{handle}"))
-        found = self._nodes.get(identity)
-        if found is None or (found not in self._now.files and found not in self._now.names):
-            found = self._now.find(self._parts(path))
-            assert found is not None, path
-            self._nodes[identity] = found
+        """The number of what is open: by its name now, which calls that were seen gave it, or by what it was before.
+
+        The system gives the number of a file that is gone to the next one, so the name comes first.
+        """
+        link = Path(f"/proc/{call.process}/fd/{handle}")
+        path, identity = str(link.readlink()), self._identity(link)
+        found = self._now.find(self._parts(path)) if _is_below(path, self._top) else None
+        if found is None:
+            found = self._nodes.get(identity)
+        assert found is not None, path
+        self._nodes[identity] = found
         return found
 
     def _open(self, call: Call) -> None:
@@ -254,6 +257,10 @@ class Recorder:
 
     def _size(self, call: Call) -> None:
         self._did(Step("size", self._node(call, call.arguments[0]), offset=call.arguments[1]))
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}{os.sep}")
 
 
 def states(before: Disk, steps: list[Step], most: int) -> Iterator[tuple[bool, Disk]]:
