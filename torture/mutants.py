@@ -1,8 +1,8 @@
 """Mutation test of the core: each check, bound, lock, fsync and rename is removed, and a test must fail.
 
 Row 28 of docs/reliability.md. ``python -m torture.mutants [WORD]`` tries all mutants whose module has the word in
-its name, and prints those that survive. A mutant is a copy of the sources in which one statement is gone or one condition
-is false; the tests of its module run over it, in a process that finds the copy first.
+its name, and prints those that survive. A mutant is a copy of the sources in which one statement is gone or one
+condition is false; the tests of its module run over it, in a process that finds the copy first.
 """
 
 from __future__ import annotations

@@ -110,6 +110,11 @@ def test_a_record_for_many_members_that_is_not_there_is_noticed(record: bytes, t
         opened(GOOD[:at] + record + locator + end, tmp_path)
 
 
+def test_an_end_that_counts_as_for_many_members_needs_their_record(tmp_path: Path) -> None:
+    with pytest.raises(zipfile.BadZipFile, match="there is no such record"):
+        opened(counted(0xFFFF), tmp_path)
+
+
 def test_a_count_above_the_limit_is_refused_before_the_members_are_read(tmp_path: Path) -> None:
     at = GOOD.rindex(b"PK\5\6")
     record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 2, 200_000, at, 0)
