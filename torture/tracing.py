@@ -25,6 +25,7 @@ _OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x100000  # marked system calls; forks, threa
 _WALL = 0x40000000
 _NUMBER, _RESULT, _COUNT = 8 * 15, 8 * 10, 8 * 12  # orig_rax, rax, rdx in struct user
 _ENTRY, _EXIT = 1, 2
+_PATIENCE = 30  # seconds
 _CREATES = os.O_CREAT | os.O_TRUNC
 _CALLS = {
     1: "write", 18: "pwrite64", 20: "writev", 296: "pwritev", 328: "pwritev2", 2: "open", 257: "openat", 85: "creat",
@@ -142,6 +143,8 @@ def live(trial: Callable[[], object], ready: int | None, told: int) -> None:
     try:
         if ready is not None:
             os.read(ready, 1)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_PATIENCE)  # a library may wait for ever after a failed call
         os.write(told, json.dumps(trial()).encode() + b"\n")
         code = 0
     except BaseException:

@@ -51,7 +51,7 @@ def test_power_cuts_lose_what_is_not_synchronised(tmp_path: Path) -> None:
 
 @traced
 def test_faults_lose_a_file_that_is_written_in_place(tmp_path: Path) -> None:
-    _, lost = faults.failing(WAYS["torch.save"], tmp_path, 12)
+    _, lost = faults.failing(WAYS["h5py in place, as Keras"], tmp_path, 12)
     assert any("is found" in text for text in lost)
 
 
