@@ -153,9 +153,27 @@ def test_skipped_updates_are_carried(way: Any) -> None:
 def test_model_to_average_starts_to_count_anew(trained: Any, way: Any) -> None:
     model, _ = trained
     _, other, _ = tracked(steps=3)
-    receipt = polyak.transfer(way(model), other)
+    receipt = polyak.transfer(way(model), other, weights="raw")
     assert (other.count, other.skipped, other.rule, receipt.count) == (0, 0, polyak.parse("ema:0.9"), None)
     assert arrays(other.values()) == bits(model)
+
+
+def test_a_file_from_which_an_average_would_begin_anew_is_refused_unless_that_is_asked_for(
+    trained: Any, tmp_path: Path
+) -> None:
+    model, _ = trained
+    _, other, _ = tracked(steps=3)
+    before = bits(other)
+    polyak.save(model, tmp_path / "raw.safetensors")
+    for source in (tmp_path / "raw.safetensors", polyak.open(tmp_path / "raw.safetensors")):
+        with pytest.raises(polyak.errors.RuleError) as caught:
+            polyak.transfer(source, other)
+        assert str(caught.value) == (
+            f"file '{tmp_path / 'raw.safetensors'}': expected the rule and count of an average, from which ema:0.9 of "
+            "Net goes on, received raw weights\n"
+            'hint: weights="raw" lets it begin anew; ema.set_values(snapshot) takes values, and the count stays'
+        )
+    assert bits(other) == before
 
 
 def test_average_to_file_and_back(trained: Any, tmp_path: Path) -> None:
