@@ -157,8 +157,12 @@ def _are_safe(values: Sequence[Any]) -> bool:
     wide = [v if v.dtype == torch.float64 else v.float() for v in values if v.numel()]
     if not wide:
         return True
-    norms = torch.stack([norm.double().to(wide[0].device) for norm in torch._foreach_norm(wide)])
-    return bool(norms.isfinite().all()) or all(bool(v.abs().max() <= torch.finfo(v.dtype).max / 2) for v in wide)
+    norms: dict[Any, list[Any]] = {}
+    for norm in torch._foreach_norm(wide):
+        norms.setdefault((norm.dtype, norm.device), []).append(norm)
+    if all(bool(torch.stack(alike).isfinite().all()) for alike in norms.values()):
+        return True
+    return all(bool(v.abs().max() <= torch.finfo(v.dtype).max / 2) for v in wide)
 
 
 def _chunks(paths: Sequence[str], arrays: Arrays) -> Iterator[list[str]]:
