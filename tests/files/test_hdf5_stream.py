@@ -44,6 +44,7 @@ def test_a_good_heap_passes() -> None:
         heap(free(10_000))[:96],
         heap(free(80), size=96)[:60],  # beyond the file
         b"GCOL\x01\0\0\0" + struct.pack("<Q", 2**40) + bytes(80),
+        b"GCOL\x01\0\0\0" + struct.pack("<Q", 2**40) + struct.pack("<HHIQ", 0, 0, 0, 80) + bytes(64),
     ],
 )
 def test_a_damaged_heap_is_refused(content: bytes) -> None:
