@@ -43,8 +43,9 @@ def main() -> None:
             results[f"{backend} {size} memory"] = memory
             print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
+    path = keep("apply" + "-quick" * asked.quick, results)
     print(table(["backend, model, what", "ms", "x limit", "x polyak", "peak memory"], list(rows(results))))
-    print(f"kept in {keep('apply' + '-quick' * asked.quick, results)}")
+    print(f"kept in {path}")
 
 
 def _asked(backend: str, size: str, turns: int, what: str) -> dict[str, Any] | str:
@@ -179,7 +180,7 @@ def rows(results: dict[str, Any]) -> Iterator[list[str]]:
                 continue
             ratios = [f"{figures[base]:.2f}" if base in figures else "-" for base in ("limit", "polyak")]
             used = memory.get(name)
-            held = f"{used['memory']:.2f}" if isinstance(used, dict) else "-"
+            held = f"{used['memory']:.2f}" if isinstance(used, dict) and "memory" in used else "-"
             yield [f"{key}, {name}", f"{1e3 * figures['seconds']:.3g}", *ratios, held]
 
 

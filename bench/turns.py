@@ -7,27 +7,20 @@ ratios within each.
 from __future__ import annotations
 
 import gc
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Manner = Callable[[], object]
 # A call that is shorter is repeated until so many seconds have passed.
 LEAST = 0.02
 MOST_CALLS = 1000
-# Seconds that a first call may take.
-PATIENCE = 60
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call of each manner, turn by turn, and of each manner's first call, which traces and compiles.
-
-    A manner whose first call took too long has no turns.
-    """
+    """Seconds of one call of each manner, turn by turn, and of each manner's first call, which traces and compiles."""
 
     seconds: Mapping[str, Sequence[float]]
     first: Mapping[str, float]
@@ -52,8 +45,7 @@ class Times:
 
 def in_turns(manners: Mapping[str, Manner], turns: int) -> Times:
     """Call each manner once for its compilation, then all of them in every turn."""
-    first = {name: _first(manner) for name, manner in manners.items()}
-    manners = {name: manner for name, manner in manners.items() if first[name] <= PATIENCE}
+    first = {name: _timed(manner, 1) for name, manner in manners.items()}
     calls = {name: _calls(manner) for name, manner in manners.items()}
     seconds: dict[str, list[float]] = {name: [] for name in manners}
     gc.collect()
@@ -65,32 +57,6 @@ def in_turns(manners: Mapping[str, Manner], turns: int) -> Times:
     finally:
         gc.enable()
     return Times(seconds, first)
-
-
-def _first(manner: Manner) -> float:
-    start = time.perf_counter()
-    try:
-        with _patience():
-            manner()
-    except TimeoutError:
-        return max(time.perf_counter() - start, PATIENCE + 1)
-    return time.perf_counter() - start
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Raises TimeoutError in what takes too long, as soon as it comes back to Python."""
-
-    def end(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(PATIENCE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _calls(manner: Manner) -> int:

@@ -57,18 +57,18 @@ def measure(asked: argparse.Namespace) -> None:
     print(f"kept in {path}", file=sys.stderr)
 
 
-def measured(backend: str, name: str, dtypes: list[str], quick: bool, turns: int) -> dict[str, Any]:
+def measured(backend: str, name: str, dtypes: list[str], quick: bool, turns: int) -> Iterator[dict[str, Any]]:
     """In the child: by dtype, number of averages and manner, seconds and ratios."""
     shapes = weights.shapes(name, quick)
-    numbers, found = sum(map(math.prod, shapes)), {}
+    numbers = sum(map(math.prod, shapes))
     for dtype in dtypes:
         followed = _followed(backend, shapes, dtype)
         for averages in COUNTS[dtype]:
             share = limit.update_share(averages, 4 if dtype == "float32" else 2)
             times = _timed(backend, followed, averages, numbers, turns)
-            found[f"{dtype} {averages}"] = dict(_figures(times, share, len(shapes)))
+            yield {f"{dtype} {averages}": dict(_figures(times, share, len(shapes)))}
+            del times
             gc.collect()
-    return found
 
 
 def _timed(backend: str, followed: Any, averages: int, numbers: int, turns: int) -> Times:
@@ -93,8 +93,6 @@ def _figures(times: Times, share: float, tensors: int) -> Iterator[tuple[str, di
         if mine in times.seconds:
             ratios["polyak"] = times.ratio(name, mine)
         yield name, {"seconds": seconds, **ratios, "first": times.first[name], "a tensor": (seconds - bound) / tensors}
-    for name in times.first.keys() - times.seconds.keys():
-        yield name, {"first": times.first[name]}
 
 
 def _followed(backend: str, shapes: list[weights.Shape], dtype: str) -> Any:
@@ -119,8 +117,10 @@ def _rows(results: dict[str, Any], dtype: str, averages: str, asked: argparse.Na
     for backend in asked.backends:
         found = [results.get(f"{backend} {name}", "not measured") for name in asked.sets]
         sets = [{} if isinstance(one, str) else one.get(f"{dtype} {averages}", {}) for one in found]
-        for name, why in ((name, one) for name, one in zip(asked.sets, found, strict=True) if isinstance(one, str)):
-            yield [f"{backend}, {name}: {why}", *["-"] * len(sets)]
+        for name, one in zip(asked.sets, found, strict=True):
+            why = one if isinstance(one, str) else one.get(children.ENDED, "")
+            if why:
+                yield [f"{backend}, {name}: {why}", *["-"] * len(sets)]
         for manner in dict.fromkeys(name for one in sets for name in one):
             yield [f"{backend}, {manner}", *(_cell(one.get(manner)) for one in sets)]
 
@@ -128,8 +128,6 @@ def _rows(results: dict[str, Any], dtype: str, averages: str, asked: argparse.Na
 def _cell(one: dict[str, float] | None) -> str:
     if one is None:
         return "-"
-    if "seconds" not in one:
-        return f"first call > {one['first']:.0f} s"
     if "limit" not in one:
         return f"{1e3 * one['seconds']:.3g} ms"
     return f"{one['limit']:.2f}" + (f" ({one['polyak']:.2f})" if "polyak" in one else "")

@@ -34,16 +34,10 @@ def test_each_manner_is_called_in_each_turn() -> None:
     assert {"a", "b"} == set(calls)
 
 
-def test_a_manner_whose_first_call_takes_too_long_has_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PATIENCE", 1)
-
-    def endless() -> None:
-        while True:
-            pass
-
-    times = turns.in_turns({"endless": endless, "quick": list}, 1)
-    assert list(times.seconds) == ["quick"]
-    assert times.first["endless"] > turns.PATIENCE
+def test_what_a_child_found_before_an_early_end_is_kept_with_the_reason() -> None:
+    assert children._found(b'warning\n{"a": 1}\n', "not within 1 s") == {"a": 1, "ended": "not within 1 s"}
+    assert children._found(b'{"a": 1}\n{"peak": 2}\n', "") == {"a": 1, "peak": 2}
+    assert children._found(None, "ended with 1") == "ended with 1"
 
 
 def test_the_limit_moves_every_number_once() -> None:
@@ -66,7 +60,8 @@ def test_quick_sets_are_small_and_have_the_dimensions_of_the_full_ones(name: str
 
 def test_an_update_of_plain_arrays_has_a_row_for_each_manner_beside_the_limit() -> None:
     asked = argparse.Namespace(backends=["numpy"], sets=["one"], dtypes=["float32"])
-    found = {"numpy one": update.measured("numpy", "one", ["float32"], quick=True, turns=1)}
+    parts = update.measured("numpy", "one", ["float32"], quick=True, turns=1)
+    found = {"numpy one": {dtype: figures for part in parts for dtype, figures in part.items()}}
     text = "\n".join(update.tables(found, asked))
     assert text.count("numpy, limit") == text.count("numpy, polyak host,") == 3
     assert text.count("numpy, loop host") == 1
