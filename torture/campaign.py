@@ -1,7 +1,7 @@
 """What a campaign is: one promise of docs/reliability.md, tried so many times, with its figure.
 
-A module beside this one holds the campaigns of one topic in ``CAMPAIGNS``. The tests in ``tests/reliability`` run each of
-them with its ``short`` count, ``make torture`` with its ``full`` one.
+A module beside this one holds the campaigns of one topic in ``CAMPAIGNS``. The tests in ``tests/reliability`` run each
+of them with its ``short`` count, ``make torture`` with its ``full`` one.
 """
 
 from __future__ import annotations

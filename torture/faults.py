@@ -99,14 +99,27 @@ def limited(way: Way, top: Path, trials: int) -> tuple[int, list[str]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             return _saving(Way(way.name, way.file, lambda _: ready, way.load), place)()
 
-        said = in_child(bounded)
+        said = _survived(bounded)
         held = in_child(lambda: _as_list(found(way, place)))
         fault = _judged(said, held, errno.EFBIG, way)
-        if not fault and said is not None and not _NEEDED.search(said[1]) and way.name != "polyak.tensorflow.write":
+        if (
+            not fault
+            and isinstance(said, list)
+            and not _NEEDED.search(said[1])
+            and way.name != "polyak.tensorflow.write"
+        ):
             fault = f"the bytes needed are not named: {said[1]}"  # a checkpoint's are known to TensorFlow alone
         if fault:
             lost.append(f"limit of {limit} bytes: {fault}")
     return trials, lost
+
+
+def _survived(trial: Callable[[], object]) -> object:
+    """What a trial answers; a library may crash instead, which is told."""
+    try:
+        return in_child(trial)
+    except RuntimeError as crash:
+        return str(crash)
 
 
 def interrupted(way: Way, top: Path, trials: int) -> tuple[int, list[str]]:
