@@ -26,7 +26,7 @@ class TorchEngine(Engine):
         self.hands = Hands(take=lambda v: self.value(v).clone(), put=lambda variable, value: variable.assign(value))
 
     def value(self, variable: Any) -> Any:
-        return variable.value.detach()
+        return variable._value.detach()
 
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
         return torch.zeros_like(array, dtype=_dtype(dtype)) if zeros else self.cast(array, dtype)
