@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from polyak.errors import AmbiguousRole, DamagedFile, UnknownFormat
-from polyak.manifest import Manifest, State, Stored, choose_role, decode_memo, digest, encode_memo
+from polyak.manifest import (
+    Manifest,
+    State,
+    Stored,
+    choose_role,
+    decode_memo,
+    decode_note,
+    digest,
+    encode_memo,
+    encode_note,
+)
 from polyak.weights import Evidence, Kind, Weight
 
 EVIDENCE = Evidence("#0/kernel", "dense/kernel", "dense~0/kernel", "Dense", "kernel", 0, "bfloat16")
@@ -159,3 +169,13 @@ def test_a_role_is_never_guessed(
         choose_role(roles, asked, "x")
     assert caught.value.message == f"x: expected weights of {wanted}, received {received}"
     assert caught.value.hint == (hint and f"say which: {hint}")
+
+
+def test_a_note_is_read_only_with_its_digest() -> None:
+    held = Manifest("polyak 0", {"raw": None}, ())
+    note = encode_note(held)
+    assert decode_note(note, "file 'x'", 0) == held
+    with pytest.raises(DamagedFile, match="the manifest does not have its digest"):
+        decode_note(note.replace(b"polyak 0", b"polyak 1"), "file 'x'", 0)
+    with pytest.raises(DamagedFile, match="the manifest is not readable"):
+        decode_note(b"{}", "file 'x'", 0)
