@@ -179,3 +179,11 @@ def test_a_note_is_read_only_with_its_digest() -> None:
         decode_note(note.replace(b"polyak 0", b"polyak 1"), "file 'x'", 0)
     with pytest.raises(DamagedFile, match="the manifest is not readable"):
         decode_note(b"{}", "file 'x'", 0)
+
+
+@pytest.mark.parametrize("junk", ["[" + "[]," * 20_000 + "[]]", "[" + "1," * 20_000 + "1]", '"' + "x" * 70_000 + '"'])
+def test_a_manifest_is_in_proportion_to_its_arrays(junk: str) -> None:
+    text = '{"tool":"x","roles":{},"weights":[],"future":' + junk + "}"
+    assert Manifest.from_json(text, "file 'x'").tool == "x"
+    with pytest.raises(DamagedFile, match="expected the manifest of 0 arrays"):
+        Manifest.from_json(text, "file 'x'", 0)
