@@ -103,12 +103,22 @@ def write(
             _gone_on_failure(directory),
             replacing(index, sum(w.nbytes for w in snapshot.weights), check) as file,
         ):
-            manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes)
+            with _index_named(index):
+                manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes)
             sync(directory)
             sync(index.parent)  # the directory's name must be there before the index leads to it
             file.write(_index(manifest, weight_map))
         _sweep(index, stem)
     return manifest
+
+
+@contextmanager
+def _index_named(index: Path) -> Iterator[None]:
+    """What cannot be written of a shard is told of the index, which the caller named."""
+    try:
+        yield
+    except FileError as error:
+        raise FileError(f"file {str(index)!r}: {error.message}", hint=error.hint) from error
 
 
 def _generation(index: Path, stem: str) -> Path:
