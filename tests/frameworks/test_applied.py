@@ -389,7 +389,8 @@ def test_repr_says_rule_count_immaturity_and_bytes() -> None:
     ema = polyak.EMA(model, decay=0.5, start="copy")
     for _ in range(3):
         ema.update()
-    facts = "3 updates, immaturity 0.25, 1 weights averaged, 1 copied, 8 bytes of memory, 24 bytes read and written an update"
+    costs = "8 bytes of memory, 24 bytes read and written an update"
+    facts = f"3 updates, immaturity 0.25, 1 weights averaged, 1 copied, {costs}"
     assert repr(ema) == f"<ema:0.5,start=copy of Module: {facts}>"
     model.w.assign([np.nan])
     with pytest.warns(polyak.PolyakWarning):

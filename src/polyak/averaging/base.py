@@ -136,7 +136,7 @@ class Rule(ABC):
 
     @property
     def rests(self) -> bool:
-        """Whether it leaves the average as it is at most updates, so that it pays to ask before the weights are read."""
+        """Whether it leaves the average as it is at most updates, so that it pays to ask before weights are read."""
         return any(rule.rests for rule in self.inner)
 
     @property
