@@ -58,7 +58,7 @@ def placed() -> bool:
 
 
 in_fit = placed()
-program = compiled(average.program).lower(tree_of(average.held), average.raw_values()).compile().as_text()
+program = compiled((average.program,)).lower([tree_of(average.held)], average.raw_values()).compile().as_text()
 values = average.values()
 average.update()
 with average.applied():

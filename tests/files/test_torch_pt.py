@@ -461,7 +461,7 @@ def test_any_damage_within_the_pickle_gives_an_error_of_polyak_or_a_good_read(na
 
 
 def survives(job: Callable[[], object]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(PolyakError):
         job()
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

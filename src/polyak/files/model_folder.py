@@ -45,7 +45,7 @@ def _facts(path: Path) -> dict[str, object]:
         text = path.read_bytes() if size <= _LARGEST else b""
     try:
         config = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        plain = {key: msgspec.json.decode(raw) for key, raw in config.items() if bytes(raw[:1]) not in (b"{", b"[")}
+        plain = {key: msgspec.json.decode(raw) for key, raw in config.items() if bytes(raw)[:1] not in (b"{", b"[")}
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DamagedFile(f"file {str(path)!r}: expected a configuration in JSON, received {size:,} bytes") from error
     return {f"config/{key}": value for key, value in plain.items() if isinstance(value, (str, int, float))}
