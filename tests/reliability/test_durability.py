@@ -57,7 +57,7 @@ def test_faults_lose_a_file_that_is_written_in_place(tmp_path: Path) -> None:
 
 def test_readers_of_a_file_that_is_written_in_place_fail() -> None:
     WAYS["np.savez"].prepare()
-    _, wrong = crowds.crowd(WAYS["np.savez"], 1, 20)
+    _, wrong = crowds.crowd(WAYS["np.savez"], 1, 300)
     assert wrong
 
 
