@@ -12,7 +12,7 @@ from torture.power import cut
 from torture.tracing import AVAILABLE
 from torture.ways import OTHERS
 
-TENSORFLOW = {"1b", "3b", "4b", "4d", "5b"}
+TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "5b"}
 ALL = [*kills.CAMPAIGNS, *power.CAMPAIGNS, *faults.CAMPAIGNS, *crowds.CAMPAIGNS, *places.CAMPAIGNS]
 WAYS = {way.name: way for way in OTHERS}
 # A trial forks; pytest's process may hold threads of a framework by then, so campaigns run in processes of their own.

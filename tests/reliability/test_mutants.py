@@ -9,6 +9,7 @@ from torture import mutants
 from torture.campaign import Campaign
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("campaign", mutants.CAMPAIGNS, ids=str)
 def test_a_campaign_holds(campaign: Campaign) -> None:
     outcome = campaign.run(campaign.short)
