@@ -14,6 +14,7 @@ from torture import guard, live, long_life, numbers, resume, transactions
 from torture.campaign import Campaign, Outcome
 
 KILLED = "17a"
+LONG = {"16b", "16d", "30a"}
 CAMPAIGNS = {
     campaign.row: campaign
     for module in (numbers, guard, live, transactions, long_life, resume)
@@ -28,7 +29,9 @@ def outcome_of(row: str) -> Outcome:
     return campaign.run(campaign.short)
 
 
-@pytest.mark.parametrize("campaign", CAMPAIGNS.values(), ids=str)
+@pytest.mark.parametrize(
+    "campaign", [pytest.param(c, marks=[pytest.mark.slow] * (c.row in LONG)) for c in CAMPAIGNS.values()], ids=str
+)
 def test_it_holds(campaign: Campaign) -> None:
     outcome = outcome_of(campaign.row)
     assert outcome.holds, "\n".join(outcome.broken) or "nothing was tried"
