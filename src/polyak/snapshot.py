@@ -28,12 +28,20 @@ _FRAMEWORKS = ("tensorflow", "keras", "tf_keras", "torch", "jax")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One array: its role, its description, how to read it, and the digest that its bytes must have (or "")."""
+    """One array.
+
+    Attributes:
+        role, weight: its role and its description.
+        read: makes a copy, or an array that nobody else holds.
+        digest: what its bytes must have, or "".
+        view: the source's own memory, to be looked at within a moment; ``read`` where there is no such thing.
+    """
 
     role: str
     weight: Weight
     read: Callable[[], Array]
     digest: str = ""
+    view: Callable[[], Array] | None = None
 
 
 class Snapshot(Mapping[str, Array]):
@@ -148,15 +156,26 @@ class Snapshot(Mapping[str, Array]):
     def copy(self) -> Snapshot:
         """The same arrays held in memory, independent of file or model; of a live average, all of one moment."""
         with self.moment():
-            items = [replace(i, read=self[name].copy) for name, i in self._items.items()]
+            items = [replace(i, read=self[name].copy, view=None) for name, i in self._items.items()]
             states = {role: _present(told) for role, told in self._states.items()}
         return Snapshot(items, states, self.origin, self.integrity, self._written)
 
     def __getitem__(self, name: str) -> Array:
+        return self._verified(name, self._item(name).read)
+
+    def view(self, name: str) -> Array:
+        """The array to look at within a moment, not to keep: it may be the source's own memory."""
+        item = self._item(name)
+        return self._verified(name, item.view or item.read)
+
+    def _item(self, name: str) -> Item:
         item = self._items.get(name)
         if item is None:
             raise self._missing(name)
-        array = self._read(name, item)
+        return item
+
+    def _verified(self, name: str, read: Callable[[], Array]) -> Array:
+        item, array = self._items[name], self._read(name, read)
         if item.digest and digest(array) != item.digest:
             raise DamagedFile(
                 f"{self.origin}: weight {name!r}: expected bytes with digest {item.digest}, received {digest(array)}",
@@ -164,10 +183,10 @@ class Snapshot(Mapping[str, Array]):
             )
         return array
 
-    def _read(self, name: str, item: Item) -> Array:
+    def _read(self, name: str, read: Callable[[], Array]) -> Array:
         """What an item reads; damage is told by the name that the weight has here."""
         try:
-            return item.read()
+            return read()
         except DamagedFile as error:
             if repr(name) in error.message:
                 raise

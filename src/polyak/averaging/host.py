@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polyak.numbers import BLOCK, is_tame
+
 Flat = npt.NDArray[Any]
 Moves = Sequence[tuple[Flat, float]]
 
-BLOCK = 1 << 15
 # Below so many numbers a second thread costs more than it saves.
 _WORTH_THREADS = 1 << 18
 _TASK = 1 << 18
@@ -113,15 +114,7 @@ def _scratch(scratch: dict[Any, Flat], like: Flat) -> Flat:
 
 def _are_safe(task: list[tuple[Flat, Moves]]) -> bool:
     """One quick pass: a finite sum of squares proves it. Where it is not, the numbers themselves are looked at."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return all(_is_tame(value) or _is_within(value) for value, _ in task)
-
-
-def _is_tame(value: Flat) -> bool:
-    if value.dtype.itemsize < 4:
-        return False
-    blocks = (value[start : start + BLOCK] for start in range(0, value.size, BLOCK))
-    return all(np.isfinite(np.dot(block, block)) for block in blocks)
+    return all(is_tame(value) or _is_within(value) for value, _ in task)
 
 
 def _is_within(value: Flat) -> bool:

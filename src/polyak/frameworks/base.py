@@ -313,7 +313,8 @@ def snapshot_of(target: Target, role: str, state: Told = None) -> Snapshot:
     """A lazy view of a target's present weights; a weight that has several names is there under each."""
 
     def item(path: str, weight: Weight) -> Item:
-        return Item(role, replace(weight, path=path), lambda: target.read(weight.path))
+        known = replace(weight, path=path)
+        return Item(role, known, lambda: target.read(weight.path), view=lambda: target.view(weight.path))
 
     held = {w.path: w for w in target.weights}
     items = [*((w.path, w) for w in target.weights), *((a, held[first]) for a, first in target.aliases.items())]

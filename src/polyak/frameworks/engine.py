@@ -58,6 +58,10 @@ class Engine(ABC):
         """Bring back into a model's variables what a loop that was cut short has taken out of them."""
         del model
 
+    def values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays in Keras variables, by path."""
+        return {path: self.value(variable) for path, variable in variables.items()}
+
     @abstractmethod
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
         """A new array in this dtype: the values of another, or zeros."""
@@ -73,6 +77,14 @@ class Engine(ABC):
     @abstractmethod
     def to_numpy(self, array: Any) -> Array:
         """A copy."""
+
+    @abstractmethod
+    def view(self, array: Any) -> Array:
+        """The array's own memory where it can be had, to be looked at only."""
+
+    def wrapped(self, value: Array, like: Any) -> Any:
+        """What a variable is given that takes a copy of it."""
+        return self.from_numpy(value, like)
 
     @abstractmethod
     def from_numpy(self, value: Array, like: Any) -> Any:

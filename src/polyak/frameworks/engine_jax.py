@@ -101,6 +101,9 @@ class JaxEngine(Engine):
     def to_numpy(self, array: Any) -> Array:
         return np.array(array, copy=True)
 
+    def view(self, array: Any) -> Array:
+        return np.asarray(array)
+
     def from_numpy(self, value: Array, like: Any) -> Any:
         # JAX may keep the buffer that it is given, and it belongs to the caller.
         return _placed(np.array(value, copy=True), like, like.sharding)

@@ -1,8 +1,8 @@
-"""The tensors of PyTorch: shadows written in place, by blocks of large tensors or a few small ones at a time."""
+"""The tensors of PyTorch: shadows written in place, by blocks of large tensors, a few or many small ones at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from polyak.averaging import host
 from polyak.frameworks.engine import Arrays, Engine, Held, Program
 from polyak.frameworks.exchange import Hands
+from polyak.frameworks.torch_layout import Layout, Paths, Shadows, laid_out
+from polyak.frameworks.torch_target import to_numpy, to_torch, view
 from polyak.snapshot import Array
-from polyak.weights import numpy_dtype
 
-# Elements that are moved together: the distances of so many fit into a core's cache.
-_TOGETHER = 2**18
+Flats = Mapping[Paths, Any]
 
 
 class TorchEngine(Engine):
@@ -27,6 +27,10 @@ class TorchEngine(Engine):
 
     def value(self, variable: Any) -> Any:
         return variable._value.detach()
+
+    def values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Not detached one by one: what reads them records no gradients."""
+        return {path: variable._value for path, variable in variables.items()}
 
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
         return torch.zeros_like(array, dtype=_dtype(dtype)) if zeros else self.cast(array, dtype)
@@ -40,15 +44,16 @@ class TorchEngine(Engine):
         return shadow
 
     def to_numpy(self, array: Any) -> Array:
-        host = array.detach().cpu().contiguous()
-        name = str(host.dtype).removeprefix("torch.")
-        # NumPy has no bfloat16 of its own: the bits are handed over as bytes.
-        value: Array = host.reshape(-1).view(torch.uint8).numpy().copy().view(numpy_dtype(name))
-        return value.reshape(tuple(host.shape))
+        return to_numpy(array)
+
+    def view(self, array: Any) -> Array:
+        return view(array)
+
+    def wrapped(self, value: Array, like: Any) -> Any:
+        return to_torch(value, like.dtype)
 
     def from_numpy(self, value: Array, like: Any) -> Any:
-        flat = torch.from_numpy(np.array(value, order="C").reshape(-1).view(np.uint8))
-        return flat.view(like.dtype).reshape(value.shape).to(like.device)
+        return to_torch(np.array(value, order="C"), like.dtype).to(like.device)
 
     def is_finite(self, array: Any) -> bool:
         return bool(torch.isfinite(array).all())
@@ -58,14 +63,16 @@ class TorchEngine(Engine):
 
     @torch.no_grad()
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays) -> list[Held]:
-        turns = [_Turn.of(program, one) for program, one in zip(programs, held, strict=True)]
-        looked = dict.fromkeys(turn.program.guarded for turn in turns if turn.moving)
-        safe = {guarded: _are_safe([values[path] for path in guarded]) for guarded in looked}
-        going = [turn for turn in turns if turn.moving and safe[turn.program.guarded]]
-        _move_all(going, values)
+        turns = [_Turn.of(program, one, values) for program, one in zip(programs, held, strict=True)]
+        moving = [turn for turn in turns if turn.moving]
+        packs = dict.fromkeys(paths for turn in moving for paths in turn.shadows.packs())
+        flats = {paths: _flattened(values, paths) for paths in packs}
+        looked = {turn.program.guarded: turn.shadows for turn in moving}
+        safe = {guarded: _are_safe(guarded, shadows, values, flats) for guarded, shadows in looked.items()}
+        going = [turn for turn in moving if safe[turn.program.guarded]]
+        _move_all(going, values, flats)
         for turn in going:
-            for path in turn.program.copied:
-                turn.held.shadows[path].copy_(values[path])
+            _copy([turn.shadows[p] for p in turn.program.copied], [values[p] for p in turn.program.copied])
         return [turn.after(safe.get(turn.program.guarded, True)) for turn in turns]
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
@@ -79,58 +86,72 @@ class TorchEngine(Engine):
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """One average at one update: the weight of the newest value for each path that it moves."""
+    """One average at one update: the layouts that move, each with the weight of the newest value."""
 
     program: Program
     held: Held
-    weights: Mapping[str, float]
-    moving: bool
+    shadows: Shadows
+    moved: Sequence[tuple[Layout, float]]
 
     @classmethod
-    def of(cls, program: Program, held: Held) -> _Turn:
-        found = [(float(rule.weight(float(held.count + 1))), paths) for rule, paths in program.moved]
-        weights = {path: w for w, paths in found for path in paths if w > 0}
-        return cls(program, held, weights, bool(weights) or not program.moved)
+    def of(cls, program: Program, held: Held, values: Arrays) -> _Turn:
+        shadows = laid_out(program, held.shadows, values)
+        weights = [float(rule.weight(float(held.count + 1))) for rule, _ in program.moved]
+        moved = [(layout, w) for layout, w in zip(shadows.layouts, weights, strict=True) if w > 0]
+        return cls(program, held, shadows, moved)
 
-    def alike(self, paths: Sequence[str]) -> Iterable[tuple[float, list[str]]]:
-        """Those of the paths that move, by their weight."""
-        found: dict[float, list[str]] = {}
-        for path in paths:
-            if path in self.weights:
-                found.setdefault(self.weights[path], []).append(path)
-        return found.items()
+    @property
+    def moving(self) -> bool:
+        return bool(self.moved) or not self.program.moved
 
     def after(self, safe: bool) -> Held:
         """The counts one update later."""
         held, done = self.held, safe or not self.moving
-        return Held(held.shadows, held.count + done, held.skipped + (not done))
+        return Held(self.shadows, held.count + done, held.skipped + (not done))
 
 
-def _move_all(turns: Sequence[_Turn], values: Arrays) -> None:
-    """All averages in one pass over the values: large tensors in host memory by blocks, others by chunks."""
-    paths = dict.fromkeys(path for turn in turns for path in turn.weights)
-    followers = {path: [turn for turn in turns if path in turn.weights] for path in paths}
-    large = [p for p in paths if _are_blocks(values[p], *(turn.held.shadows[p] for turn in followers[p]))]
-    host.move_all((_flat(values[p]), [(_flat(t.held.shadows[p]), t.weights[p]) for t in followers[p]]) for p in large)
-    for some in _chunks([path for path in paths if path not in set(large)], values):
-        for turn in turns:
-            for w, own in turn.alike(some):
-                _move([turn.held.shadows[p] for p in own], [values[p] for p in own], w)
+def _move_all(turns: Sequence[_Turn], values: Arrays, flats: Flats) -> None:
+    """All averages in one pass over the values: what is large or packed by blocks, the others by chunks."""
+    blocks: dict[Any, list[tuple[Any, float]]] = {}
+    chunks: dict[Paths, list[tuple[Shadows, float]]] = {}
+    for turn in turns:
+        for layout, w in turn.moved:
+            for paths, flat in layout.packs.items():
+                blocks.setdefault(paths, []).append((flat, w))
+            for path in layout.large:
+                blocks.setdefault(path, []).append((turn.shadows[path], w))
+            for chunk in layout.chunks:
+                chunks.setdefault(chunk, []).append((turn.shadows, w))
+    _move_by_blocks([(flats[at] if at in flats else values[at], moves) for at, moves in blocks.items()])
+    for chunk, moves in chunks.items():
+        for shadows, w in moves:
+            _move([shadows[p] for p in chunk], [values[p] for p in chunk], w)
 
 
-def _are_blocks(value: Any, *shadows: Any) -> bool:
-    """Whether it pays to move them by blocks with NumPy, which sees float32 and float64 in host memory."""
-    wide = value.dtype in (torch.float32, torch.float64)
-    return wide and value.numel() >= _TOGETHER and all(_is_flat(tensor) for tensor in (value, *shadows))
+def _move_by_blocks(work: Sequence[tuple[Any, Sequence[tuple[Any, float]]]]) -> None:
+    """With NumPy, where it sees all tensors; packs may lie elsewhere, or hold values that it does not know."""
+    seen = []
+    for value, moves in work:
+        if _is_seen(value) and all(_is_seen(shadow) for shadow, _ in moves):
+            seen.append((_flat(value), [(_flat(shadow), w) for shadow, w in moves]))
+            continue
+        for shadow, w in moves:
+            _move([shadow], [value], w)
+    host.move_all(seen)
 
 
-def _is_flat(tensor: Any) -> bool:
-    return bool(tensor.is_contiguous() and tensor.device.type == "cpu")
+def _is_seen(tensor: Any) -> bool:
+    return tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu"
 
 
 def _flat(tensor: Any) -> Any:
-    """The memory of a tensor as a flat array of NumPy."""
-    return tensor.view(-1).numpy()
+    """The memory of a tensor as a flat array of NumPy; of a value that does not lie in order, a copy."""
+    return tensor.detach().reshape(-1).numpy()
+
+
+def _flattened(values: Arrays, paths: Paths) -> Any:
+    """Values one after another in a new tensor."""
+    return torch._utils._flatten_dense_tensors([values[path] for path in paths])
 
 
 def _move(shadows: list[Any], values: Sequence[Any], w: float) -> None:
@@ -148,35 +169,32 @@ def _move(shadows: list[Any], values: Sequence[Any], w: float) -> None:
         torch._foreach_copy_(shadows, torch._foreach_sub(values, steps))
 
 
-def _are_safe(values: Sequence[Any]) -> bool:
+def _copy(shadows: list[Any], values: list[Any]) -> None:
+    if shadows:
+        torch._foreach_copy_(shadows, values)
+
+
+def _are_safe(guarded: Paths, shadows: Shadows, values: Arrays, flats: Flats) -> bool:
     """Whether all are finite and below half of the range, so that no difference of two overflows.
 
     A finite norm proves it in one quick pass. If it is not finite, its square may only have overflowed, and the values
     themselves are looked at.
     """
+    looked = [*(values[path] for path in shadows.loose), *(flats[paths] for paths in shadows.packs())]
+    return _are_tame(looked) or all(_is_within(values[path]) for path in guarded)
+
+
+def _are_tame(values: Sequence[Any]) -> bool:
     wide = [v if v.dtype == torch.float64 else v.float() for v in values if v.numel()]
-    if not wide:
-        return True
     norms: dict[Any, list[Any]] = {}
-    for norm in torch._foreach_norm(wide):
+    for norm in torch._foreach_norm(wide) if wide else ():
         norms.setdefault((norm.dtype, norm.device), []).append(norm)
-    if all(bool(torch.stack(alike).isfinite().all()) for alike in norms.values()):
-        return True
-    return all(bool(v.abs().max() <= torch.finfo(v.dtype).max / 2) for v in wide)
+    return all(bool(torch.stack(alike).isfinite().all()) for alike in norms.values())
 
 
-def _chunks(paths: Sequence[str], arrays: Arrays) -> Iterator[list[str]]:
-    """Paths in runs of about so many elements that work on them stays in the cache."""
-    chunk: list[str] = []
-    size = 0
-    for path in paths:
-        chunk.append(path)
-        size += arrays[path].numel()
-        if size >= _TOGETHER:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _is_within(value: Any) -> bool:
+    wide = value if value.dtype == torch.float64 else value.float()
+    return not value.numel() or bool(wide.abs().max() <= torch.finfo(wide.dtype).max / 2)
 
 
 def _dtype(name: str) -> Any:

@@ -87,6 +87,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self._program: Ref = Ref(None)
         self._held: Ref = Ref(None)
         self._shadows: Ref = Ref(())
+        self._followed_by_path: Ref = Ref({})
         self._entered: Ref = Ref(set())
         self._in_use = Ref(False)
         self.view = Ref(View())
@@ -162,8 +163,8 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def raw_values(self) -> dict[str, Any]:
         """The arrays of the followed weights, as they are now."""
-        variables = self.raw.variables
-        return {w.path: self.engine.value(variables[w.path]) for w in self.shadow_weights()}
+        self.raw  # noqa: B018
+        return self.engine.values(self._followed_by_path.value)
 
     def __repr__(self) -> str:
         if self._model.value is None and not self.followed().built:
@@ -277,6 +278,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         held = self._started(raw, kept)
         guarded = tuple(w.path for w in followed if w.floating and self.engine.is_finite(self._value(raw, w.path)))
         self._program.value = program_for(self._shadows.value, self.rule, guarded)
+        self._followed_by_path.value = {w.path: raw.variables[w.path] for w in followed}
         self._model.value, self._held.value = raw, held
         self.look()
         for variable in raw.variables.values():
@@ -320,7 +322,9 @@ def update_all(averages: Sequence[NativeAverage]) -> None:
     with together(averages):
         for average in averages:
             average.refuse_applied()
-        values = {path: value for average in averages for path, value in average.raw_values().items()}
+        values = averages[0].raw_values()
+        for other in averages[1:]:
+            values |= other.raw_values()
         new = averages[0].engine.step(programs, [average.held for average in averages], values)
         for average, held in zip(averages, new, strict=True):
             average.held = held

@@ -32,9 +32,12 @@ class KerasVariables(Target):
     def read(self, path: str) -> Array:
         return self._engine.to_numpy(self._engine.value(self.variables[path]))
 
+    def view(self, path: str) -> Array:
+        return self._engine.view(self._engine.value(self.variables[path]))
+
     def write(self, path: str, value: Array) -> None:
         variable = self.variables[path]
-        self._engine.hands.put(variable, self._engine.from_numpy(value, self._engine.value(variable)))
+        self._engine.hands.put(variable, self._engine.wrapped(value, self._engine.value(variable)))
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
@@ -61,6 +64,9 @@ class RawVariables(KerasVariables):
     def read(self, path: str) -> Array:
         return self._engine.to_numpy(raw_value(self.variables[path], self._engine.hands))
 
+    def view(self, path: str) -> Array:
+        return self.read(path) if holds_average(self.variables[path]) else super().view(path)
+
 
 class Shadows(Target):
     """The shadows of an average."""
@@ -78,6 +84,9 @@ class Shadows(Target):
 
     def read(self, path: str) -> Array:
         return self._average.engine.to_numpy(self._average.held.shadows[path])
+
+    def view(self, path: str) -> Array:
+        return self._average.engine.view(self._average.held.shadows[path])
 
     def write(self, path: str, value: Array) -> None:
         shadows = self._average.held.shadows

@@ -239,6 +239,9 @@ class ShadowTarget(Target):
     def read(self, path: str) -> Any:
         return self._shadows.read(path)
 
+    def view(self, path: str) -> Any:
+        return self._shadows.view(path)
+
     def write(self, path: str, value: Any) -> None:
         self._shadows.write(path, value)
 

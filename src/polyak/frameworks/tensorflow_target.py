@@ -50,7 +50,11 @@ class Variables(Target):
         Raises:
             ModelError: it does.
         """
-        first, *others = (np.array(part.numpy()) for part in components(self.variables[path]))
+        return np.array(self.view(path))
+
+    def view(self, path: str) -> Array:
+        """TensorFlow lends the memory of a tensor, and writes a variable elsewhere while somebody looks at it."""
+        first, *others = (np.asarray(part.read_value()) for part in components(self.variables[path]))
         if others and self._trained[path]:
             self._refuse_drift(path, first, others)
         return first
@@ -66,7 +70,8 @@ class Variables(Target):
                 )
 
     def write(self, path: str, value: Array) -> None:
-        self.variables[path].assign(value)
+        # TensorFlow may keep the memory that it is given.
+        self.variables[path].assign(np.array(value))
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
@@ -94,6 +99,6 @@ class RawTarget(Variables):
     def __init__(self, followed: Variables) -> None:
         super().__init__(followed.label, followed.variables, followed.weights, followed.trackables)
 
-    def read(self, path: str) -> Array:
+    def view(self, path: str) -> Array:
         variable = self.variables[path]
-        return np.array(raw_value(variable).numpy()) if holds_average(variable) else super().read(path)
+        return np.asarray(raw_value(variable)) if holds_average(variable) else super().view(path)

@@ -33,6 +33,9 @@ class Tensors(Target):
     def read(self, path: str) -> Array:
         return to_numpy(self.tensors[path])
 
+    def view(self, path: str) -> Array:
+        return view(self.tensors[path])
+
     def write(self, path: str, value: Array) -> None:
         tensor = self.tensors[path]
         with torch.no_grad():
@@ -61,13 +64,21 @@ def dtype_of(tensor: torch.Tensor) -> str:
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """A copy in C order; the bytes are taken as they are, because NumPy has no bfloat16 of its own."""
+    """A copy in C order."""
+    return np.array(view(tensor))
+
+
+def view(tensor: torch.Tensor) -> Array:
+    """The tensor's own memory if it lies on the host in C order, else a copy.
+
+    The bytes are taken as they are, because NumPy has no bfloat16 of its own.
+    """
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    raw = plain.reshape(-1).view(torch.uint8).numpy()
-    return np.array(raw).view(numpy_dtype(dtype_of(tensor))).reshape(tuple(tensor.shape))
+    raw: Array = plain.reshape(-1).view(torch.uint8).numpy()
+    return raw.view(numpy_dtype(dtype_of(tensor))).reshape(tuple(tensor.shape))
 
 
 def to_torch(value: Array, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of the array's bytes, which it owns."""
-    raw = np.array(value, order="C").reshape(-1).view(np.uint8)
+    """A tensor of the array's bytes: in the array's own memory if it lies in C order and may be written."""
+    raw = np.require(value, requirements=["C", "W"]).reshape(-1).view(np.uint8)
     return torch.from_numpy(raw).view(dtype).reshape(value.shape)

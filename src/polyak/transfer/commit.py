@@ -8,6 +8,7 @@ import numpy as np
 
 from polyak.errors import DtypeMismatch, NonFinite, TransferError
 from polyak.manifest import digest
+from polyak.numbers import is_tame
 from polyak.snapshot import Array, Snapshot
 from polyak.transfer.receipt import Moved
 from polyak.transfer.target import PutBack, Target
@@ -50,11 +51,12 @@ def _write(source: Snapshot, target: Target, moves: Moves, finite: bool, undo: U
     early = {path: source[path] for path in _overwritten(moves)}
     moved = []
     for source_path, target_path, dtype in moves:
-        array = early[source_path] if source_path in early else source[source_path]
+        array = early[source_path] if source_path in early else source.view(source_path)
         value = value_of(target_path, array, dtype, source.origin, finite)
+        sent = Moved(source_path, target_path, array.dtype.name, dtype, value.nbytes, digest(value))
         undo.append((f"weight {target_path!r}", target.hold(target_path)))
         target.write(target_path, value)
-        moved.append(Moved(source_path, target_path, array.dtype.name, dtype, value.nbytes, digest(value)))
+        moved.append(sent)
     return tuple(moved)
 
 
@@ -82,7 +84,7 @@ def _overwritten(moves: Moves) -> list[str]:
 
 
 def _verify(target: Target, moved: Moved) -> None:
-    found = digest(target.read(moved.target))
+    found = digest(target.view(moved.target))
     if found != moved.digest:
         raise TransferError(
             f"weight {moved.target!r}: expected bytes with digest {moved.digest} after writing, received {found}; "
@@ -137,7 +139,7 @@ def _in_range(array: Array, value: Array) -> bool:
 
 
 def _refuse_nonfinite(path: str, array: Array, origin: str) -> None:
-    if is_floating(array.dtype.name) and not _isfinite(array).all():
+    if is_floating(array.dtype.name) and not is_tame(array) and not _isfinite(array).all():
         bad = array.size - np.count_nonzero(_isfinite(array))
         raise NonFinite(
             f"weight {path!r}: expected finite values, received {bad} non-finite of {array.size} from {origin}",

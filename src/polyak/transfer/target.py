@@ -42,9 +42,13 @@ class Target(ABC):
     def read(self, path: str) -> Array:
         """A copy of the present value."""
 
+    def view(self, path: str) -> Array:
+        """The present value to look at within a ``moment``: the weight's own memory, where it can be had."""
+        return self.read(path)
+
     @abstractmethod
     def write(self, path: str, value: Array) -> None:
-        """Set one weight; shape and dtype are the weight's own."""
+        """Set one weight; shape and dtype are the weight's own. The array stays the caller's."""
 
     @abstractmethod
     def hold(self, path: str) -> PutBack:
