@@ -1,75 +1,43 @@
 """Mutation test of the core: each check, bound, lock, fsync and rename is removed, and a test must fail.
 
-Row 28 of docs/reliability.md. ``python -m torture.mutants [WORD]`` tries all mutants whose module has the word in
-its name, and prints those that survive. A mutant is a copy of the sources in which one statement is gone or one
-condition is false; the tests of its module run over it, in a process that finds the copy first.
+Row 28 of docs/reliability.md. ``python -m torture.mutants [WORD ...]`` tries all mutants whose module has one of the
+words in its name, and prints which survive. A mutant is a copy of the sources in which one statement is gone or one
+condition is false. The tests of its module run without a change first, which shows which of them its statement matters
+to; over the mutant those run alone.
 """
 
 from __future__ import annotations
 
 import ast
-import json
-import os
+import compileall
+import py_compile
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from torture.campaign import Campaign, Outcome
+from torture.core import CLEAN, EQUIVALENT, TESTS
+from torture.warm import ROOT, Ran, Warm
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src" / "polyak"
 # Calls that are made for what they do: durability, locks, and checks in functions of their own.
 _CALLS = (
-    "fsync", "sync", "sync_tree", "sync_directory", "replace", "rename", "flush", "flock", "acquire", "release",
-    "fchmod", "hand_over", "sweep", "check", "charge", "finish",
+    "fsync", "sync", "sync_tree", "replace", "rename", "link", "flush", "flock", "acquire", "release", "hold", "share",
+    "enter_context", "callback", "fchmod", "hand_over", "sweep", "_sweep_data", "_settle", "remove",
+    "remove_if_nobodys", "check", "charge", "finish", "_put_back", "raise_refused",
 )  # fmt: skip
 _CHECKS = ("refuse", "_refuse", "_check", "_verify")
-_TIMEOUT = 300
-# The tests that stand for a module; the first that fails ends the run.
-_READERS = ("tests/attacks/test_attacks.py", "tests/attacks/test_damage.py")
-TESTS: Mapping[str, tuple[str, ...]] = {
-    "files/atomic.py": ("tests/files/test_atomic.py", "tests/reliability/test_durability.py"),
-    "files/bundle_entries.py": ("tests/files/test_tensorbundle.py",),
-    "files/flax_msgpack.py": ("tests/files/test_flax_msgpack.py",),
-    "files/flax_msgpack_tree.py": ("tests/files/test_flax_msgpack.py",),
-    "files/hdf5_stream.py": (
-        "tests/files/test_hdf5_stream.py",
-        "tests/reliability/test_integrity.py::test_what_fuzzing_has_found_is_refused_or_read",
-    ),
-    "files/json_cursor.py": ("tests/files/test_json_cursor.py", "tests/files/test_safetensors.py"),
-    "files/keras_archive.py": ("tests/files/test_keras_h5.py",),
-    "files/keras_h5.py": ("tests/files/test_keras_h5.py", "tests/files/test_keras_write.py"),
-    "files/keras_hdf5.py": ("tests/files/test_keras_h5.py",),
-    "files/keras_shards.py": ("tests/files/test_keras_h5.py",),
-    "files/npz.py": ("tests/files/test_npz.py",),
-    "files/positioned.py": ("tests/files/test_positioned.py",),
-    "files/protobuf.py": ("tests/files/test_protobuf.py",),
-    "files/safetensors.py": ("tests/files/test_safetensors.py",),
-    "files/safetensors_sharded.py": ("tests/files/test_safetensors_sharded.py",),
-    "files/sstable.py": ("tests/files/test_sstable.py",),
-    "files/tensorbundle.py": ("tests/files/test_tensorbundle.py",),
-    "files/torch_globals.py": ("tests/files/test_torch_pt.py",),
-    "files/torch_legacy.py": ("tests/files/test_torch_pt.py",),
-    "files/torch_pickle.py": ("tests/files/test_torch_pt.py",),
-    "files/torch_storage.py": ("tests/files/test_torch_pt.py",),
-    "files/torch_tree.py": ("tests/files/test_torch_pt.py",),
-    "files/torch_zip.py": ("tests/files/test_torch_pt.py", "tests/files/test_torch_write.py"),
-    "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py"),
-    "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
-    "snapshot.py": ("tests/test_snapshot.py",),
-    "transfer/commit.py": ("tests/transfer/test_commit.py",),
-    "averaging/kernel.py": ("tests/averaging/test_kernel.py",),
-    "frameworks/stateful.py": ("tests/frameworks/test_update.py", "tests/frameworks/test_applied.py"),
-}
-# Modules of which every mutant was seen to be noticed. The campaign draws from these; the command tries the others.
-CLEAN = ("files/zips.py", "files/json_cursor.py", "files/hdf5_stream.py", "averaging/kernel.py")
-# Mutants that change nothing that can be seen, by module and text of the statement, with the reason.
-EQUIVALENT: Mapping[tuple[str, str], str] = {}
+# What holds others off for as long as a context lasts.
+_GUARDS = ("still", "_turn", "lock", "_lock", "moment", "moment_of", "together", "unbroken", "_gone_on_failure")
+_NO_GUARD = "__import__('contextlib').nullcontext()"
 
 
 @dataclass(frozen=True)
@@ -81,137 +49,169 @@ class Mutant:
         line: where the statement is.
         text: its first line.
         source: the module with the change.
+        shown: lines of which a test executes one, if the change can matter to it.
     """
 
     module: str
     line: int
     text: str
     source: str
+    shown: range
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line}: {self.text}"
 
 
-def mutants(module: str) -> Iterator[Mutant]:
+def mutants(module: str) -> list[Mutant]:
     """All mutants of a module, in the order of its lines."""
     source = (SOURCES / module).read_text()
     lines = source.splitlines(keepends=True)
-    for node in ast.walk(ast.parse(source)):
-        for statement in ast.iter_child_nodes(node):
-            if isinstance(statement, ast.stmt) and (changed := _changed(statement, lines)) is not None:
-                text = lines[statement.lineno - 1].strip()
-                yield Mutant(module, statement.lineno, text, changed)
+    found = [
+        Mutant(module, place.lineno, lines[place.lineno - 1].strip(), _with(lines, place, text), _lines(shown))
+        for node in ast.walk(ast.parse(source))
+        for place, text, shown in _changes(node, source)
+    ]
+    return sorted(found, key=lambda m: m.line)
 
 
-def _changed(statement: ast.stmt, lines: Sequence[str]) -> str | None:
-    """The module with a check that never finds anything, or without a call; None for other statements."""
-    if isinstance(statement, ast.If) and any(isinstance(s, ast.Raise) for s in statement.body):
-        return _condition_off(statement, lines)
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and _is_effect(statement.value):
-        return _gone(statement, lines)
-    return None
+def _changes(node: ast.AST, source: str) -> Iterator[tuple[ast.expr, str, ast.AST]]:
+    """What to change in a node, to what, and what is executed where that matters."""
+    if isinstance(node, ast.If) and any(isinstance(s, ast.Raise) for s in node.body):
+        # The condition is still asked for, because it may name a value, and the answer is no.
+        yield node.test, f"({ast.get_source_segment(source, node.test)}) and False", node.body[0]
+    elif isinstance(node, ast.Expr) and _name(node.value, ast.Call).startswith(_CHECKS):
+        yield node.value, "None", node
+    elif isinstance(node, ast.Expr | ast.Lambda):
+        called = node.value if isinstance(node, ast.Expr) else node.body
+        if _name(called, ast.Call) in _CALLS:
+            yield called, "None", called
+    elif isinstance(node, ast.withitem) and node.optional_vars is None and _name(node.context_expr) in _GUARDS:
+        yield node.context_expr, _NO_GUARD, node.context_expr
 
 
-def _is_effect(call: ast.Call) -> bool:
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    return name in _CALLS or name.startswith(_CHECKS)
+def _name(called: ast.expr, kind: type[ast.expr] = ast.expr) -> str:
+    """The last name of what is called, or used without a call."""
+    if not isinstance(called, kind):
+        return ""
+    used = called.func if isinstance(called, ast.Call) else called
+    return used.attr if isinstance(used, ast.Attribute) else getattr(used, "id", "")
 
 
-def _condition_off(statement: ast.If, lines: Sequence[str]) -> str:
-    """The condition is still asked for, because it may name a value, and the answer is no."""
-    test = statement.test
-    assert test.end_lineno is not None
-    changed = list(lines)
-    end = changed[test.end_lineno - 1]
-    changed[test.end_lineno - 1] = (
-        end[: _column(end, test.end_col_offset)] + ") and False" + end[_column(end, test.end_col_offset) :]
-    )
-    start = changed[test.lineno - 1]
-    at = _column(start, test.col_offset)
-    changed[test.lineno - 1] = start[:at] + "(" + start[at:]
-    return "".join(changed)
+def _lines(node: ast.AST) -> range:
+    return range(node.lineno, node.end_lineno + 1)  # type: ignore[attr-defined]
 
 
-def _column(line: str, offset: int) -> int:
-    """An offset of the syntax tree, which counts bytes, in characters."""
-    return len(line.encode()[:offset].decode())
+def _with(lines: Sequence[str], place: ast.expr, text: str) -> str:
+    """The module with a text in the place of an expression; the syntax tree counts columns in bytes."""
+    assert place.end_lineno is not None
+    assert place.end_col_offset is not None
+    first, last = lines[place.lineno - 1].encode(), lines[place.end_lineno - 1].encode()
+    joined = first[: place.col_offset].decode() + text + last[place.end_col_offset :].decode()
+    return "".join([*lines[: place.lineno - 1], joined, *lines[place.end_lineno :]])
 
 
-def _gone(statement: ast.stmt, lines: Sequence[str]) -> str:
-    assert statement.end_lineno is not None
-    indent = lines[statement.lineno - 1][: _column(lines[statement.lineno - 1], statement.col_offset)]
-    changed = list(lines)
-    changed[statement.lineno - 1 : statement.end_lineno] = [f"{indent}pass\n"]
-    return "".join(changed)
+class Trials:
+    """A copy of the sources, in which one module at a time is a mutant, and the tests that run over it."""
 
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="polyak-")
+        self._package = Path(self._directory.name) / "polyak"
+        shutil.copytree(SOURCES, self._package, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(self._package, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+        self._warm = Warm(Path(self._directory.name))
+        self._whole = Ran(True, {}, {})
 
-class Copy:
-    """A copy of the sources, in which one module at a time is a mutant."""
+    def __enter__(self) -> Self:
+        self._warm.__enter__()
+        return self
 
-    def __init__(self, directory: Path) -> None:
-        self.package = directory / "polyak"
-        shutil.copytree(SOURCES, self.package, ignore=shutil.ignore_patterns("__pycache__"))
-        self._environment = {**os.environ, "PYTHONPATH": f"{directory}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._warm.__exit__(kind, error, at)
+        self._directory.cleanup()
 
-    def survives(self, mutant: Mutant) -> bool:
-        """Whether all tests of the module pass over it."""
-        place = self.package / mutant.module
+    def prepare(self, chosen: Iterable[Mutant]) -> None:
+        """Run all tests without a change. Raises RuntimeError if one fails."""
+        traced: dict[str, set[int]] = {}
+        for m in chosen:
+            traced.setdefault(str(self._package / m.module), set()).update(m.shown)
+        modules = {m.module: None for m in chosen}
+        tests = list(dict.fromkeys(test for module in modules for test in TESTS[module]))
+        self._whole = self._warm.run(tests, traced=traced)
+        if not self._whole.passed:
+            raise RuntimeError(f"a test fails without a change: {self._whole.failed}")
+
+    def noticed(self, mutant: Mutant) -> str:
+        """The first test of the module that fails over it; nothing if it survives them all."""
+        place = self._package / mutant.module
         kept = place.read_text()
         place.write_text(mutant.source)
         try:
-            return self.passes(mutant.module)
+            return next(filter(None, (self._failed(tests, only) for tests, only in self._asked(mutant))), "")
         finally:
             place.write_text(kept)
 
-    def passes(self, module: str) -> bool:
-        asked = [test for test in TESTS[module] if (ROOT / test.partition("::")[0]).exists()]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", *asked]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=self._environment, capture_output=True, timeout=_TIMEOUT, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return False  # it was noticed: a test went on for ever
-        return done.returncode == 0
+    def _asked(self, mutant: Mutant) -> Iterator[tuple[list[str], list[str]]]:
+        """The tests that its statement matters to, the quickest first; then those that are named one by one."""
+        if only := sorted(self._reaching(mutant), key=lambda test: self._whole.seconds[test]):
+            yield list(dict.fromkeys(test.partition("::")[0] for test in only)), only
+        if named := [test for test in TESTS[mutant.module] if "::" in test]:
+            yield named, []
+
+    def _reaching(self, mutant: Mutant) -> Iterator[str]:
+        name, files = str(self._package / mutant.module), TESTS[mutant.module]
+        for test, reached in self._whole.reached.items():
+            if test.partition("::")[0] in files and set(mutant.shown).intersection(reached.get(name, ())):
+                yield test
+
+    def _failed(self, tests: list[str], only: list[str]) -> str:
+        patience = 60 + 10 * sum(self._whole.seconds.get(test, 0) for test in only or tests)
+        return self._warm.run(tests, only, patience=patience).failed
 
 
-def tried(chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, bool]]:
-    """Each mutant, and whether it survives."""
-    with tempfile.TemporaryDirectory() as directory:
-        copy = Copy(Path(directory))
-        for module in {m.module: None for m in chosen}:
-            if not copy.passes(module):
-                raise RuntimeError(f"the tests of {module} fail without a change: {TESTS[module]}")
-            for mutant in (m for m in chosen if m.module == module):
-                yield mutant, copy.survives(mutant)
+def tried(chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant, and the test that noticed it; nothing if it survived."""
+    with Trials() as trials:
+        trials.prepare(chosen)
+        for mutant in chosen:
+            yield mutant, trials.noticed(mutant)
 
 
-def core(word: str = "") -> list[Mutant]:
-    """All mutants of the core whose module has the word in its name, but those that are known to change nothing."""
-    found = [m for module in TESTS if word in module for m in mutants(module)]
+def core(modules: Collection[str]) -> list[Mutant]:
+    """All mutants of these modules, but those that are known to change nothing."""
+    found = [m for module in modules for m in mutants(module)]
     return [m for m in found if (m.module, m.text) not in EQUIVALENT]
 
 
+def _halves(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
+    """Two parts of about equal size; a module is in one of them."""
+    halves: list[list[Mutant]] = [[], []]
+    for module in {m.module: None for m in chosen}:
+        min(halves, key=len).extend(m for m in chosen if m.module == module)
+    return [half for half in halves if half]
+
+
 def some(count: int) -> Outcome:
-    """So many mutants, drawn anew for each version of the sources."""
-    every = [m for m in core() if m.module in CLEAN]
-    chosen = sorted(random.Random(len(every)).sample(every, min(count, len(every))), key=lambda m: m.module)
-    survivors = [str(m) for m, survived in tried(chosen) if survived]
+    """So many mutants, or all there are; the same ones for the same sources."""
+    every = core(CLEAN)
+    chosen = random.Random(len(every)).sample(every, min(count, len(every)))
+    with ThreadPoolExecutor(2) as pool:
+        found = [pair for half in pool.map(lambda half: list(tried(half)), _halves(chosen)) for pair in half]
+    survivors = [str(mutant) for mutant, noticed in found if not noticed]
     figure = f"{len(chosen) - len(survivors)} of {len(chosen)} noticed, drawn from {len(every)}"
     return Outcome(len(chosen), tuple(survivors), figure)
 
 
-CAMPAIGNS = (Campaign("28", "no check, bound, lock, fsync or rename can be removed unnoticed", some, 1, 12),)
+CAMPAIGNS = (Campaign("28", "No check, bound, lock, fsync or rename can be removed unnoticed", some, 1, 1000),)
 
 
-def main(word: str) -> None:
-    chosen = core(word)
-    killed = 0
-    for mutant, survived in tried(chosen):
-        killed += not survived
-        print(json.dumps({"mutant": str(mutant), "survived": survived}), flush=True)
-    print(f"{killed} of {len(chosen)} noticed")
+def main(words: Sequence[str]) -> None:
+    chosen = core([module for module in TESTS if not words or any(word in module for word in words)])
+    survivors, begun = 0, time.monotonic()
+    for mutant, noticed in tried(chosen):
+        survivors += not noticed
+        print(f"{time.monotonic() - begun:4.0f} s", mutant, "->", noticed or "SURVIVES", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} noticed")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "")
+    main(sys.argv[1:])

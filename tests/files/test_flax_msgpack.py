@@ -6,6 +6,7 @@ The golden files are the real tool's; see tests/golden/make_jax.py.
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.files.jax_golden import GOLDEN, assert_same, expected
 import polyak
 from polyak.errors import DamagedFile, PolyakError
 from polyak.files import flax_msgpack
+from polyak.files.flax_msgpack_tree import Malformed, Parser
 
 FILES = ("kinds.msgpack", "train_state.msgpack", "variables.msgpack", "chunked.msgpack")
 
@@ -30,6 +32,11 @@ def packed(shape: bytes, name: bytes, data: bytes, sort: int = 1) -> bytes:
     """An array as Flax writes it, from its three parts."""
     inner = b"\x93" + shape + bytes([0xA0 | len(name)]) + name + b"\xc6" + struct.pack(">I", len(data)) + data
     return b"\xc9" + struct.pack(">Ib", len(inner), sort) + inner
+
+
+def chunked(shape: bytes, chunks: bytes) -> bytes:
+    """An array as Flax cuts it, from its two maps."""
+    return b"\x83\xb9__msgpack_chunked_array__\xc3\xa5shape" + shape + b"\xa6chunks" + chunks
 
 
 def tree(value: bytes, key: bytes = b"w") -> bytes:
@@ -112,11 +119,16 @@ def test_more_bytes_behind_the_tree_are_refused(tmp_path: Path) -> None:
         (tree(packed(b"\x01", b"float32", b"1234")), "no shape"),
         (tree(b"\xc7\x01\x01\x90"), "without shape"),
         (tree(b"\xc7\x01\x02\xc0"), "without two parts"),
+        # What an extension does not use would be read as the next entry of the map.
+        (b"\x82\xa1w\xc7\x05\x02\x92\x01\x02\xa1b\x05", "an extension that ends at byte 9 instead of 11"),
+        (tree(b"\xc7\x06\x01\x93\x91\x01\x05\xc4\x00"), "without a dtype"),
         (b"\x82\xa1a\xc0\xa1w\xc1", "begins no value"),
         (tree(b"\xa1\xff"), "not UTF-8"),
         (b"\x82\xa1w\xc0\xa1w\xc0", "two values of the key 'w'"),
         (b"\x82\xa1w\xc0\x90\xc0", "a key that is no name"),
-        (tree(b"\x83\xb9__msgpack_chunked_array__\xc3\xa5shape\x80\xa6chunks\x80"), "chunks"),
+        (tree(chunked(b"\x80", b"\x80")), "do not make its shape"),
+        (tree(chunked(b"\x81\xa10\x01", b"\x81\xa10\xc0")), "chunks that are no arrays"),
+        (tree(chunked(b"\x81\xa10\xff", b"\x80")), "chunks that are no arrays"),
     ],
 )
 def test_what_is_hostile_is_refused_at_once(tmp_path: Path, content: bytes, words: str) -> None:
@@ -129,6 +141,12 @@ def test_what_is_hostile_is_refused_at_once(tmp_path: Path, content: bytes, word
     assert time.monotonic() - begun < 2
     assert tracemalloc.get_traced_memory()[1] < 2**26
     tracemalloc.stop()
+
+
+def test_a_file_that_became_shorter_is_refused(tmp_path: Path) -> None:
+    parser = Parser(io.BytesIO(b"\x92\x01"), 100)
+    with pytest.raises(Malformed, match="the end of the file"):
+        parser.value()
 
 
 def test_names_that_meet_are_refused(tmp_path: Path) -> None:

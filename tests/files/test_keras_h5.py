@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
 import zipfile
@@ -211,6 +213,17 @@ def test_a_zip_bomb_is_refused_by_what_it_declares(tmp_path: Path) -> None:
         polyak.open(path)
 
 
+def test_a_text_that_is_too_long_for_one_is_not_read(tmp_path: Path) -> None:
+    path = archive(
+        tmp_path / "a.keras",
+        zipfile.ZIP_DEFLATED,
+        config_json=b" " * (2**24 + 1),
+        other=random.Random(0).randbytes(2**20),
+    )
+    with pytest.raises(DamagedFile, match=r"config\.json: expected a text, received one of more than 16,777,216 bytes"):
+        polyak.open(path)
+
+
 def test_an_archive_without_weights_is_no_model(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.keras", "w") as file:
         file.writestr("config.json", "{}")
@@ -239,6 +252,27 @@ def test_the_name_of_a_shard_is_a_text(tmp_path: Path) -> None:
 def test_a_shard_lies_beside_its_index(tmp_path: Path, name: str) -> None:
     path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": [name, "a_00000.weights.h5"]})
     with pytest.raises(DamagedFile, match="expected the name of a shard beside the index"):
+        polyak.open(path)
+
+
+def test_an_index_of_any_length_is_refused_unread(tmp_path: Path) -> None:
+    path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
+    os.truncate(path, 2**42)  # more than any memory; the file system stores the beginning alone
+    with pytest.raises(DamagedFile, match=r"expected an index of shards of at most 25,000,000 bytes, received 4,398,0"):
+        polyak.open(path)
+
+
+def test_an_index_with_more_behind_it_is_refused(tmp_path: Path) -> None:
+    path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
+    path.write_text(path.read_text() + "}")
+    with pytest.raises(DamagedFile, match="the index of shards is not readable"):
+        polyak.open(path)
+
+
+def test_a_shard_that_is_no_hdf5_is_named(tmp_path: Path) -> None:
+    path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
+    (tmp_path / "a_00000.weights.h5").write_bytes(b"x" * 4096)
+    with pytest.raises(DamagedFile, match=r"shard 'a_00000\.weights\.h5': expected an HDF5 file, received something"):
         polyak.open(path)
 
 

@@ -217,7 +217,7 @@ def test_a_block_that_contradicts_itself(tmp_path: Path, content: bytes, kind: i
 def test_a_block_outside_the_file(tmp_path: Path, handle: tuple[int, int]) -> None:
     table = Table()
     table.add(plain([(b"a", b"")]))
-    with pytest.raises(DamagedFile, match=r"expected an end at or before byte|expected CRC32C"):
+    with pytest.raises(DamagedFile, match="expected an end at or before byte"):
         read_table(table.finish(tmp_path / "t", plain([(b"a", number(handle[0]) + number(handle[1]))])))
 
 

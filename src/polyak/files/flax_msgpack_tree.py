@@ -109,7 +109,6 @@ class Parser:
 
 
 def _map(parser: Parser, count: int, depth: int) -> dict[str, Any]:
-    parser._refuse_beyond(2 * count)
     parser._left -= _COST
     held: dict[str, Any] = {}
     for _ in range(count):
@@ -123,7 +122,6 @@ def _map(parser: Parser, count: int, depth: int) -> dict[str, Any]:
 
 
 def _list(parser: Parser, count: int, depth: int) -> list[Any]:
-    parser._refuse_beyond(count)
     parser._left -= _COST
     return [parser.value(depth + 1) for _ in range(count)]
 
@@ -145,7 +143,6 @@ def _binary(parser: Parser, count: int, depth: int) -> Any:
 
 def _extension(parser: Parser, count: int, depth: int) -> Any:
     sort = struct.unpack(">b", parser._take(1))[0]
-    parser._refuse_beyond(count)
     end = parser.position + count
     if sort in (ARRAY, SCALAR):
         value: Any = _array(parser, end)

@@ -1,0 +1,63 @@
+"""The core of polyak for the mutation test: its modules, the tests that stand for each, and what changes nothing.
+
+A file stands for those of its tests that reach the statement in question. Tests that reach it in processes of their own
+are named one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_CUTS = "tests/reliability/test_durability.py::test_the_promise_holds[3a]"
+_ATTACKS = ("tests/attacks/test_attacks.py", "tests/attacks/test_damage.py")
+_COMMITS = ("tests/files/test_atomic.py", "tests/files/test_commits.py")
+_BUNDLE = ("tests/files/test_tensorbundle.py", "tests/files/test_tensorbundle_v1.py", *_ATTACKS)
+_TORCH = ("tests/files/test_torch_pt.py", *_ATTACKS)
+TESTS: Mapping[str, tuple[str, ...]] = {
+    "averaging/kernel.py": ("tests/averaging/test_kernel.py",),
+    "files/atomic.py": (*_COMMITS, _CUTS),
+    "files/bundle_commit.py": ("tests/files/test_commits.py",),
+    "files/bundle_entries.py": _BUNDLE,
+    "files/flax_msgpack.py": ("tests/files/test_flax_msgpack.py", *_ATTACKS),
+    "files/flax_msgpack_tree.py": ("tests/files/test_flax_msgpack.py", *_ATTACKS),
+    "files/hdf5_stream.py": (
+        "tests/files/test_hdf5_stream.py",
+        "tests/reliability/test_integrity.py::test_what_fuzzing_has_found_is_refused_or_read",
+    ),
+    "files/json_cursor.py": ("tests/files/test_json_cursor.py", "tests/files/test_safetensors.py"),
+    "files/keras_archive.py": ("tests/files/test_keras_h5.py", *_ATTACKS),
+    "files/keras_h5.py": ("tests/files/test_keras_h5.py", "tests/files/test_keras_write.py", *_ATTACKS),
+    "files/keras_hdf5.py": ("tests/files/test_keras_h5.py", *_ATTACKS),
+    "files/keras_shards.py": ("tests/files/test_keras_h5.py", *_ATTACKS),
+    "files/keras_write.py": ("tests/files/test_keras_write.py",),
+    "files/npz.py": ("tests/files/test_npz.py", *_ATTACKS),
+    "files/orbax_write.py": ("tests/files/test_orbax.py", "tests/files/test_commits.py"),
+    "files/partial.py": (*_COMMITS, _CUTS),
+    "files/place.py": _COMMITS,
+    "files/positioned.py": ("tests/files/test_positioned.py",),
+    "files/protobuf.py": ("tests/files/test_protobuf.py", "tests/files/test_object_graph.py"),
+    "files/safetensors.py": ("tests/files/test_safetensors.py", *_ATTACKS),
+    "files/safetensors_sharded.py": (
+        "tests/files/test_safetensors_sharded.py", "tests/files/test_commits.py", *_ATTACKS, _CUTS
+    ),
+    "files/sstable.py": ("tests/files/test_sstable.py", *_BUNDLE),
+    "files/tensorbundle.py": _BUNDLE,
+    "files/torch_globals.py": _TORCH,
+    "files/torch_legacy.py": _TORCH,
+    "files/torch_pickle.py": _TORCH,
+    "files/torch_storage.py": _TORCH,
+    "files/torch_tree.py": _TORCH,
+    "files/torch_write.py": ("tests/files/test_torch_write.py",),
+    "files/torch_zip.py": ("tests/files/test_torch_write.py", *_TORCH),
+    "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py", *_ATTACKS),
+    "frameworks/exchange.py": ("tests/frameworks/test_applied.py", "tests/frameworks/test_update.py"),
+    "frameworks/stateful.py": ("tests/frameworks/test_applied.py", "tests/frameworks/test_update.py"),
+    "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
+    "saving.py": ("tests/test_saving.py",),
+    "snapshot.py": ("tests/test_snapshot.py",),
+    "transfer/commit.py": ("tests/transfer/test_commit.py", "tests/transfer/test_transfer.py"),
+}  # fmt: skip
+# Modules of which every mutant was seen to be noticed. The campaign draws from these; the command tries the others.
+CLEAN = ("files/zips.py", "files/json_cursor.py", "files/hdf5_stream.py", "averaging/kernel.py")
+# Mutants that change nothing that can be seen, by module and text of the statement, with the reason.
+EQUIVALENT: Mapping[tuple[str, str], str] = {}
