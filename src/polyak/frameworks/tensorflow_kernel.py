@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,13 +89,28 @@ def glide(parts: Sequence[Part]) -> None:
 
 def _by_case(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
     case = tf.cast(w > 0, tf.int32) + tf.cast(w >= 0.5, tf.int32) + tf.cast(w >= 1, tf.int32)
-    branches = [_nothing, lambda: _near(pairs, w), lambda: _far(pairs, 1 - w), lambda: _copy(pairs)]
+    shadows = [shadow for shadow, _ in pairs]
+    far, copies = _seldom(partial(_far, pairs), shadows), _seldom(partial(_copy, pairs), shadows)
+    branches = [
+        _nothing,
+        partial(_near, pairs, w),
+        lambda: _without_result(far, 1 - w),
+        partial(_without_result, copies),
+    ]
     tf.switch_case(tf.where(go, case, 0), branches)
 
 
 def copy(pairs: Pairs, go: tf.Tensor) -> None:
     """Make each shadow of (shadow, weight) equal to the weight, if ``go``."""
-    tf.cond(go, lambda: _copy(pairs), _nothing)
+    if pairs:
+        tf.cond(go, partial(_copy, pairs), _nothing)
+
+
+def _seldom(branch: Callable[..., Any], variables: Iterable[tf.Variable]) -> Callable[..., Any]:
+    """A branch that stays one operation in the graph: of one that is not taken, TensorFlow visits each operation."""
+    if _is_spread(variables):
+        return branch
+    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})  # type: ignore[no-any-return]
 
 
 def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
@@ -107,7 +122,8 @@ def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     if not variables:
         return tf.constant(True)
     norms = [tf.cast(tf.nn.l2_loss(_wide(v)), tf.float64) for v in variables]
-    return tf.cond(tf.math.is_finite(tf.add_n(norms)), lambda: tf.constant(True), lambda: _all_safe(variables))
+    look = _seldom(lambda: _all_safe(variables), variables)
+    return tf.cond(tf.math.is_finite(tf.add_n(norms)), lambda: tf.constant(True), look)
 
 
 def _all_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
@@ -123,8 +139,12 @@ def _wide(variable: tf.Variable) -> tf.Tensor:
 def _are_worth_fusing(parts: Sequence[Part]) -> bool:
     """Large tensors, not too many of them, and not spread over replicas, each of which traces for itself."""
     shadows = [shadow for part in parts for shadow, _ in part.pairs]
-    spread = any(isinstance(shadow, tf.distribute.DistributedValues) for shadow in shadows)
-    return not spread and len(shadows) <= _MOST_FUSED and sum(s.shape.num_elements() for s in shadows) >= _LEAST_FUSED
+    few, large = len(shadows) <= _MOST_FUSED, sum(s.shape.num_elements() for s in shadows) >= _LEAST_FUSED
+    return few and large and not _is_spread(shadows)
+
+
+def _is_spread(variables: Iterable[tf.Variable]) -> bool:
+    return any(isinstance(variable, tf.distribute.DistributedValues) for variable in variables)
 
 
 def _fused(parts: Sequence[Part]) -> None:

@@ -37,7 +37,7 @@ class Moving:
 
     def __init__(self, averages: Sequence[Moved]) -> None:
         self._averages = tuple(averages)
-        self._compiled: tuple[tuple[Bound, ...], Callable[[], None]] | None = None
+        self._compiled: tuple[tuple[object, ...], Callable[[], object]] | None = None
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self) -> None:
@@ -69,11 +69,16 @@ class Moving:
         else:
             self._trace(move, True)
 
-    def _program(self) -> Callable[[], None]:
-        """Made anew where a model has grown or a rule was changed."""
-        bounds = tuple(average.bound for average in self._averages)
-        if self._compiled is None or any(a is not b for a, b in zip(self._compiled[0], bounds, strict=True)):
-            self._compiled = bounds, tf.function(lambda: self._trace(glide, True), autograph=False)
+    def _program(self) -> Callable[[], object]:
+        """Made anew where a model has grown, a rule was changed, or another strategy is in charge.
+
+        A function of one trace: to find which one is meant, TensorFlow would look at every variable at every call.
+        """
+        strategy = tf.distribute.get_strategy()
+        made_for = (*(average.bound for average in self._averages), strategy, tf.distribute.in_cross_replica_context())
+        if self._compiled is None or any(a is not b for a, b in zip(self._compiled[0], made_for, strict=True)):
+            update = tf.function(lambda: self._trace(glide, True), autograph=False)
+            self._compiled = made_for, update.get_concrete_function()
         return self._compiled[1]
 
     def _trace(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:
