@@ -146,26 +146,28 @@ class Trials:
         kept = place.read_text()
         place.write_text(mutant.source)
         try:
-            return next(filter(None, (self._failed(tests, only) for tests, only in self._asked(mutant))), "")
+            return next(filter(None, (self._failed(mutant, tests) for tests in TESTS[mutant.module])), "")
         finally:
             place.write_text(kept)
 
-    def _asked(self, mutant: Mutant) -> Iterator[tuple[list[str], list[str]]]:
-        """The tests that its statement matters to, the quickest first; then those that are named one by one."""
-        if only := sorted(self._reaching(mutant), key=lambda test: self._whole.seconds[test]):
-            yield list(dict.fromkeys(test.partition("::")[0] for test in only)), only
-        if named := [test for test in TESTS[mutant.module] if "::" in test]:
-            yield named, []
+    def _reaching(self, mutant: Mutant, tests: str) -> list[str]:
+        """The tests of a file that its statement matters to, the quickest first."""
+        name, shown = str(self._package / mutant.module), set(mutant.shown)
+        of_file = (test for test in self._whole.reached if test.partition("::")[0] == tests)
+        found = (test for test in of_file if shown.intersection(self._whole.reached[test].get(name, ())))
+        return sorted(found, key=lambda test: self._whole.seconds[test])
 
-    def _reaching(self, mutant: Mutant) -> Iterator[str]:
-        name, files = str(self._package / mutant.module), TESTS[mutant.module]
-        for test, reached in self._whole.reached.items():
-            if test.partition("::")[0] in files and set(mutant.shown).intersection(reached.get(name, ())):
-                yield test
-
-    def _failed(self, tests: list[str], only: list[str]) -> str:
-        patience = 60 + 10 * sum(self._whole.seconds.get(test, 0) for test in only or tests)
-        return self._warm.run(tests, only, patience=patience).failed
+    def _failed(self, mutant: Mutant, tests: str) -> str:
+        """The first one of a file, or of those of one name, that fails."""
+        only = [] if "::" in tests else self._reaching(mutant, tests)
+        if not only and "::" not in tests:
+            return ""
+        usual = sum(
+            seconds
+            for test, seconds in self._whole.seconds.items()
+            if (test in only if only else test.startswith(tests))
+        )
+        return self._warm.run([tests], only, patience=60 + 3 * usual).failed
 
 
 def tried(chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:

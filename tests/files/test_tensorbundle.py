@@ -18,6 +18,7 @@ import pytest
 from polyak.errors import DamagedFile, FileError, MissingWeight, UnknownFormat, WeightError
 from polyak.files.bundle_entries import Entry, region_key
 from polyak.files.bundle_path import find_prefix
+from polyak.files.sstable import masked_crc32c
 from polyak.files.tensorbundle import TensorBundle
 
 tf = pytest.importorskip("tensorflow")
@@ -789,6 +790,29 @@ def forge_parts(prefix: Path, regions: list[tuple[int, int]], length: int = 4) -
         part.shape.dim.add(size=extent)
         entries[region_key("w", ((start, extent),))] = part
     write_index(prefix, entries)
+
+
+def test_a_part_of_other_dimensions_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "bad", {"plain": np.ones(4, np.float32)})
+    whole = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT)
+    whole.shape.dim.add(size=4)
+    square = whole.slices.add()
+    part = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT, size=16)
+    for _ in range(2):
+        square.extent.add(start=0, length=2)
+        part.shape.dim.add(size=2)
+    header = tensor_bundle_pb2.BundleHeaderProto(num_shards=1)
+    write_index(tmp_path / "bad", {b"": header, b"w": whole, region_key("w", ((0, 2), (0, 2))): part})
+    with pytest.raises(DamagedFile, match="expected a part in 1 dimensions, received"):
+        TensorBundle(tmp_path / "bad")
+
+
+def test_a_string_that_is_shorter_than_its_place_is_refused(forged: Callable[..., Path]) -> None:
+    prefix = forged(shaped(dtype=types_pb2.DT_STRING, size=8, crc32c=masked_crc32c(b"\2\0\0\0" + b"crc!" + b"ab")))
+    for rest, message in ((b"", "expected bytes 0 to 8, received 7 bytes"), (b"c", "a string of 3 bytes, received 2")):
+        Path(f"{prefix}.data-00000-of-00001").write_bytes(b"\2" + b"crc!" + b"ab" + rest)
+        with pytest.raises(DamagedFile, match=message), TensorBundle(prefix) as bundle:
+            bundle.read_string("a")
 
 
 def test_the_bytes_of_a_string_are_those_in_the_file() -> None:

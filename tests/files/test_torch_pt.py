@@ -24,6 +24,7 @@ import pytest
 import polyak
 from polyak.errors import DamagedFile, PolyakError, UnknownFormat
 from polyak.files import torch_pt
+from polyak.files.torch_legacy import MAGIC
 from polyak.weights import numpy_dtype
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "torch"
@@ -261,6 +262,11 @@ print(seen)
     assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr
 
 
+def repeated(call: bytes, value: bytes) -> bytes:
+    """A thousand calls over one large value that the pickle holds once."""
+    return b"\x80\x02" + value + b"q\x00" + call * 1000 + b"."
+
+
 def nested(depth: int) -> bytes:
     return b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."
 
@@ -271,14 +277,32 @@ def laughs() -> bytes:
     return b"\x80\x02]q\x00" + levels + b"."
 
 
+# A pickled module whose only part is the module itself.
+MODULE = b"ca\nM\n)\x81q\0}(X\x0b\0\0\0_parameters}X\x08\0\0\0_buffers}X\x08\0\0\0_modules}X\1\0\0\0ah\0sub."
 BROKEN = {
     "nested": (nested(5000), "expected at most 48 levels"),
     "laughs": (laughs(), "values, received more"),
     "steps": (b"\x80\x02" + b"N0" * 210_000 + b"N.", "more than 20"),
+    "lists of one": (repeated(b"cbuiltins\nlist\nh\0\x85R0", b"](" + b"N" * 5000 + b"e"), "more than 20"),
+    "dicts of one": (
+        repeated(
+            b"cbuiltins\ndict\nh\0\x85R0",
+            b"}(" + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(5000)) + b"u",
+        ),
+        "more than 20",
+    ),
+    "bytes of one text": (
+        repeated(b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R0", b"X" + struct.pack("<I", 2**20) + b"n" * 2**20),
+        "more than 20",
+    ),
     "no end": (b"\x80\x02}", "the pickle is not readable at byte 3, behind EMPTY_DICT"),
     "empty stack": (b"\x80\x020.", "a value where the stack is empty"),
     "no mark": (b"\x80\x02t.", "a mark where there is none"),
     "memo": (b"\x80\x02h\x07.", "the remembered value 7"),
+    "item of a list": (b"\x80\x02]NNs.", "2 keys and values of a list"),
+    "half an item": (b"\x80\x02}(Nu.", "1 keys and values of a dict"),
+    "call without arguments": (b"\x80\x02ca\nB\nNR.", "a call of a.B without arguments"),
+    "module in itself": (b"\x80\x02" + MODULE, "levels, received more"),
     "extension": (b"\x80\x02\x82\x01.", "an operation that no file of weights needs"),
     "two values": (b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.", "two values of the key 'a'"),
     "huge key": (b"\x80\x02}\x8a\x0a" + b"\x01" * 10 + b"Ns.", "a key wider than 64 bits"),
@@ -335,7 +359,18 @@ BOUNDS = {
     "missing": (tensor("FloatStorage", "../../../etc/passwd", 4), "no storage '../../../etc/passwd' in the file"),
     "spread": (tensor("FloatStorage", "0", 4, (2**40,), (0,)), "far more than its storage holds"),
     "axes": (tensor("FloatStorage", "0", 4, (1,) * 65), "a tensor of no shape"),
+    "strides for fewer axes": (tensor("FloatStorage", "0", 4, (2, 2), (1,)), "a tensor of no shape"),
     "type": ({"w": Identity("storage", Global("numpy", "FloatStorage"), "0", "cpu", 4)}, "no type of torch"),
+    "identity": ({"w": Identity("storage")}, "a storage without a description"),
+    "another identity": (
+        {"w": Identity("memory", Global("torch", "FloatStorage"), "0", "cpu", 4)},
+        "a storage without a description",
+    ),
+    "maker": (
+        {"w": Call(Global("torch._tensor", "_rebuild_from_type_v2"), Global("other", "make"), None, ())},
+        "a tensor that a function of its own makes",
+    ),
+    "encoding": ({"w": Call(Global("_codecs", "encode"), "text", "utf-7")}, "the encoding 'utf-7'"),
 }
 
 
@@ -343,6 +378,38 @@ BOUNDS = {
 def test_tensors_beyond_their_storage_are_refused(name: str, tmp_path: Path) -> None:
     value, words = BOUNDS[name]
     assert words in refusal(archive(tmp_path, value, {"0": bytes(16)}))
+
+
+def legacy(tree: Any, protocol: int = 1001, keys: tuple[str, ...] = ()) -> bytes:
+    """A file as PyTorch wrote it before 1.6, without storages."""
+    return b"\x80\x02" + MAGIC + b"".join(map(pickled, (protocol, {"little_endian": True}, tree, list(keys))))
+
+
+LEGACY = {
+    "protocol": (legacy({}, 1002), UnknownFormat, "expected the protocol 1001 of PyTorch, received 1002"),
+    "unread": (legacy(tensor("QInt8Storage", "0", 4), keys=("0",)), DamagedFile, "whose size is not known: refused"),
+    "size": (
+        legacy({"w": Identity("storage", Global("torch", "FloatStorage"), "0", "cpu", None, ("0", 0, 1))}),
+        DamagedFile,
+        "a storage without a size: refused",
+    ),
+    "keys": (legacy(tensor("FloatStorage", "0", 4)), DamagedFile, "expected the keys of its 1 storages"),
+    "storages": (legacy(tensor("FloatStorage", "0", 4), keys=("0",)), DamagedFile, "expected 4 elements, received 0"),
+}
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_old_files_that_do_not_describe_their_storages_are_refused(name: str, tmp_path: Path) -> None:
+    content, error, words = LEGACY[name]
+    (tmp_path / "old.pt").write_bytes(content)
+    with pytest.raises(error, match=words):
+        read_all(tmp_path / "old.pt")
+
+
+def test_two_tensors_of_one_path_are_refused(tmp_path: Path) -> None:
+    one, other = tensor("FloatStorage", "0", 4)["w"], tensor("FloatStorage", "0", 4)["w"]
+    path = archive(tmp_path, {"a/b": one, "a": {"b": other}}, {"0": bytes(16)})
+    assert "expected one array 'a/b', received two" in refusal(path)
 
 
 def test_strides_of_single_rows_and_empty_tensors_may_be_anything(tmp_path: Path) -> None:
