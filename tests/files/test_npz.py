@@ -13,12 +13,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.attacks import attack
 
 import polyak
 from polyak.errors import DamagedFile, FileError, PolyakError, UnexpectedWeight, UnknownFormat
 from polyak.files import npz
 from polyak.manifest import State
-from polyak.snapshot import Snapshot
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
 
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 DTYPES = ["bool", *INTEGERS, "float16", "float32", "float64", "complex64", "complex128"]
@@ -167,7 +169,11 @@ def read_all(path: Path) -> None:
         (header(shaped("(1,)*99")), DamagedFile, "not readable"),
         (header("__import__('os').abort()"), DamagedFile, "weight 'w': not readable"),
         (header("(" * 100), DamagedFile, "weight 'w': not readable"),
-        (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"[" * 20_000, DamagedFile, "weight 'w': not readable"),
+        (
+            b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"[" * 20_000,
+            DamagedFile,
+            "weight 'w': not readable: expected an .npy header of at most",
+        ),
     ],
 )
 def test_a_bad_member_is_refused_by_name(content: bytes, error: type[Exception], message: str, tmp_path: Path) -> None:
@@ -200,6 +206,42 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
         (tmp_path / "b.npz").write_bytes(good[:length])
         with pytest.raises(DamagedFile, match=r"b\.npz"):
             polyak.open(tmp_path / "b.npz")
+
+
+def test_a_flipped_byte_of_a_large_array_is_found_when_it_is_read(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.npz", {"w.npy": npy(np.arange(100_000.0))})
+    content = bytearray(path.read_bytes())
+    content[400_000] ^= 1
+    path.write_bytes(content)
+    tensor = npz.read(path).tensors["w"]
+    with pytest.raises(DamagedFile, match="weight 'w': not readable: Bad CRC-32 of the bytes from"):
+        tensor.read()
+
+
+def test_a_packed_array_that_ends_early_is_refused(tmp_path: Path) -> None:
+    short = GOOD[:-4000]
+    path = tmp_path / "a.npz"
+    path.write_bytes(attack.zipped([attack.Member("w.npy", short, packed=True, size=len(GOOD))]))
+    tensor = npz.read(path).tensors["w"]
+    with pytest.raises(DamagedFile, match="weight 'w': not readable: expected 8,000 bytes, received 4,000"):
+        tensor.read()
+
+
+def test_a_file_that_is_changed_after_it_was_opened_is_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.npz", {"w.npy": npy(np.arange(100_000.0))})
+    tensor = npz.read(path).tensors["w"]
+    with path.open("r+b") as file:
+        file.seek(28)
+        file.write(b"\xff\xff")  # the length of what lies before the array
+    with pytest.raises(DamagedFile, match="weight 'w': not readable: expected 800,128 bytes at byte 65570, received"):
+        tensor.read()
+
+
+def test_an_array_that_is_not_as_it_was_described_is_not_written(tmp_path: Path) -> None:
+    described = Weight("w", (4,), "float32", Kind.TRAINABLE)
+    with pytest.raises(UnexpectedWeight, match=r"weight 'w': expected .*\nhint: it changed while"):
+        npz.write(Snapshot([Item("raw", described, lambda: np.zeros(3, np.float32))]), tmp_path / "a.npz")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bomb_is_refused_before_it_is_opened(tmp_path: Path) -> None:
@@ -251,7 +293,7 @@ def test_a_manifest_of_other_weights_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DamagedFile, match=message):
             polyak.open(tmp_path / "b.npz")
     np.savez(tmp_path / "b.npz", **{"polyak.json": np.float32([1])})
-    with pytest.raises(DamagedFile, match="the manifest is not readable"):
+    with pytest.raises(DamagedFile, match="the manifest is not readable: expected a short text, received"):
         polyak.open(tmp_path / "b.npz")
 
 
