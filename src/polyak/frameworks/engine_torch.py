@@ -13,7 +13,7 @@ from polyak.averaging import host
 from polyak.frameworks.engine import Arrays, Engine, Held, Program
 from polyak.frameworks.exchange import Hands
 from polyak.frameworks.torch_layout import Layout, Paths, Shadows, laid_out
-from polyak.frameworks.torch_target import to_numpy, to_torch, view
+from polyak.frameworks.torch_target import copied, to_numpy, to_torch, view
 from polyak.snapshot import Array
 
 Flats = Mapping[Paths, Any]
@@ -23,7 +23,7 @@ class TorchEngine(Engine):
     """Keras variables that hold tensors of PyTorch."""
 
     def __init__(self) -> None:
-        self.hands = Hands(take=lambda v: self.value(v).clone(), put=lambda variable, value: variable.assign(value))
+        self.hands = Hands(take=lambda v: copied(self.value(v)), put=lambda variable, value: variable.assign(value))
 
     def value(self, variable: Any) -> Any:
         return variable._value.detach()
@@ -36,7 +36,7 @@ class TorchEngine(Engine):
         return torch.zeros_like(array, dtype=_dtype(dtype)) if zeros else self.cast(array, dtype)
 
     def cast(self, array: Any, dtype: str) -> Any:
-        return array.detach().to(_dtype(dtype), copy=True)
+        return copied(array) if array.dtype == _dtype(dtype) else array.detach().to(_dtype(dtype))
 
     def lent(self, shadow: Any, dtype: str) -> Any:
         """The shadow itself: a variable copies what it is given, in its own dtype."""
@@ -76,7 +76,7 @@ class TorchEngine(Engine):
         return [turn.after(safe.get(turn.program.guarded, True)) for turn in turns]
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
-        copies = {path: shadow.clone() for path, shadow in held.shadows.items()}
+        copies = {path: copied(shadow) for path, shadow in held.shadows.items()}
         new: Held = self.step([program], [Held(copies, held.count, held.skipped)], values)[0]
         return new
 

@@ -12,6 +12,8 @@ from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight, numpy_dtype
 
+_LARGE = 2**20  # bytes
+
 
 class Tensors(Target):
     """PyTorch tensors under the names of ``state_dict()``. They are read as copies and written in place."""
@@ -44,7 +46,7 @@ class Tensors(Target):
     def hold(self, path: str) -> PutBack:
         """A copy on the tensor's own device; copying it back keeps every bit."""
         tensor = self.tensors[path]
-        held = tensor.detach().clone()
+        held = copied(tensor)
 
         def put_back() -> None:
             with torch.no_grad():
@@ -66,6 +68,14 @@ def dtype_of(tensor: torch.Tensor) -> str:
 def to_numpy(tensor: torch.Tensor) -> Array:
     """A copy in C order."""
     return np.array(view(tensor))
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy. On the host NumPy makes large ones: it asks the system for large pages, which are there much sooner."""
+    plain = tensor.detach()
+    if plain.device.type != "cpu" or plain.nbytes < _LARGE or not plain.is_contiguous():
+        return plain.clone()
+    return to_torch(np.array(view(plain)), plain.dtype)
 
 
 def view(tensor: torch.Tensor) -> Array:
