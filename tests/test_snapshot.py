@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,20 @@ STATE = State({"rule": "mean"}, 3)
 def item(path: str, role: str = "raw", read: Callable[[], Any] | None = None, digest: str = "") -> Item:
     weight = Weight(path, (2,), "float32", Kind.TRAINABLE)
     return Item(role, weight, read or (lambda: np.ones(2, np.float32)), digest)
+
+
+def test_a_copy_is_of_one_moment() -> None:
+    within: list[str] = []
+
+    @contextmanager
+    def moment() -> Iterator[None]:
+        within.append("begins")
+        yield
+        within.append("ends")
+
+    snap = Snapshot([item("a", read=lambda: within.append("read") or np.ones(2, np.float32))], moment=moment)
+    snap.copy()
+    assert within == ["begins", "read", "ends"]
 
 
 def test_nothing_is_read_before_it_is_asked_for() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,53 @@ def test_a_write_that_hits_another_weight_is_noticed_and_undone(held: Any) -> No
     before = state_of(live, target)
     with pytest.raises(TransferError, match="weight 'a': expected bytes with digest"):
         apply(Faulty(target, "write", 4, lambda: target.write("a", NEW["b"]), after=True))
+    assert state_of(live, target) == before
+
+
+class Momentary(Faulty):
+    """Notes which moments have begun and not ended whenever it is read or written."""
+
+    def __init__(self, real: Target) -> None:
+        super().__init__(real, "none", 0, raising(RuntimeError))
+        self.now: list[str] = []
+        self.seen: set[tuple[str, ...]] = set()
+
+    @contextmanager
+    def passing(self, name: str) -> Iterator[None]:
+        self.now.append(name)
+        yield
+        self.now.remove(name)
+
+    def moment(self) -> AbstractContextManager[None]:
+        return self.passing("target")
+
+    def _call(self, operation: str, action: Callable[[], Any]) -> Any:
+        self.seen.add(tuple(self.now))
+        return action()
+
+
+def test_all_is_read_and_written_in_one_moment_of_source_and_target(held: Any) -> None:
+    target = Momentary(held[1])
+    arrays = Snapshot.from_arrays(NEW).items_by_path.values()
+    source = Snapshot(arrays, moment=lambda: target.passing("source"))
+    make_plan(source, target, {}).apply()
+    assert target.seen == {("source", "target")}
+    assert target.now == []
+
+
+def test_an_interrupt_waits_until_all_is_put_back(held: Any) -> None:
+    live, target = held
+    before = state_of(live, target)
+
+    class Interrupted(Faulty):
+        """Ctrl-C comes each time that something is put back."""
+
+        def hold(self, path: str) -> PutBack:
+            put_back = self.real.hold(path)
+            return lambda: (signal.raise_signal(signal.SIGINT), put_back())[1]
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(Interrupted(target, "read", 4, raising(RuntimeError)))
     assert state_of(live, target) == before
 
 
