@@ -9,36 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _CUTS = "tests/reliability/test_durability.py::test_the_promise_holds[3a]"
-_ATTACKS = ("tests/attacks/test_attacks.py", "tests/attacks/test_damage.py")
 _COMMITS = ("tests/files/test_atomic.py", "tests/files/test_commits.py")
-_BUNDLE = ("tests/files/test_tensorbundle.py", "tests/files/test_tensorbundle_v1.py", *_ATTACKS)
-_TORCH = ("tests/files/test_torch_pt.py", *_ATTACKS)
+_BUNDLE = ("tests/files/test_tensorbundle.py", "tests/files/test_tensorbundle_v1.py")
+_TORCH = ("tests/files/test_torch_pt.py",)
 TESTS: Mapping[str, tuple[str, ...]] = {
     "averaging/kernel.py": ("tests/averaging/test_kernel.py",),
     "files/atomic.py": (*_COMMITS, _CUTS),
     "files/bundle_commit.py": ("tests/files/test_commits.py",),
     "files/bundle_entries.py": _BUNDLE,
-    "files/flax_msgpack.py": ("tests/files/test_flax_msgpack.py", *_ATTACKS),
-    "files/flax_msgpack_tree.py": ("tests/files/test_flax_msgpack.py", *_ATTACKS),
+    "files/flax_msgpack.py": ("tests/files/test_flax_msgpack.py",),
+    "files/flax_msgpack_tree.py": ("tests/files/test_flax_msgpack.py",),
     "files/hdf5_stream.py": (
         "tests/files/test_hdf5_stream.py",
         "tests/reliability/test_integrity.py::test_what_fuzzing_has_found_is_refused_or_read",
     ),
     "files/json_cursor.py": ("tests/files/test_json_cursor.py", "tests/files/test_safetensors.py"),
-    "files/keras_archive.py": ("tests/files/test_keras_h5.py", *_ATTACKS),
-    "files/keras_h5.py": ("tests/files/test_keras_h5.py", "tests/files/test_keras_write.py", *_ATTACKS),
-    "files/keras_hdf5.py": ("tests/files/test_keras_h5.py", *_ATTACKS),
-    "files/keras_shards.py": ("tests/files/test_keras_h5.py", *_ATTACKS),
+    "files/keras_archive.py": ("tests/files/test_keras_h5.py",),
+    "files/keras_h5.py": ("tests/files/test_keras_h5.py", "tests/files/test_keras_write.py"),
+    "files/keras_hdf5.py": ("tests/files/test_keras_h5.py",),
+    "files/keras_shards.py": ("tests/files/test_keras_h5.py",),
     "files/keras_write.py": ("tests/files/test_keras_write.py",),
-    "files/npz.py": ("tests/files/test_npz.py", *_ATTACKS),
+    "files/npz.py": ("tests/files/test_npz.py",),
     "files/orbax_write.py": ("tests/files/test_orbax.py", "tests/files/test_commits.py"),
     "files/partial.py": (*_COMMITS, _CUTS),
     "files/place.py": _COMMITS,
     "files/positioned.py": ("tests/files/test_positioned.py",),
     "files/protobuf.py": ("tests/files/test_protobuf.py", "tests/files/test_object_graph.py"),
-    "files/safetensors.py": ("tests/files/test_safetensors.py", *_ATTACKS),
+    "files/safetensors.py": ("tests/files/test_safetensors.py",),
     "files/safetensors_sharded.py": (
-        "tests/files/test_safetensors_sharded.py", "tests/files/test_commits.py", *_ATTACKS, _CUTS
+        "tests/files/test_safetensors_sharded.py", "tests/files/test_commits.py", _CUTS
     ),
     "files/sstable.py": ("tests/files/test_sstable.py", *_BUNDLE),
     "files/tensorbundle.py": _BUNDLE,
@@ -49,8 +48,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/torch_tree.py": _TORCH,
     "files/torch_write.py": ("tests/files/test_torch_write.py",),
     "files/torch_zip.py": ("tests/files/test_torch_write.py", *_TORCH),
-    "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py", *_ATTACKS),
-    "frameworks/exchange.py": ("tests/frameworks/test_applied.py", "tests/frameworks/test_update.py"),
+    "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py"),
+    "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/stateful.py": ("tests/frameworks/test_applied.py", "tests/frameworks/test_update.py"),
     "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
     "saving.py": ("tests/test_saving.py",),

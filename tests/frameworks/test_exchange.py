@@ -1,0 +1,99 @@
+"""What holds while averages are applied or read: values over values, and locks that no other thread gets past."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from polyak.errors import ModelError
+from polyak.frameworks import exchange
+from polyak.frameworks.exchange import Hands, enter, leave, moment, raw_value, together
+
+
+class Watcher:
+    """An average, as far as its lock goes."""
+
+    def __init__(self) -> None:
+        self.still = threading.RLock()
+
+    def look(self) -> None:
+        """There is nothing to see."""
+
+
+@contextmanager
+def held_elsewhere(watcher: Watcher) -> Iterator[Callable[[], None]]:
+    """Another thread holds the lock until the function is called, or the block ends."""
+    taken, enough = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with watcher.still:
+            taken.set()
+            enough.wait(20)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    assert taken.wait(10), "the lock is not free"
+    try:
+        yield enough.set
+    finally:
+        enough.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", [together, moment])
+def test_nobody_else_changes_any_of_the_averages_meanwhile(kind: Callable[[Any], AbstractContextManager[None]]) -> None:
+    averages, inside = [Watcher(), Watcher()], threading.Event()
+
+    def enter_it() -> None:
+        with kind(averages):
+            inside.set()
+
+    for average in averages:
+        inside.clear()
+        with held_elsewhere(average) as let_go:
+            thread = threading.Thread(target=enter_it)
+            thread.start()
+            assert not inside.wait(0.1)
+            let_go()
+            assert inside.wait(20)
+            thread.join()
+
+
+@pytest.mark.parametrize("kind", [together, moment])
+def test_afterwards_all_are_free(kind: Callable[[Any], AbstractContextManager[None]]) -> None:
+    averages = [Watcher(), Watcher()]
+    with pytest.raises(KeyError), kind(averages):
+        raise KeyError
+    for average in averages:
+        with held_elsewhere(average):
+            assert not average.still.acquire(blocking=False)
+
+
+def test_who_only_reads_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "PATIENCE", 0.05)
+    free, busy = Watcher(), Watcher()
+    with (
+        held_elsewhere(busy),
+        pytest.raises(ModelError, match=r"expected a moment between two updates, received none in 0\.05 seconds"),
+        moment([free, busy]),
+    ):
+        raise AssertionError("the block began")
+    with held_elsewhere(free), held_elsewhere(busy):
+        assert not free.still.acquire(blocking=False)
+
+
+def test_values_are_taken_away_in_any_order_and_the_raw_one_comes_back() -> None:
+    hands = Hands(lambda v: v.value, lambda v, value: setattr(v, "value", value))
+    variable, one, other = SimpleNamespace(value=1), object(), object()
+    enter(variable, one, 2, hands)
+    enter(variable, other, 3, hands)
+    leave(variable, one, hands)
+    assert (variable.value, raw_value(variable, hands)) == (3, 1)
+    leave(variable, one, hands)
+    leave(variable, other, hands)
+    assert vars(variable) == {"value": 1}
