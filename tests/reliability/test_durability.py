@@ -10,7 +10,7 @@ from torture.campaign import Campaign
 from torture.kills import at_calls, left_over
 from torture.power import cut
 from torture.tracing import AVAILABLE
-from torture.ways import OTHERS
+from torture.ways import OTHERS, POLYAK
 
 TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "5b"}
 ALL = [*kills.CAMPAIGNS, *power.CAMPAIGNS, *faults.CAMPAIGNS, *crowds.CAMPAIGNS, *places.CAMPAIGNS]
@@ -47,6 +47,15 @@ def test_what_a_killed_writer_leaves_is_noticed(tmp_path: Path) -> None:
 def test_power_cuts_lose_what_is_not_synchronised(tmp_path: Path) -> None:
     _, lost = cut(WAYS["safetensors"], tmp_path, 40)
     assert lost
+
+
+@traced
+@pytest.mark.parametrize("name", ["safetensors", "sharded", "Orbax"])
+def test_power_cuts_lose_nothing_that_is(name: str, tmp_path: Path) -> None:
+    way = next(way for way in POLYAK if way.name == name)
+    way.prepare()
+    _, lost = cut(way, tmp_path, 60)
+    assert lost == []
 
 
 @traced

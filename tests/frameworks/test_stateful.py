@@ -1,0 +1,112 @@
+"""What an average refuses, whatever it follows; afterwards it is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import Applied, ModelError, NonFinite, RuleError, UnbuiltModel
+from polyak.manifest import State
+from polyak.snapshot import Snapshot
+
+tf = pytest.importorskip("tensorflow")
+
+APPLIED = "the average is applied to the model"
+
+
+class Empty(tf.keras.Model):
+    """Has no weights before it is called."""
+
+
+def average() -> Any:
+    module = tf.Module()
+    module.w, module.v = tf.Variable([1.0, 2.0]), tf.Variable([3.0])
+    ema = polyak.EMA(module, 0.5, start="copy")
+    ema.update()
+    return ema
+
+
+def state_of(ema: Any) -> tuple[Any, ...]:
+    return {path: value.tobytes() for path, value in ema.values().items()}, str(ema.rule), ema.count, ema.skipped
+
+
+@pytest.mark.parametrize("counts", [(2**62 + 1, 0), (5, 2**62 + 1)])
+def test_counts_that_cannot_go_on_are_not_taken_over(counts: tuple[int, int]) -> None:
+    ema = average()
+    before = state_of(ema)
+    values = {"w": np.zeros(2, np.float32), "v": np.zeros(1, np.float32)}
+    source = Snapshot.from_arrays(values, "average", State({"rule": "mean"}, *counts))
+    with pytest.raises(RuleError, match=r"expected counts from 0 to 2\*\*62"):
+        polyak.transfer(source, ema)
+    assert state_of(ema) == before
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"v": None, "*": "ema:0.5,start=copy"}, "weight 'v': the present rule follows it, the new rule .* leaves it"),
+        ({"x": "mean", "*": "ema:0.5,start=copy"}, "glob 'x' matches no weight"),
+    ],
+)
+def test_a_rule_for_other_weights_is_refused(rule: Any, message: str) -> None:
+    ema = average()
+    before = state_of(ema)
+    with pytest.raises(RuleError, match=message):
+        ema.change_rule(rule)
+    assert state_of(ema) == before
+
+
+def checkpointed(ema: Any, path: Path) -> None:
+    tf.train.Checkpoint(ema=ema, model=ema.followed()).write(str(path / "ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        (lambda ema, path: ema.change_rule("mean"), APPLIED),
+        (lambda ema, path: ema.reset(), APPLIED),
+        (checkpointed, "this file would hold averaged values as raw weights"),
+    ],
+)
+def test_what_has_no_place_while_an_average_is_applied_is_refused(
+    do: Callable[[Any, Path], None], message: str, tmp_path: Path
+) -> None:
+    ema = average()
+    before = state_of(ema)
+    with ema.applied(), pytest.raises(Applied, match=message):
+        do(ema, tmp_path)
+    assert state_of(ema) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::polyak.errors.NonFiniteWarning")
+def test_patience_with_weights_that_are_not_finite_has_an_end() -> None:
+    ema = average()
+    ema.patience = 2
+    before = ema.values()
+    ema.followed().w.assign([np.nan, 0.0])
+    ema.update()
+    ema.update()
+    with pytest.raises(NonFinite, match="weight 'w' is not finite: expected at most 2 updates"):
+        ema.update()
+    assert {path: value.tolist() for path, value in ema.values().items()} == {
+        path: value.tolist() for path, value in before.items()
+    }
+
+
+def test_weights_that_came_later_are_noticed() -> None:
+    ema = average()
+    ema.followed().late = tf.Variable([1.0])
+    with pytest.raises(ModelError, match="weight 'late' was created after the average"), ema.applied():
+        raise AssertionError("the block began")
+
+
+def test_a_rule_that_remembers_the_first_weights_needs_them() -> None:
+    with pytest.raises(UnbuiltModel, match="starts at the initial weights; Empty has none yet"):
+        polyak.EMA(Empty(), 0.9, start="initial")
+    assert polyak.EMA(Empty(), 0.9, start="copy").count == 0
