@@ -22,7 +22,8 @@ class Averages(Mapping[str, Average]):
     Args:
         model: what ``polyak.track`` takes.
         rules: by name, a rule as ``polyak.track`` takes it, or an average of this model that exists already.
-        following: ``every``, ``after``, ``kinds`` and ``compensated``, as ``polyak.track`` takes them, for new ones.
+        following: ``every``, ``after``, ``kinds``, ``compensated`` and ``placement`` of new ones, as ``polyak.track``
+            takes them.
 
     Raises:
         RuleError: a rule is not valid, or there is none.

@@ -16,7 +16,7 @@ from polyak.combine.convert import format_of
 from polyak.errors import FileError, RuleError, UnknownFormat
 from polyak.file_verbs import PathLike, Writer, held_by, moment_of, shared, source_of, writer, written
 from polyak.frameworks import Average, framework_of
-from polyak.frameworks.base import Tracking
+from polyak.frameworks.base import Placement, Tracking
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
@@ -37,12 +37,15 @@ class Following(TypedDict, total=False):
             averages the moving statistics too.
         compensated: lose nothing to rounding, also at a decay of 0.999999 over a million updates: the average is kept
             in float64, 8 bytes for each weight, and rounded to the weight's own dtype where it goes into a model.
+        placement: "device", beside the weights, or "host": an accelerator's memory and time are spared. An update then
+            copies the weights to the host and moves the average there; on JAX the accelerator goes on meanwhile.
     """
 
     every: int
     after: int
     kinds: Mapping[str, str]
     compensated: bool
+    placement: Placement
 
 
 def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average:
@@ -54,7 +57,8 @@ def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average
         rule: a rule, its text ("ema:0.999"), or a mapping of globs to those; None leaves a part out.
 
     Raises:
-        ModelError: the object is no model, or has no weights.
+        ModelError: the object is no model, or has no weights; ``placement="host"`` for weights that are spread over
+            devices.
         RuleError: the rule is not valid, or a glob matches nothing.
 
     Example:
@@ -68,7 +72,7 @@ def track(model: Any, rule: RuleLike, **following: Unpack[Following]) -> Average
     """
     _refuse_unknown(following)
     kinds = {glob: _kind(glob, kind) for glob, kind in following.get("kinds", {}).items()}
-    tracking = Tracking(kinds, following.get("compensated", False))
+    tracking = Tracking(kinds, following.get("compensated", False), following.get("placement", "device"))
     return framework_of(model).track(model, _timed(as_rule(rule), following), tracking)
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +24,7 @@ from polyak.transfer.target import Target
 from polyak.weights import Kind, Weight, numpy_dtype
 
 Tree = dict[str, Any]
+Placement = Literal["device", "host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,23 @@ class Tracking:
     Attributes:
         kinds: kinds of weights by glob, where the default is not meant.
         compensated: keep the shadows of what is averaged in float64.
+        placement: where the shadows lie, beside the weights or in the host's memory.
     """
 
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     compensated: bool = False
+    placement: Placement = "device"
+
+    def __post_init__(self) -> None:
+        if self.placement not in get_args(Placement):
+            raise ModelError(
+                f"placement={self.placement!r}: expected one of {', '.join(map(repr, get_args(Placement)))}"
+            )
+
+    @property
+    def on_host(self) -> bool:
+        """Whether an accelerator's memory is spared."""
+        return self.placement == "host"
 
     def shadowed(self, weight: Weight) -> Weight:
         """The description of a weight's shadow: what is averaged is held in float32 or wider, copies as they are."""

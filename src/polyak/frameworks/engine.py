@@ -49,6 +49,8 @@ class Engine(ABC):
     """The few operations on arrays of one library. Attribute ``hands`` takes values out of Keras variables."""
 
     hands: Hands
+    # Whether its shadows lie elsewhere than the weights, so that no compiled step of the model can hold them.
+    apart: bool = False
 
     @abstractmethod
     def value(self, variable: Any) -> Any:
@@ -70,9 +72,13 @@ class Engine(ABC):
     def cast(self, array: Any, dtype: str) -> Any:
         """A new array in this dtype."""
 
+    def as_weight(self, shadow: Any, variable: Any) -> Any:
+        """A new array with a shadow's values, in the dtype of its variable and where that computes."""
+        return self.cast(shadow, variable.dtype)
+
     @abstractmethod
-    def lent(self, shadow: Any, dtype: str) -> Any:
-        """What is put into a variable of this dtype while an average is applied; the shadow must outlive it."""
+    def lent(self, shadow: Any, variable: Any) -> Any:
+        """What is put into a variable while an average is applied; the shadow must outlive it."""
 
     @abstractmethod
     def to_numpy(self, array: Any) -> Array:

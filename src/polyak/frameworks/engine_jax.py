@@ -94,9 +94,9 @@ class JaxEngine(Engine):
         with in_float64():
             return jnp.array(array, dtype=dtype, copy=True)
 
-    def lent(self, shadow: Any, dtype: str) -> Any:
+    def lent(self, shadow: Any, variable: Any) -> Any:
         """A copy: a step that trains on it would give its memory away."""
-        return self.cast(shadow, dtype)
+        return self.as_weight(shadow, variable)
 
     def to_numpy(self, array: Any) -> Array:
         return np.array(array, copy=True)
@@ -116,16 +116,52 @@ class JaxEngine(Engine):
         whole = NamedSharding(spread.mesh, PartitionSpec()) if isinstance(spread, NamedSharding) else spread
         return _placed(np.int64(value), beside, whole)
 
-    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays) -> list[Held]:
-        new = [held_from(tree) for tree in compiled(tuple(programs))([tree_of(h) for h in held], dict(values))]
-        _refuse_traced(new[0].count)
-        return new
+    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, real: Any = True) -> list[Held]:
+        new = compiled(tuple(programs))([tree_of(h) for h in held], dict(values), real)
+        _refuse_traced(new[0]["count"])
+        return [held_from(tree) for tree in new]
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
         return held_from(stepped([program], [tree_of(held)], values)[0])
 
     def refuse_traced(self, array: Any) -> None:
         _refuse_traced(jnp.array(array, copy=True))  # whatever is computed while a function is compiled is traced
+
+
+class JaxHostEngine(JaxEngine):
+    """Weights may be on an accelerator; shadows are in the host's memory and move there, while it goes on."""
+
+    apart = True
+
+    def start(self, array: Any, dtype: str, zeros: bool) -> Any:
+        if len(array.sharding.device_set) > 1:
+            raise ModelError(
+                f'placement="host": expected weights on one device, received one that is spread over '
+                f"{len(array.sharding.device_set)}",
+                hint='leave placement="device": a shadow is then spread as its weight is',
+            )
+        with in_float64():
+            return super().start(jax.device_put(array, _host()), dtype, zeros)
+
+    def as_weight(self, shadow: Any, variable: Any) -> Any:
+        """Bound to no device: it computes where the model's other arrays are."""
+        with in_float64():
+            return jnp.array(np.asarray(shadow), dtype=variable.dtype)
+
+    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, real: Any = True) -> list[Held]:
+        here = {path: jax.device_put(value, _host()) for path, value in values.items()}
+        return super().step(programs, held, here, jax.device_put(real, _host()))
+
+    def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
+        raise ModelError(
+            'stateless_update(): expected an average beside its weights, received one of placement="host", which no '
+            "compiled step of the model can hold",
+            hint="call ema.update() after the step, or track the model without placement",
+        )
+
+
+def _host() -> Any:
+    return jax.local_devices(backend="cpu")[0]
 
 
 def _refuse_traced(array: Any) -> None:
@@ -144,9 +180,9 @@ def _placed(value: Any, like: Any, sharding: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def compiled(programs: tuple[Program, ...]) -> Callable[[list[Tree], Tree], list[Tree]]:
+def compiled(programs: tuple[Program, ...]) -> Callable[[list[Tree], Tree, Any], list[Tree]]:
     """``stepped`` as one program that takes over the memory of its first argument."""
-    return jax.jit(lambda trees, values: stepped(programs, trees, values), donate_argnums=0)  # type: ignore[no-any-return]
+    return jax.jit(lambda trees, values, real: stepped(programs, trees, values, real), donate_argnums=0)  # type: ignore[no-any-return]
 
 
 def stepped(

@@ -38,9 +38,9 @@ class TorchEngine(Engine):
     def cast(self, array: Any, dtype: str) -> Any:
         return copied(array) if array.dtype == _dtype(dtype) else array.detach().to(_dtype(dtype))
 
-    def lent(self, shadow: Any, dtype: str) -> Any:
+    def lent(self, shadow: Any, variable: Any) -> Any:
         """The shadow itself: a variable copies what it is given, in its own dtype."""
-        del dtype
+        del variable
         return shadow
 
     def to_numpy(self, array: Any) -> Array:
@@ -82,6 +82,36 @@ class TorchEngine(Engine):
 
     def refuse_traced(self, array: Any) -> None:
         """PyTorch runs what it is told at once."""
+
+
+class TorchHostEngine(TorchEngine):
+    """Weights may be on an accelerator; shadows are in the host's memory and move there."""
+
+    apart = True
+
+    def start(self, array: Any, dtype: str, zeros: bool) -> Any:
+        return super().start(array.detach().cpu(), dtype, zeros)
+
+    def as_weight(self, shadow: Any, variable: Any) -> Any:
+        return self.cast(shadow, variable.dtype).to(self.value(variable).device)
+
+    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays) -> list[Held]:
+        new: list[Held] = super().step(programs, held, _on_host(values))
+        return new
+
+
+def _on_host(values: Arrays) -> Arrays:
+    """All copies are under way before the first is waited for. Memory that is pinned takes them without a detour."""
+    elsewhere = {value.device for value in values.values() if value.device.type == "cuda"}
+    if not elsewhere:
+        return {path: value.detach().cpu() for path, value in values.items()}
+    copies = {
+        path: torch.empty_like(value, device="cpu", pin_memory=True).copy_(value.detach(), non_blocking=True)
+        for path, value in values.items()
+    }
+    for device in elsewhere:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
 
 @dataclass(frozen=True, slots=True)

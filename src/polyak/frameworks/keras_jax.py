@@ -7,7 +7,7 @@ from typing import Any, final
 import jax
 
 from polyak.frameworks.company import Company
-from polyak.frameworks.engine_jax import JaxEngine
+from polyak.frameworks.engine_jax import JaxEngine, JaxHostEngine
 from polyak.frameworks.keras_native import KerasNative
 
 
@@ -21,4 +21,4 @@ class KerasOnJax(KerasNative):
 
 def framework() -> KerasNative:
     """What polyak asks of Keras on JAX."""
-    return KerasOnJax(JaxEngine())
+    return KerasOnJax(JaxEngine(), JaxHostEngine())

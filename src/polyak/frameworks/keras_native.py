@@ -34,12 +34,17 @@ from polyak.weights import Kind, Weight
 class KerasNative(Framework):
     """Keras 3 layers and models on arrays of one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, host: Engine) -> None:
         self.engine = engine
+        self._host = host
         self._flavour = Flavour.keras3(keras)
 
     def owns(self, obj: object) -> bool:
         return self._flavour.is_layer(obj)
+
+    def engine_for(self, tracking: Tracking) -> Engine:
+        """What moves shadows that lie where they are asked to."""
+        return self._host if tracking.on_host else self.engine
 
     def target(self, model: Any) -> Target:
         return KerasVariables(self.described(model, {}), self.engine)
@@ -100,7 +105,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     @property
     def engine(self) -> Engine:
-        return cast(KerasNative, self._framework.value).engine
+        return cast(KerasNative, self._framework.value).engine_for(self.tracking)
 
     @property
     def raw(self) -> Described:
@@ -207,7 +212,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
                 self._entered.value.add(owner)
                 for path, shadow in self.held.shadows.items():
                     variable = raw.variables[path]
-                    enter(variable, owner, self.engine.lent(shadow, variable.dtype), self.engine.hands)
+                    enter(variable, owner, self.engine.lent(shadow, variable), self.engine.hands)
                 self._tell_watchers(raw)
             yield
         finally:
@@ -242,8 +247,11 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def seen(self) -> Seen:
         variables, shadows = self._fresh().variables, self.held.shadows
+        engine = self.engine
         values = {
-            path: self.engine.cast(shadows[path] if path in shadows else self.engine.value(variable), variable.dtype)
+            path: engine.as_weight(shadows[path], variable)
+            if path in shadows
+            else engine.cast(engine.value(variable), variable.dtype)
             for path, variable in variables.items()
         }
         return Seen(variables, values)
@@ -317,16 +325,22 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
 
 def update_all(averages: Sequence[NativeAverage]) -> None:
-    """Update averages of one model, all in one pass over its values."""
-    programs = [average.program for average in averages]
+    """Update averages of one model; those whose shadows lie in one place all in one pass over its values."""
     with together(averages):
         for average in averages:
             average.refuse_applied()
-        values = averages[0].raw_values()
-        for other in averages[1:]:
-            values |= other.raw_values()
-        new = averages[0].engine.step(programs, [average.held for average in averages], values)
-        for average, held in zip(averages, new, strict=True):
-            average.held = held
+        for engine, own in by_engine(averages).items():
+            values = {path: value for average in own for path, value in average.raw_values().items()}
+            new = engine.step([average.program for average in own], [average.held for average in own], values)
+            for average, held in zip(own, new, strict=True):
+                average.held = held
     for average in averages:
         average.report_skips()
+
+
+def by_engine(averages: Sequence[NativeAverage]) -> dict[Any, list[NativeAverage]]:
+    """The averages whose shadows lie in one place, by what moves them."""
+    found: dict[Any, list[NativeAverage]] = {}
+    for average in averages:
+        found.setdefault(average.engine, []).append(average)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from polyak.frameworks.company import Company
-from polyak.frameworks.engine_torch import TorchEngine
+from polyak.frameworks.engine_torch import TorchEngine, TorchHostEngine
 from polyak.frameworks.keras_native import KerasNative
 from polyak.frameworks.torch import company
 
@@ -20,4 +20,4 @@ class KerasOnTorch(KerasNative):
 
 def framework() -> KerasNative:
     """What polyak asks of Keras on PyTorch."""
-    return KerasOnTorch(TorchEngine())
+    return KerasOnTorch(TorchEngine(), TorchHostEngine())

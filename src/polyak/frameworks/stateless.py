@@ -69,7 +69,7 @@ class StatelessAverage(StatefulAverage):
     def call_with(self, shadows: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model with these values in the place of its own."""
         variables = self.raw.variables
-        scope = [(variables[path], self.engine.cast(s, variables[path].dtype)) for path, s in shadows.items()]
+        scope = [(variables[path], self.engine.as_weight(s, variables[path])) for path, s in shadows.items()]
         with keras.StatelessScope(state_mapping=scope):
             return self.followed()(*args, **kwargs)
 

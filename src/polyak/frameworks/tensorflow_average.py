@@ -64,7 +64,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._moving = Ref(Moving([self]))
         raw = framework.variables(model, tracking.kinds) if framework.is_built(model) else None
         with tf.init_scope():
-            self._own = Ref(Counters.at_zero(Place.of(model, () if raw is None else raw.variables.values())))
+            place = Place.asked(tracking, model, () if raw is None else raw.variables.values())
+            self._own = Ref(Counters.at_zero(place))
         if raw is None:
             self.refuse_start_without_weights()
         else:

@@ -55,7 +55,7 @@ def bind(raw: Variables, rule: Rule | Parts, tracking: Tracking, kept: Mapping[s
     followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
     _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
     weights = list(map(tracking.shadowed, followed))
-    place = Place.of(None, raw.variables.values())
+    place = Place.asked(tracking, None, raw.variables.values())
     made = {w.path: _shadow(w, raw.variables[w.path], rule, place) for w in weights if w.path not in kept}
     known = {**made, **kept}
     shadows = {w.path: known[w.path] for w in weights}

@@ -139,6 +139,8 @@ def _wide(variable: tf.Variable) -> tf.Tensor:
 def _are_worth_fusing(parts: Sequence[Part]) -> bool:
     """Large tensors, not too many of them, and not spread over replicas, each of which traces for itself."""
     shadows = [shadow for part in parts for shadow, _ in part.pairs]
+    if any(shadow.device != weight.device for part in parts for shadow, weight in part.pairs):
+        return False  # a program of XLA lives on one device
     few, large = len(shadows) <= _MOST_FUSED, sum(s.shape.num_elements() for s in shadows) >= _LEAST_FUSED
     return few and large and not _is_spread(shadows)
 

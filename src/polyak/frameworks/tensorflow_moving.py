@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import Watcher, together
 from polyak.frameworks.stateful import APPLIED
 from polyak.frameworks.tensorflow_binding import Bound
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
+from polyak.frameworks.tensorflow_placing import HOST
 from polyak.frameworks.tensorflow_state import Counters
 
 # Below one half by more than the rounding in which NumPy and TensorFlow may differ.
@@ -27,6 +29,8 @@ class Moved(Watcher, Protocol):
     def counts(self) -> Counters: ...
     @property
     def count(self) -> int: ...
+    @property
+    def tracking(self) -> Tracking: ...
     def note_traced(self) -> None: ...
     def refuse_applied(self) -> None: ...
     def report_skips(self) -> None: ...
@@ -82,7 +86,13 @@ class Moving:
         return self._compiled[1]
 
     def _trace(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:
-        """One update as operations. Every condition is a scalar, so that no branch lies within another."""
+        """One update as operations, on the host where all averages lie there."""
+        on_host = all(average.tracking.on_host for average in self._averages)
+        with tf.device(HOST if on_host else None):
+            self._operations(move, real)
+
+    def _operations(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:
+        """Every condition is a scalar, so that no branch lies within another."""
         turns = [_Turn.of(average, real) for average in self._averages]
         safe = _are_safe(turns)
         go = [turn.moving & ok for turn, ok in zip(turns, safe, strict=True)]

@@ -9,18 +9,36 @@ from typing import Any
 
 import tensorflow as tf
 
+from polyak.errors import ModelError
+from polyak.frameworks.base import Tracking
 from polyak.frameworks.company import ALONE, Company
+
+HOST = "CPU:0"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The strategy that a model's variables are spread by, or None.
+    """The strategy that a model's variables are spread by, or None; or the device that variables of an average lie on.
 
     A variable of an average has a copy beside each replica of its weight. Replicas move their copies for themselves,
     without a word to each other: equal weights and counts give equal averages, bit for bit. Files get the first copy.
     """
 
     strategy: tf.distribute.Strategy | None
+    device: str | None = None
+
+    @classmethod
+    def asked(cls, tracking: Tracking, model: Any, variables: Iterable[tf.Variable]) -> Place:
+        """Beside the weights, or in the host's memory. Raises ModelError for weights that are spread over replicas."""
+        beside = cls.of(model, variables)
+        if not tracking.on_host:
+            return beside
+        if beside.strategy is not None:
+            raise ModelError(
+                'placement="host": expected weights on one device, received some that are spread over replicas',
+                hint='leave placement="device": each replica then has its part of the average',
+            )
+        return cls(None, HOST)
 
     @classmethod
     def of(cls, model: Any, variables: Iterable[tf.Variable]) -> Place:
@@ -45,7 +63,8 @@ class Place:
     def variable(self, value: Any, name: str | None = None, dtype: tf.DType | None = None) -> tf.Variable:
         """A variable that nothing trains."""
         if self.strategy is None:
-            return tf.Variable(value, trainable=False, name=name, dtype=dtype)
+            with tf.device(self.device):
+                return tf.Variable(value, trainable=False, name=name, dtype=dtype)
         with self._scope():
             return tf.Variable(
                 value,

@@ -25,18 +25,20 @@ _STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables
 
 class _Fitting:
     def moving(self, model: Any, averages: Sequence[Any]) -> Function:
-        step = _step(model, averages)
+        within, apart = _sorted(averages)
+        step = _step(model, within)
         if model.jit_compile and not model.run_eagerly:
-            step = jax.jit(step, donate_argnums=(0, 1), out_shardings=_shardings(model, averages))
+            step = jax.jit(step, donate_argnums=(0, 1), out_shardings=_shardings(model, within))
 
         def train_function(state: Any, iterator: Any) -> Any:
             for i in range(model.steps_per_execution):
                 try:
                     data = next(iterator)
                     with together(averages):
-                        logs, state, trees = step(state, [tree_of(a.held) for a in averages], data)
-                        for average, tree in zip(averages, trees, strict=True):
+                        logs, state, trees, real = step(state, [tree_of(a.held) for a in within], data)
+                        for average, tree in zip(within, trees, strict=True):
                             average.held = held_from(tree)
+                        _move_apart(model, apart, state, real)
                 except BaseException as error:
                     if i and isinstance(error, StopIteration):
                         break
@@ -60,6 +62,22 @@ class _Fitting:
         return function
 
 
+def _sorted(averages: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Those that the compiled step holds, and those whose shadows lie elsewhere."""
+    return [a for a in averages if not a.engine.apart], [a for a in averages if a.engine.apart]
+
+
+def _move_apart(model: Any, averages: Sequence[Any], state: Any, real: Any) -> None:
+    """After the step, whose results need not be there yet: nothing waits for them here."""
+    if not averages:
+        return
+    place = _by_variable(model, state)
+    values = {path: place[id(a.raw.variables[path])] for a in averages for path in a.held.shadows}
+    new = averages[0].engine.step([a.program for a in averages], [a.held for a in averages], values, real)
+    for average, held in zip(averages, new, strict=True):
+        average.held = held
+
+
 def _give_back(model: Any, state: Any) -> None:
     """Leave the weights where Keras looks for them when ``fit`` ends by an exception. Before the first step of an epoch
     it has emptied its variables and noted the weights nowhere.
@@ -79,7 +97,7 @@ def _step(model: Any, averages: Sequence[Any]) -> Function:
         place = _by_variable(model, new)
         pairs = zip(followed, trees, strict=True)
         values = {path: place[id(raw[path])] for raw, tree in pairs for path in tree["shadows"]}
-        return logs, new, stepped(programs, trees, values, real)
+        return logs, new, stepped(programs, trees, values, real), real
 
     return step
 
@@ -102,7 +120,11 @@ def _averaged_state(model: Any, average: Any, state: Any) -> list[list[Any]]:
 
     def copies(variables: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         pairs = zip(variables, arrays, strict=True)
-        return [average.engine.cast(shadows.get(id(v), array), array.dtype) for v, array in pairs]
+        engine = average.engine
+        return [
+            engine.as_weight(shadows[id(v)], v) if id(v) in shadows else engine.cast(array, array.dtype)
+            for v, array in pairs
+        ]
 
     return [copies(variables, arrays) for variables, arrays in zip(sides, state[:2], strict=True)]
 
@@ -112,7 +134,7 @@ def _shardings(model: Any, averages: Sequence[Any]) -> Any:
     if keras.distribution.distribution() is None:
         return None
     trees = [jax.tree.map(lambda array: array.sharding, tree_of(a.held)) for a in averages]
-    return (None, model._get_state_sharding_spec(), trees)
+    return (None, model._get_state_sharding_spec(), trees, None)
 
 
 FITTING = _Fitting()
