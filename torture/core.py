@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_CUTS = "tests/reliability/test_durability.py::test_the_promise_holds[3a]"
+_CUTS = "tests/reliability/test_durability.py::test_power_cuts_lose_nothing_that_is"
 _COMMITS = ("tests/files/test_atomic.py", "tests/files/test_commits.py")
 _BUNDLE = ("tests/files/test_tensorbundle.py", "tests/files/test_tensorbundle_v1.py")
 _TORCH = ("tests/files/test_torch_pt.py",)
@@ -50,11 +50,11 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/torch_zip.py": ("tests/files/test_torch_write.py", *_TORCH),
     "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py"),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
-    "frameworks/stateful.py": ("tests/frameworks/test_applied.py", "tests/frameworks/test_update.py"),
+    "frameworks/stateful.py": ("tests/frameworks/test_stateful.py",),
     "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
     "saving.py": ("tests/test_saving.py",),
     "snapshot.py": ("tests/test_snapshot.py",),
-    "transfer/commit.py": ("tests/transfer/test_commit.py", "tests/transfer/test_transfer.py"),
+    "transfer/commit.py": ("tests/transfer/test_commit.py", "tests/combine/test_convert.py"),
 }  # fmt: skip
 # Modules of which every mutant was seen to be noticed. The campaign draws from these; the command tries the others.
 CLEAN = ("files/zips.py", "files/json_cursor.py", "files/hdf5_stream.py", "averaging/kernel.py")

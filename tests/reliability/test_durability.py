@@ -10,7 +10,9 @@ from torture.campaign import Campaign
 from torture.kills import at_calls, left_over
 from torture.power import cut
 from torture.tracing import AVAILABLE
-from torture.ways import OTHERS, POLYAK
+from torture.ways import OTHERS, POLYAK, Save, Way
+
+from polyak.files.atomic import replacing_directory, standing
 
 TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "5b"}
 ALL = [*kills.CAMPAIGNS, *power.CAMPAIGNS, *faults.CAMPAIGNS, *crowds.CAMPAIGNS, *places.CAMPAIGNS]
@@ -49,11 +51,23 @@ def test_power_cuts_lose_what_is_not_synchronised(tmp_path: Path) -> None:
     assert lost
 
 
+def _of_two_files(size: int) -> Save:
+    def save(path: Path, version: int) -> None:
+        with replacing_directory(path) as fresh:
+            for name in ("one", "two"):
+                (fresh / name).write_bytes(bytes([version]) * size)
+
+    return save
+
+
+def _both(path: Path) -> set[int]:
+    one, two = (standing(path) / name for name in ("one", "two"))
+    return {*one.read_bytes(), *two.read_bytes()}
+
+
 @traced
-@pytest.mark.parametrize("name", ["safetensors", "sharded", "Orbax"])
-def test_power_cuts_lose_nothing_that_is(name: str, tmp_path: Path) -> None:
-    way = next(way for way in POLYAK if way.name == name)
-    way.prepare()
+@pytest.mark.parametrize("way", [*POLYAK[:2], Way("directory", "m", _of_two_files, _both)], ids=lambda way: way.name)
+def test_power_cuts_lose_nothing_that_is(way: Way, tmp_path: Path) -> None:
     _, lost = cut(way, tmp_path, 60)
     assert lost == []
 
