@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from tests.frameworks.zoo import ZOO
 
 import polyak
-from polyak.errors import AmbiguousRole, DamagedFile, FileError, UnexpectedWeight
+from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files import keras_write
+from polyak.snapshot import Item
+from polyak.weights import Evidence, Kind, Weight, numpy_dtype
 
 # A Keras 2 model that was compiled with metrics asks for their state, too.
 NAMES = [n for n, make in ZOO.items() if not n.startswith("Module") and n != "LegacySubclassed"]
@@ -97,6 +100,44 @@ def test_a_weight_without_a_place_in_keras_files_is_refused(tmp_path: Path) -> N
     with pytest.raises(UnexpectedWeight, match=r"weight 'w': expected a place in Keras' files, received none"):
         keras_write.write(polyak.Snapshot.from_arrays({"w": np.zeros(2)}), tmp_path / "a.weights.h5")
     assert not list(tmp_path.iterdir())
+
+
+def item(name: str, place: str, dtype: str = "float32") -> Item:
+    """A weight that Keras stores at a place."""
+    evidence = Evidence(name, name, name, "Dense", "kernel", 0, dtype, place)
+    value = np.ones(1000, numpy_dtype(dtype))
+    return Item("raw", Weight(name, value.shape, dtype, Kind.TRAINABLE, evidence), lambda: value)
+
+
+def test_two_weights_of_one_place_are_refused(tmp_path: Path) -> None:
+    both = polyak.Snapshot([item("a", "layers/a/vars/0"), item("b", "layers/a/vars/0")])
+    with pytest.raises(UnexpectedWeight, match="weights 'a' and 'b': expected a place in the file for each"):
+        keras_write.write(both, tmp_path / "a.weights.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dtype_that_keras_does_not_store_is_refused(tmp_path: Path) -> None:
+    held = polyak.Snapshot([item("a", "layers/a/vars/0", "float8_e4m3fn")])
+    with pytest.raises(DtypeMismatch, match="expected a dtype that Keras' files hold, received float8_e4m3fn"):
+        keras_write.write(held, tmp_path / "a.weights.h5")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_what_the_system_refuses_to_write_is_an_error_and_the_old_file_stands(tmp_path: Path) -> None:
+    """HDF5 itself would take it for written, or end the process."""
+    import resource
+
+    path, held = tmp_path / "a.weights.h5", polyak.Snapshot([item("a", "layers/a/vars/0")])
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4100, limits[1]))
+    try:
+        with pytest.raises(FileError, match="cannot be written: File too large"):
+            keras_write.write(held, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
 
 
 def test_one_role_is_written(tmp_path: Path) -> None:
