@@ -29,7 +29,7 @@ from polyak.weights import Evidence, Kind, Weight
 from torture.campaign import Campaign, Outcome
 from torture.children import apart, in_fresh_process, verdicts
 from torture.damage import KINDS, Damaged, Region, damaged, flipped, regions_of
-from torture.samples import OWN, Build, kept, parts, read, seed_of
+from torture.samples import OWN, Build, kept, parts, read, seed_of, verified
 
 CHECKED: dict[str, Build] = {
     "torch zip": kept("torch/plain.pt"),
@@ -103,7 +103,8 @@ class Sample:
         try:
             found = read(self.path)
         except PolyakError as error:
-            return self._named(done, part, str(error))
+            told = self._named(done, part, str(error))
+            return f"VERIFIED: {error!s:.160}" if told == "refused" and verified(self.path) else told
         where = f"bytes {done.first} to {done.last} of {part.name}"
         return "harmless" if found == self.said else f"SILENT: {where}: {_difference(self.said, found)}"
 

@@ -85,6 +85,17 @@ def read(path: Path) -> dict[str, bytes]:
     return {"": held.manifest.to_json().encode(), **said}
 
 
+def verified(path: Path) -> bool:
+    """Whether every array has its digest, as ``polyak verify`` looks at it. Raises no PolyakError."""
+    try:
+        held = dialects.interpret(files.read(path))
+        for name in held:
+            held.verify(name)
+    except PolyakError:
+        return False
+    return True
+
+
 def parts(path: Path) -> list[Path]:
     """The files that a path stands for, those of no size left out."""
     root = path if path.is_dir() else path.parent

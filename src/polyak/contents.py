@@ -11,11 +11,15 @@ from polyak.snapshot import Array
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One stored array: shape in elements, dtype by name, and how to read it."""
+    """One stored array: shape in elements, dtype by name, and how to read it.
+
+    ``measure`` computes what ``manifest.digest`` says of the array, and holds little of it; None where nothing can.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Array]
+    measure: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

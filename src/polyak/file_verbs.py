@@ -177,9 +177,11 @@ def written(held: Snapshot, path: PathLike, writer: Writer, view: Converted | No
     found: dict[str, str] = {}
 
     def read_back(fresh: Path) -> None:
-        """Reading compares the bytes with their digest; one array is held at a time."""
+        """The bytes are read again and compared with their digest."""
         again = dialects.interpret(writer.read(fresh))
-        found.update((name, again[name].dtype.name) for name in again)
+        for name, weight in zip(again, again.weights, strict=True):
+            again.verify(name)
+            found[name] = weight.dtype
 
     done = writer.write(held, path, read_back)
     sources = {s.name: (s.name, s.weight.dtype) for s in done.weights} if view is None else view.sources

@@ -63,6 +63,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     confidence: str = "stated"
     layout: str = ""
 
+    @property
+    def marked(self) -> bool:
+        """Whether every array has a digest, with which its bytes are compared when they are read."""
+        return all(s.digest for s in self.weights)
+
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from polyak.manifest import Manifest, State, Stored, choose_role, digest
 from polyak.weights import Globs, Kind, Weight, is_floating, numpy_dtype, select, unmatched_globs
 
 Array = NDArray[Any]
+T = TypeVar("T")
 # A state, none, or how to read the present one of a live average.
 Told = State | Callable[[], State | None] | None
 Moment = Callable[[], AbstractContextManager[Any]]
@@ -35,6 +36,7 @@ class Item:
         read: makes a copy, or an array that nobody else holds.
         digest: what its bytes must have, or "".
         view: the source's own memory, to be looked at within a moment; ``read`` where there is no such thing.
+        measure: computes the digest of the source's bytes and holds little of them, or None.
     """
 
     role: str
@@ -42,6 +44,7 @@ class Item:
     read: Callable[[], Array]
     digest: str = ""
     view: Callable[[], Array] | None = None
+    measure: Callable[[], str] | None = None
 
 
 class Snapshot(Mapping[str, Array]):
@@ -156,7 +159,7 @@ class Snapshot(Mapping[str, Array]):
     def copy(self) -> Snapshot:
         """The same arrays held in memory, independent of file or model; of a live average, all of one moment."""
         with self.moment():
-            items = [replace(i, read=self[name].copy, view=None) for name, i in self._items.items()]
+            items = [replace(i, read=self[name].copy, view=None, measure=None) for name, i in self._items.items()]
             states = {role: _present(told) for role, told in self._states.items()}
         return Snapshot(items, states, self.origin, self.integrity, self._written)
 
@@ -168,6 +171,18 @@ class Snapshot(Mapping[str, Array]):
         item = self._item(name)
         return self._verified(name, item.view or item.read)
 
+    def verify(self, name: str) -> None:
+        """Read an array's bytes and compare them with their digest, where there is one; they are not kept.
+
+        Raises:
+            DamagedFile: the bytes are not those that were written.
+        """
+        item = self._item(name)
+        if item.digest and item.measure:
+            self._compare(name, self._read(name, item.measure))
+        else:
+            self._verified(name, item.read)
+
     def _item(self, name: str) -> Item:
         item = self._items.get(name)
         if item is None:
@@ -175,15 +190,19 @@ class Snapshot(Mapping[str, Array]):
         return item
 
     def _verified(self, name: str, read: Callable[[], Array]) -> Array:
-        item, array = self._items[name], self._read(name, read)
-        if item.digest and digest(array) != item.digest:
-            raise DamagedFile(
-                f"{self.origin}: weight {name!r}: expected bytes with digest {item.digest}, received {digest(array)}",
-                hint="the file is damaged; restore it from a copy",
-            )
+        array = self._read(name, read)
+        if self._items[name].digest:
+            self._compare(name, digest(array))
         return array
 
-    def _read(self, name: str, read: Callable[[], Array]) -> Array:
+    def _compare(self, name: str, found: str) -> None:
+        if found != (expected := self._items[name].digest):
+            raise DamagedFile(
+                f"{self.origin}: weight {name!r}: expected bytes with digest {expected}, received {found}",
+                hint="the file is damaged; restore it from a copy",
+            )
+
+    def _read(self, name: str, read: Callable[[], T]) -> T:
         """What an item reads; damage is told by the name that the weight has here."""
         try:
             return read()

@@ -19,7 +19,9 @@ def verify(file: str, as_json: bool) -> None:
     """
     with output.progress() as watch:
         held = reading.opened(file, watch)
-        nbytes = sum(held[name].nbytes for name in held)
+        for name in held:
+            held.verify(name)
+    nbytes = sum(weight.nbytes for weight in held.weights)
     answer = {"file": file, "weights": len(held), "bytes": nbytes, "integrity": held.integrity}
     if as_json:
         import msgspec

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from polyak.combine.average import Watch
-from polyak.snapshot import Array, Snapshot
+from polyak.snapshot import Snapshot
+
+T = TypeVar("T")
 
 
 def watched(held: Snapshot, watch: Watch) -> Snapshot:
@@ -21,14 +24,18 @@ def watched(held: Snapshot, watch: Watch) -> Snapshot:
         [('a', 0, 2), ('b', 1, 2)]
     """
     seen: dict[str, int] = {}
+
+    def told(name: str, read: Callable[[], T]) -> Callable[[], T]:
+        return partial(_read, name, read, seen, partial(_tell, watch, len(held)))
+
     items = [
-        replace(item, read=partial(_read, name, item.read, seen, partial(_tell, watch, len(held))))
+        replace(item, read=told(name, item.read), measure=item.measure and told(name, item.measure))
         for name, item in held.items_by_path.items()
     ]
     return Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)
 
 
-def _read(name: str, read: Callable[[], Array], seen: dict[str, int], tell: Callable[[str, int], None]) -> Array:
+def _read(name: str, read: Callable[[], T], seen: dict[str, int], tell: Callable[[str, int], None]) -> T:
     tell(name, seen.setdefault(name, len(seen)))
     return read()
 

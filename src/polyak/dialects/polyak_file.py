@@ -10,5 +10,8 @@ def interpret(contents: Contents) -> Snapshot | None:
     if contents.manifest is None:
         return None
     manifest = contents.manifest
-    items = [Item(s.role, s.weight, contents.tensors[s.name].read, s.digest) for s in manifest.weights]
+    items = [
+        Item(s.role, s.weight, (held := contents.tensors[s.name]).read, s.digest, measure=held.measure)
+        for s in manifest.weights
+    ]
     return Snapshot(items, manifest.roles, contents.origin, contents.integrity, manifest)

@@ -1,4 +1,6 @@
-"""NumPy's .npz: a zip of .npy arrays. Each array is checked by the zip's CRC-32 when it is read; nothing is unpickled.
+"""NumPy's .npz: a zip of .npy arrays, each checked when it is read; nothing is unpickled.
+
+The check is the manifest's digest where polyak wrote the file, else the zip's CRC-32, which takes much longer.
 
 polyak's manifest is the array ``polyak.json`` of bytes, so that ``np.load`` opens the file as any other. Dtypes that
 .npy has no name for (bfloat16, float8) are stored as unsigned integers of their size; the manifest knows what they are.
@@ -14,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -60,11 +62,12 @@ _DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """An open file: as a zip, and as bytes."""
+    """An open file: as a zip, and as bytes. ``marked``: who reads an array compares it with a digest."""
 
     archive: zipfile.ZipFile
     data: PositionedFile
     origin: str
+    marked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,11 @@ def read(path: Path) -> Contents:
         members = {i.filename.removesuffix(_END): i for i in _infos(archive, origin)}
         manifest = _manifest(source, members.pop(_KEY, None), len(members))
         found = {name: _member(archive, info, origin) for name, info in members.items()}
+    source = replace(source, marked=manifest is not None and manifest.marked)
     wanted = _described(manifest, found, origin)
     facts = {f"left out/{n}": f"{m.dtype} is no number" for n, m in found.items() if m.dtype.kind in _TEXT_KINDS}
     tensors = {
-        name: Tensor(m.shape, wanted.get(name, m.dtype.name), _reader(source, name, m, wanted.get(name)))
+        name: _tensor(source, name, m, wanted.get(name, m.dtype.name))
         for name, m in found.items()
         if m.dtype.kind in _PLAIN_KINDS
     }
@@ -210,28 +214,53 @@ def _hint(dtype: np.dtype[Any]) -> str:
     return "save arrays of numbers alone"
 
 
-def _reader(source: _Source, name: str, m: _Member, dtype: str | None) -> Callable[[], Array]:
+def _tensor(source: _Source, name: str, m: _Member, dtype: str) -> Tensor:
+    return Tensor(m.shape, dtype, _reader(source, name, m, dtype), _measure(source, name, m))
+
+
+def _reader(source: _Source, name: str, m: _Member, dtype: str) -> Callable[[], Array]:
     def read_array() -> Array:
         with _damage_named(source.origin, name):
-            stored = m.info.compress_type == zipfile.ZIP_STORED
-            buffer = _stored(source.data, m) if stored else _unpacked(source.archive, m)
+            buffer = _stored(source, m) if _is_stored(m) else _unpacked(source.archive, m)
         array = np.frombuffer(buffer, m.dtype).reshape(m.shape, order="F" if m.fortran else "C")
-        return np.asarray(array, m.dtype.newbyteorder("=")).view(numpy_dtype(dtype or m.dtype.name))
+        return np.asarray(array, m.dtype.newbyteorder("=")).view(numpy_dtype(dtype))
 
     return read_array
 
 
-def _stored(data: PositionedFile, m: _Member) -> Array:
+def _measure(source: _Source, name: str, m: _Member) -> Callable[[], str] | None:
+    """The digest without the array, of one whose bytes lie in the file as they will in memory."""
+
+    def measured() -> str:
+        with _damage_named(source.origin, name):
+            return source.data.digest([(_begin(source.data, m) + m.start, m.info.file_size - m.start)])
+
+    return measured if _is_stored(m) and m.dtype.isnative and not m.fortran else None
+
+
+def _is_stored(m: _Member) -> bool:
+    return m.info.compress_type == zipfile.ZIP_STORED
+
+
+def _stored(source: _Source, m: _Member) -> Array:
     """The bytes of a member that is not compressed, straight from the file: zipfile would copy them twice."""
-    head = data.array(m.info.header_offset, (_LOCAL_SIZE,), "uint8").tobytes()
-    begin = m.info.header_offset + _LOCAL_SIZE + sum(struct.unpack("<2H", head[-4:]))  # its name and extra fields
-    if begin + m.info.file_size > data.size:
-        raise EOFError(f"expected {m.info.file_size:,} bytes at byte {begin}, received {data.size - begin:,}")
-    header = data.array(begin, (m.start,), "uint8")
-    body = data.array(begin + m.start, (m.info.file_size - m.start,), "uint8")
+    begin = _begin(source.data, m)
+    body = source.data.array(begin + m.start, (m.info.file_size - m.start,), "uint8")
+    if source.marked:
+        return body
+    header = source.data.array(begin, (m.start,), "uint8")
     if zlib.crc32(flat_bytes(body).data, zlib.crc32(flat_bytes(header).data)) != m.info.CRC:
         raise zipfile.BadZipFile(f"Bad CRC-32 of the bytes from {begin} on")
     return body
+
+
+def _begin(data: PositionedFile, m: _Member) -> int:
+    """Where the content of a member that is not compressed begins."""
+    head = data.array(m.info.header_offset, (_LOCAL_SIZE,), "uint8").tobytes()
+    begin: int = m.info.header_offset + _LOCAL_SIZE + sum(struct.unpack("<2H", head[-4:]))  # its name, extra fields
+    if begin + m.info.file_size > data.size:
+        raise EOFError(f"expected {m.info.file_size:,} bytes at byte {begin}, received {data.size - begin:,}")
+    return begin
 
 
 def _unpacked(archive: zipfile.ZipFile, m: _Member) -> bytearray:
@@ -263,7 +292,7 @@ def _manifest(source: _Source, info: zipfile.ZipInfo | None, count: int) -> Mani
     ):
         received = f"{member.info.file_size:,} bytes of {member.dtype}"
         raise DamagedFile(f"{origin}: the manifest is not readable: expected a short text, received {received}")
-    return Manifest.from_json(_reader(source, _KEY, member, None)().tobytes(), origin, count)
+    return Manifest.from_json(_reader(source, _KEY, member, "uint8")().tobytes(), origin, count)
 
 
 def _described(manifest: Manifest | None, found: dict[str, _Member], origin: str) -> dict[str, str]:

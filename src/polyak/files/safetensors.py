@@ -191,7 +191,8 @@ def _tensor(name: str, entry: Any, data: PositionedFile, base: int, origin: str)
             f"with {data.size - base - begin} left in the file",
             hint="the file is truncated or damaged; restore it from a copy",
         )
-    return Tensor(shape, dtype, partial(data.array, base + begin, shape, dtype))
+    measure = partial(data.digest, ((base + begin, expected),))
+    return Tensor(shape, dtype, partial(data.array, base + begin, shape, dtype), measure)
 
 
 def _natural(n: Any) -> int:

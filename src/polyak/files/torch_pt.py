@@ -1,8 +1,8 @@
 """PyTorch's files (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), read without PyTorch and without running what they bring.
 
 ``torch.load`` runs the code of a file, or refuses whole files that hold a class that it does not know. Here
-unknown classes are inert notes, so the weights beside them can be read. Each storage is verified by the CRC-32
-of the archive when it is read; torch writes these and never looks at them.
+unknown classes are inert notes, so the weights beside them can be read. Each storage is verified when it is read, by
+the digests of polyak's manifest or by the CRC-32 of the archive; torch writes the latter and never looks at them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def read(path: Path) -> Contents:
     tree.add(value)
     _refuse_excess(sum(storages.check(name, held) for name, held in tree.views.items()), len(view), origin)
     facts = tree.facts | {NOT_READ + name: what for name, what in tree.not_read.items()}
-    tensors = _tensors(tree, storages)
+    marked = storages.manifest is not None and storages.manifest.marked
+    tensors = _tensors(tree, storages.unchecked() if marked else storages)
     if storages.manifest is not None:
         _refuse_others(storages.manifest, tensors, origin)
         return Contents(origin, FORMAT, tensors, "xxh3-128", storages.manifest)
@@ -83,7 +84,9 @@ def _refuse_excess(cost: int, size: int, origin: str) -> None:
 
 
 def _tensors(tree: Tree, storages: Storages) -> dict[str, Tensor]:
-    return {name: Tensor(v.shape, v.dtype, partial(storages.read, v)) for name, v in tree.views.items()}
+    return {
+        name: Tensor(v.shape, v.dtype, partial(storages.read, v), storages.measure(v)) for name, v in tree.views.items()
+    }
 
 
 def _start(path: Path) -> bytes:

@@ -6,11 +6,13 @@ import math
 import mmap
 import sys
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from polyak.errors import DamagedFile
 from polyak.files.torch_globals import View
@@ -68,6 +70,14 @@ class Block:
             made[at : at + _PAGES] = content[first + at : first + min(at + _PAGES, count)]
             self._release(first + at, _PAGES)
         return made
+
+    def digest(self, first: int, count: int) -> str:
+        """What ``manifest.digest`` says of so many bytes of the content; only few pages are held at a time."""
+        content, mark = self.read(), xxhash.xxh3_128()
+        for at in range(0, count, _PAGES):
+            mark.update(content[first + at : first + min(at + _PAGES, count)])
+            self._release(first + at, _PAGES)
+        return mark.hexdigest()
 
     def release(self) -> None:
         """Let go of the pages that were read; they would count as the process's memory for as long as the map lives."""
@@ -136,13 +146,24 @@ class Storages:
             raise DamagedFile(f"{self.origin}: weight {name!r}: {view.shape} is far more than its storage holds")
         return max(cost, block.size) if block.deflated else cost
 
+    def unchecked(self) -> Storages:
+        """The same without CRC-32, which takes much longer than the digests that its arrays are compared with."""
+        return replace(self, blocks={key: replace(block, crc=None) for key, block in self.blocks.items()})
+
+    def measure(self, view: View) -> Callable[[], str] | None:
+        """How to compute the digest of the array that ``read`` gives, if its bytes lie so in the file."""
+        block = self.blocks[view.storage.key]
+        first, count = _place(view)
+        as_read = _is_whole(view) and not (self.swapped or view.conjugate or view.negative)
+        return partial(block.digest, first, count) if as_read else None
+
     def read(self, view: View) -> Array:
         """A copy of the view's elements, in C order and in the machine's byte order. Raises DamagedFile."""
         dtype = numpy_dtype(view.dtype)
         if 0 in view.shape:
             return np.empty(view.shape, dtype)
         block = self.blocks[view.storage.key]
-        first, count = _start(view) + view.offset * dtype.itemsize, math.prod(view.shape) * dtype.itemsize
+        first, count = _place(view)
         if _is_whole(view):
             array: Array = block.copy(first, count).view(dtype).reshape(view.shape)
         else:
@@ -162,6 +183,12 @@ def _strided(block: Block, view: View, first: int, dtype: np.dtype[Any]) -> Arra
     array: Array = np.ndarray(view.shape, dtype, data, first, steps).copy(order="C")
     block.release()
     return array
+
+
+def _place(view: View) -> tuple[int, int]:
+    """Where a view begins in its block, and the bytes of its elements."""
+    wide = numpy_dtype(view.dtype).itemsize
+    return _start(view) + view.offset * wide, math.prod(view.shape) * wide
 
 
 def _start(view: View) -> int:
