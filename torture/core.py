@@ -12,6 +12,14 @@ _CUTS = "tests/reliability/test_durability.py::test_power_cuts_lose_nothing_that
 _COMMITS = ("tests/files/test_atomic.py", "tests/files/test_commits.py")
 _BUNDLE = ("tests/files/test_tensorbundle.py", "tests/files/test_tensorbundle_v1.py")
 _TORCH = ("tests/files/test_torch_pt.py",)
+_OF_KERAS_WRITE = (
+    "test_two_weights_of_one_place_are_refused",
+    "test_a_dtype_that_keras_does_not_store_is_refused",
+    "test_what_the_system_refuses_to_write_is_an_error_and_the_old_file_stands",
+    "test_a_weight_without_a_place_in_keras_files_is_refused",
+    "test_one_role_is_written",
+    "test_the_name_must_be_one_that_keras_takes",
+)
 TESTS: Mapping[str, tuple[str, ...]] = {
     "averaging/kernel.py": ("tests/averaging/test_kernel.py",),
     "files/atomic.py": (*_COMMITS, _CUTS),
@@ -28,14 +36,14 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/keras_h5.py": ("tests/files/test_keras_h5.py", "tests/files/test_keras_write.py"),
     "files/keras_hdf5.py": ("tests/files/test_keras_h5.py",),
     "files/keras_shards.py": ("tests/files/test_keras_h5.py",),
-    "files/keras_write.py": ("tests/files/test_keras_write.py",),
-    "files/npz.py": ("tests/files/test_npz.py",),
-    "files/orbax_write.py": ("tests/files/test_orbax.py", "tests/files/test_commits.py"),
+    "files/keras_write.py": tuple(f"tests/files/test_keras_write.py::{name}" for name in _OF_KERAS_WRITE),
+    "files/npz.py": ("tests/files/test_npz.py", "tests/files/test_writers.py"),
+    "files/orbax_write.py": ("tests/files/test_orbax.py", "tests/files/test_writers.py", "tests/files/test_commits.py"),
     "files/partial.py": (*_COMMITS, _CUTS),
     "files/place.py": _COMMITS,
     "files/positioned.py": ("tests/files/test_positioned.py",),
     "files/protobuf.py": ("tests/files/test_protobuf.py", "tests/files/test_object_graph.py"),
-    "files/safetensors.py": ("tests/files/test_safetensors.py",),
+    "files/safetensors.py": ("tests/files/test_safetensors.py", "tests/files/test_writers.py"),
     "files/safetensors_sharded.py": (
         "tests/files/test_safetensors_sharded.py", "tests/files/test_commits.py", _CUTS
     ),
@@ -46,7 +54,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/torch_pickle.py": _TORCH,
     "files/torch_storage.py": _TORCH,
     "files/torch_tree.py": _TORCH,
-    "files/torch_write.py": ("tests/files/test_torch_write.py",),
+    "files/torch_write.py": ("tests/files/test_torch_write.py", "tests/files/test_writers.py"),
     "files/torch_zip.py": ("tests/files/test_torch_write.py", *_TORCH),
     "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py"),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),

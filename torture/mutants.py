@@ -146,28 +146,25 @@ class Trials:
         kept = place.read_text()
         place.write_text(mutant.source)
         try:
-            return next(filter(None, (self._failed(mutant, tests) for tests in TESTS[mutant.module])), "")
+            return next(filter(None, (self._failed(*asked) for asked in self._asked(mutant))), "")
         finally:
             place.write_text(kept)
 
-    def _reaching(self, mutant: Mutant, tests: str) -> list[str]:
-        """The tests of a file that its statement matters to, the quickest first."""
+    def _asked(self, mutant: Mutant) -> Iterator[tuple[list[str], list[str]]]:
+        """File by file the tests that its statement matters to, the quickest first; then those that are named."""
         name, shown = str(self._package / mutant.module), set(mutant.shown)
-        of_file = (test for test in self._whole.reached if test.partition("::")[0] == tests)
-        found = (test for test in of_file if shown.intersection(self._whole.reached[test].get(name, ())))
-        return sorted(found, key=lambda test: self._whole.seconds[test])
+        for file in (test for test in TESTS[mutant.module] if "::" not in test):
+            reached = {test: lines for test, lines in self._whole.reached.items() if test.startswith(f"{file}::")}
+            found = (test for test, lines in reached.items() if shown.intersection(lines.get(name, ())))
+            if only := sorted(found, key=lambda test: self._whole.seconds[test]):
+                yield [file], only
+        if named := [test for test in TESTS[mutant.module] if "::" in test]:
+            yield named, []
 
-    def _failed(self, mutant: Mutant, tests: str) -> str:
-        """The first one of a file, or of those of one name, that fails."""
-        only = [] if "::" in tests else self._reaching(mutant, tests)
-        if not only and "::" not in tests:
-            return ""
-        usual = sum(
-            seconds
-            for test, seconds in self._whole.seconds.items()
-            if (test in only if only else test.startswith(tests))
-        )
-        return self._warm.run([tests], only, patience=60 + 3 * usual).failed
+    def _failed(self, tests: list[str], only: list[str]) -> str:
+        known = self._whole.seconds
+        usual = sum(known[test] for test in only or (t for t in known if t.startswith(tuple(tests))))
+        return self._warm.run(tests, only, patience=60 + 3 * usual).failed
 
 
 def tried(chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:
