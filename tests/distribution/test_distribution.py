@@ -75,6 +75,7 @@ def test_two_replicas_have_one_average_bit_for_bit(mirrored: tuple[Path, dict[st
     assert_one_average(mirrored[1])
 
 
+@pytest.mark.slow
 def test_four_replicas_have_one_average_bit_for_bit(tmp_path: Path) -> None:
     assert_one_average(answer(start("mirrored.py", "4", str(tmp_path))))
 
@@ -131,7 +132,7 @@ def test_two_workers_have_one_average_bit_for_bit(tmp_path: Path) -> None:
     assert held.state.count == 8
 
 
-@pytest.mark.parametrize("manner", ["data", "model"])
+@pytest.mark.parametrize("manner", [pytest.param("data", marks=pytest.mark.slow), "model"])
 def test_shadows_on_jax_are_spread_as_their_weights_are(tmp_path: Path, alone: dict[str, Any], manner: str) -> None:
     found = answer(start("sharded.py", manner, str(tmp_path), KERAS_BACKEND="jax"))
     assert found["devices"] == 8
