@@ -7,18 +7,22 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.files.test_sstable import write as write_table
 
 import polyak
 from polyak import file_verbs
 from polyak.errors import DamagedFile, FileError
 from polyak.files import atomic, partial, place
 from polyak.files.atomic import replacing, replacing_directory
+from polyak.files.bundle_commit import replacing_bundle
 from polyak.snapshot import Snapshot
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tensorflow" / "module.index"
 INDEX = "model.safetensors.index.json"
 
 
@@ -131,6 +135,54 @@ def test_a_directory_is_replaced_whole(tmp_path: Path, can: bool, monkeypatch: p
     assert names(tmp_path / "d") == ["file"]
     assert names(tmp_path) == ["d"]
     assert (tmp_path / "d").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("path", ["f", "d"])
+def test_what_is_written_is_read_back_also_when_no_thread_can_be_started(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is when the program ends."""
+
+    def refuse(fresh: Path) -> None:
+        raise DamagedFile("the bytes differ")
+
+    def end(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    kind = {"f": replacing, "d": replacing_directory}[path]
+    for prepare in (lambda: None, lambda: monkeypatch.setattr(threading.Thread, "start", end)):
+        prepare()
+        with pytest.raises(DamagedFile, match="the bytes differ"), kind(tmp_path / path, check=refuse):
+            """Nothing is written."""
+        assert names(tmp_path) == []
+
+
+def test_a_directory_that_cannot_take_its_name_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "d", "old")
+    rename = Path.rename
+
+    def refuse_last(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(5, os.strerror(5))
+        return rename(path, target)
+
+    monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", refuse_last)
+    with pytest.raises(FileError, match="Input/output error"):
+        put(tmp_path / "d", "new")
+    assert (tmp_path / "d" / "file").read_text() == "old"
+    assert names(tmp_path) == ["d"]
+
+
+def test_half_of_a_directory_that_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    half, aside = partial.hidden(tmp_path / "d"), partial.hidden(tmp_path / "d", partial.SET_ASIDE)
+    for left in (half, aside):
+        left.mkdir()
+        (left / "file").write_text("left")
+    put(tmp_path / "d", "new")
+    assert names(tmp_path) == ["d"]
 
 
 KILLED = """
@@ -248,6 +300,64 @@ def test_a_checkpoint_that_tensorflow_cannot_write_leaves_the_old_one(tmp_path: 
         tensorflow.write(Refusing(), tmp_path / "ckpt")
     assert tf.train.load_checkpoint(str(tmp_path / "ckpt")) is not None
     assert len(names(tmp_path)) == 2
+
+
+def bundle(prefix: Path, check: Callable[[Path], None] | None = None, index: Path = GOLDEN) -> None:
+    """Write a checkpoint of TensorFlow's without it."""
+    with replacing_bundle(prefix, check=check) as fresh:
+        shutil.copyfile(index, fresh.with_name(f"{fresh.name}.index"))
+        end = ".data-00000-of-00001"
+        shutil.copyfile(GOLDEN.with_suffix(end), fresh.with_name(fresh.name + end))
+
+
+def test_a_checkpoint_keeps_its_mode_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    prefix, index = tmp_path / "ckpt", tmp_path / "ckpt.index"
+    bundle(prefix)
+    index.chmod(0o640)
+    left = partial.hidden(prefix)
+    left.mkdir()
+    for _ in range(3):
+        bundle(prefix)
+    assert index.stat().st_mode & 0o777 == 0o640
+    assert len(names(tmp_path)) == 2
+    assert polyak.open(prefix).copy()
+
+
+def test_a_checkpoint_that_cannot_be_read_back_leaves_the_old_one(tmp_path: Path) -> None:
+    bundle(tmp_path / "ckpt")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def refuse(fresh: Path) -> None:
+        raise DamagedFile("the bytes differ")
+
+    with pytest.raises(DamagedFile, match="the bytes differ"):
+        bundle(tmp_path / "ckpt", refuse)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_for_which_there_is_no_room_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="bytes are free"), replacing_bundle(tmp_path / "ckpt", 10**15):
+        raise AssertionError("the block began")
+    assert names(tmp_path) == []
+
+
+def test_data_files_get_their_names_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(1, os.strerror(1))
+
+    monkeypatch.setattr(os, "link", refuse)
+    bundle(tmp_path / "ckpt")
+    assert names(tmp_path) == ["ckpt.data-00000-of-00001", "ckpt.index"]
+    assert polyak.open(tmp_path / "ckpt").copy()
+
+
+def test_an_index_that_is_no_checkpoints_is_not_given_another_number(tmp_path: Path) -> None:
+    bundle(tmp_path / "ckpt")
+    table = write_table(tmp_path / "table", [[(b"key", b"value")]])
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(FileError, match="expected the header of a TensorFlow V2 checkpoint, received another"):
+        bundle(tmp_path / "ckpt", index=table)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_opening_waits_out_a_writer_that_replaces_parts(tmp_path: Path) -> None:

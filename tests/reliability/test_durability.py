@@ -12,8 +12,11 @@ from torture.power import cut
 from torture.tracing import AVAILABLE
 from torture.ways import OTHERS, POLYAK, Save, Way
 
+from polyak.files import atomic, bundle_commit, partial
 from polyak.files.atomic import replacing_directory, standing
+from polyak.files.bundle_commit import replacing_bundle
 
+INDEX = Path(__file__).resolve().parents[1] / "golden" / "tensorflow" / "module.index"
 TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "5b"}
 ALL = [*kills.CAMPAIGNS, *power.CAMPAIGNS, *faults.CAMPAIGNS, *crowds.CAMPAIGNS, *places.CAMPAIGNS]
 WAYS = {way.name: way for way in OTHERS}
@@ -65,8 +68,52 @@ def _both(path: Path) -> set[int]:
     return {*one.read_bytes(), *two.read_bytes()}
 
 
+def _in_two_renames(size: int) -> Save:
+    atomic.exchange = lambda one, other: False  # in a child that ends soon
+    return _of_two_files(size)
+
+
+def _after_a_killed_writer(size: int) -> Save:
+    """A writer is killed once it has exchanged two directories; then another one saves."""
+
+    def save(path: Path, version: int) -> None:
+        if path.exists():
+            left = partial.hidden(path)
+            left.mkdir()
+            for name in ("one", "two"):
+                (left / name).write_bytes(bytes([version]) * size)
+            atomic.sync_tree(left)
+            atomic.exchange(left, path)
+        _of_two_files(size)(path, version)
+
+    return save
+
+
+def _bundle(size: int) -> Save:
+    def save(path: Path, version: int) -> None:
+        with replacing_bundle(path) as fresh:
+            fresh.with_name("m.index").write_bytes(INDEX.read_bytes())
+            fresh.with_name("m.data-00000-of-00001").write_bytes(bytes([version]) * size)
+
+    return save
+
+
+def _of_index(path: Path) -> set[int]:
+    """The bytes of the data file that an index leads to."""
+    count = bundle_commit._count(path.with_name("m.index"))
+    return set(path.with_name(f"m.data-00000-of-{count:05d}").read_bytes())
+
+
+PLACES = (
+    Way("directory", "m", _of_two_files, _both),
+    Way("directory in two renames", "m", _in_two_renames, _both),
+    Way("directory after a killed writer", "m", _after_a_killed_writer, _both),
+    Way("bundle", "m", _bundle, _of_index),
+)
+
+
 @traced
-@pytest.mark.parametrize("way", [*POLYAK[:2], Way("directory", "m", _of_two_files, _both)], ids=lambda way: way.name)
+@pytest.mark.parametrize("way", [*POLYAK[:2], *PLACES], ids=lambda way: way.name)
 def test_power_cuts_lose_nothing_that_is(way: Way, tmp_path: Path) -> None:
     _, lost = cut(way, tmp_path, 60)
     assert lost == []

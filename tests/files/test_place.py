@@ -1,0 +1,139 @@
+"""What cannot be written is refused before the first byte, and a new file takes over what the old one had."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyak.errors import FileError
+from polyak.files import place
+from polyak.files.atomic import replacing, replacing_directory
+from polyak.files.place import Kept, hand_over
+
+Replacing = Callable[[Path], AbstractContextManager[Any]]
+BOTH = pytest.mark.parametrize("kind", [replacing, replacing_directory])
+linux = pytest.mark.skipif(sys.platform != "linux", reason="extended attributes are those of Linux")
+
+
+def refused(kind: Replacing, path: Path, message: str) -> None:
+    """Before the block begins; all that was there is as it was."""
+    before = {p: p.lstat() for p in path.parent.glob("*")}
+    with pytest.raises(FileError, match=message), kind(path):
+        raise AssertionError("the block began")
+    assert {p: p.lstat() for p in path.parent.glob("*")} == before
+
+
+def made(kind: Replacing, path: Path) -> Path:
+    """What one of the two replaces."""
+    if kind is replacing:
+        path.write_bytes(b"old")
+    else:
+        path.mkdir()
+        (path / "old").write_bytes(b"old")
+    return path
+
+
+def test_a_directory_is_not_replaced_by_a_file_nor_a_file_by_a_directory(tmp_path: Path) -> None:
+    refused(replacing, made(replacing_directory, tmp_path / "d"), "expected a file to write, received a directory")
+    refused(
+        replacing_directory, made(replacing, tmp_path / "f"), "expected nothing or a directory to replace, received"
+    )
+
+
+@BOTH
+def test_a_directory_that_is_missing_is_named(kind: Replacing, tmp_path: Path) -> None:
+    refused(kind, tmp_path / "no" / "a", r"a': its directory does not exist\nhint: create '.*no' first")
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """A process that may not do everything; root is one that may."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@BOTH
+def test_what_this_process_may_not_write_is_not_replaced(kind: Replacing, tmp_path: Path) -> None:
+    path = made(kind, tmp_path / "a")
+    path.chmod(0o555)
+    tmp_path.chmod(0o777)  # in which anybody may rename
+    for above in (tmp_path.parent, tmp_path.parent.parent):
+        above.chmod(0o755)
+    with nobody():
+        refused(kind, path, "this process may not write what is there")
+
+
+@BOTH
+def test_what_is_mounted_is_not_replaced(kind: Replacing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts, path = tmp_path / "mountinfo", made(kind, tmp_path / "a")
+    mounts.write_text(f"1 2 0:3 / {path} rw - ext4 x rw\n")
+    monkeypatch.setattr(place, "_MOUNTS", mounts)
+    refused(kind, path, "received one that is mounted here")
+
+
+def test_a_file_longer_than_this_process_may_write_is_refused(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        refused(lambda path: replacing(path, 1001), tmp_path / "a", "a file of this process may have 1,000 bytes")
+        with replacing(tmp_path / "a", 1000) as file:
+            file.write(bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@linux
+@BOTH
+def test_mode_owner_and_attributes_are_taken_over(kind: Replacing, tmp_path: Path) -> None:
+    path = made(kind, tmp_path / "a")
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 2345)
+    os.setxattr(path, "user.note", b"mine")
+    path.chmod(0o750)
+    before = path.stat()
+    with kind(path):
+        """Nothing is written into it."""
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert stat.S_IMODE(after.st_mode) == 0o750
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+    assert os.getxattr(path, "user.note") == b"mine"
+
+
+@linux
+def test_an_attribute_that_cannot_be_kept_is_refused_unless_it_is_the_systems(tmp_path: Path) -> None:
+    path, too_long = tmp_path / "a", bytes(1 << 17)
+    with path.open("wb") as file:
+        status = os.fstat(file.fileno())
+
+        def keep(name: str) -> None:
+            kept = Kept(0o640, status.st_uid, status.st_gid, ((name, too_long),))
+            hand_over(kept, file.fileno(), path)
+
+        with pytest.raises(FileError, match="and attributes of the old one: "):
+            keep("user.note")
+        keep("security.note")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@BOTH
+def test_a_link_that_is_made_meanwhile_is_not_replaced(kind: Replacing, tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "other"
+    with pytest.raises(FileError, match="received a symbolic link made meanwhile\nhint: write again"), kind(path):
+        path.symlink_to(other)
+    assert path.is_symlink()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
