@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _CUTS = "tests/reliability/test_durability.py::test_power_cuts_lose_nothing_that_is"
-_COMMITS = ("tests/files/test_atomic.py", "tests/files/test_commits.py")
+_COMMITS = ("tests/files/test_place.py", "tests/files/test_atomic.py", "tests/files/test_commits.py")
 _BUNDLE = ("tests/files/test_tensorbundle.py", "tests/files/test_tensorbundle_v1.py")
 _TORCH = ("tests/files/test_torch_pt.py",)
 _OF_KERAS_WRITE = (
@@ -23,7 +23,7 @@ _OF_KERAS_WRITE = (
 TESTS: Mapping[str, tuple[str, ...]] = {
     "averaging/kernel.py": ("tests/averaging/test_kernel.py",),
     "files/atomic.py": (*_COMMITS, _CUTS),
-    "files/bundle_commit.py": ("tests/files/test_commits.py",),
+    "files/bundle_commit.py": ("tests/files/test_commits.py", _CUTS),
     "files/bundle_entries.py": _BUNDLE,
     "files/flax_msgpack.py": ("tests/files/test_flax_msgpack.py",),
     "files/flax_msgpack_tree.py": ("tests/files/test_flax_msgpack.py",),

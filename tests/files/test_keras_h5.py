@@ -269,6 +269,15 @@ def test_an_index_with_more_behind_it_is_refused(tmp_path: Path) -> None:
         polyak.open(path)
 
 
+def test_a_shard_that_is_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = shards(tmp_path / "in" / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
+    (tmp_path / "in" / "a_00000.weights.h5").rename(tmp_path / "out.h5")
+    (tmp_path / "in" / "a_00000.weights.h5").symlink_to(tmp_path / "out.h5")
+    with pytest.raises(FileError, match="a link that leads out"):
+        polyak.open(path)
+
+
 def test_a_shard_that_is_no_hdf5_is_named(tmp_path: Path) -> None:
     path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
     (tmp_path / "a_00000.weights.h5").write_bytes(b"x" * 4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_a_shard_outside_the_directory_is_refused(shard: str, hub: Path) -> None
     edited(hub / INDEX, weight_map={"w": shard})
     with pytest.raises(DamagedFile, match="expected a file in the index's directory"):
         polyak.open(hub)
+
+
+def test_a_shard_that_is_a_link_out_of_the_directory_is_refused(hub: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (inside / INDEX).write_text((hub / INDEX).read_text())
+    for shard in hub.glob("*.safetensors"):
+        (inside / shard.name).symlink_to(shard)
+    with pytest.raises(FileError, match="a link that leads out"):
+        polyak.open(inside / INDEX)
+
+
+def test_an_index_of_any_length_is_refused_unread(hub: Path) -> None:
+    os.truncate(hub / INDEX, 2**42)  # more than any memory; the file system stores the beginning alone
+    with pytest.raises(DamagedFile, match=r"expected an index of at most 25,000,000 bytes, received 4,398,0"):
+        polyak.open(hub / INDEX)
 
 
 @pytest.mark.parametrize(

@@ -361,7 +361,7 @@ BOUNDS = {
     "axes": (tensor("FloatStorage", "0", 4, (1,) * 65), "a tensor of no shape"),
     "strides for fewer axes": (tensor("FloatStorage", "0", 4, (2, 2), (1,)), "a tensor of no shape"),
     "type": ({"w": Identity("storage", Global("numpy", "FloatStorage"), "0", "cpu", 4)}, "no type of torch"),
-    "identity": ({"w": Identity("storage")}, "a storage without a description"),
+    "identity": ({"w": Identity("module")}, "a storage without a description"),
     "another identity": (
         {"w": Identity("memory", Global("torch", "FloatStorage"), "0", "cpu", 4)},
         "a storage without a description",
