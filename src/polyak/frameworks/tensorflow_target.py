@@ -70,8 +70,8 @@ class Variables(Target):
                 )
 
     def write(self, path: str, value: Array) -> None:
-        # TensorFlow may keep the memory that it is given.
-        self.variables[path].assign(np.array(value))
+        """TensorFlow makes a copy of an array of NumPy, so that nobody else holds what it keeps."""
+        self.variables[path].assign(value)
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
