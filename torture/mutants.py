@@ -165,7 +165,7 @@ class Trials:
     def _failed(self, tests: list[str], only: list[str]) -> str:
         known = self._whole.seconds
         usual = sum(known[test] for test in only or (t for t in known if t.startswith(tuple(tests))))
-        return self._warm.run(tests, only, patience=60 + 3 * usual).failed
+        return self._warm.run(tests, only, patience=30 + 3 * usual).failed
 
 
 def tried(chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:

@@ -445,6 +445,81 @@ def test_members_outside_of_the_archive_are_refused(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.pt"]
 
 
+def listed(path: Path, member: str, offset: int, value: bytes) -> Path:
+    """Change what the list of members says of one."""
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(member.encode()) - 46 + offset
+    raw[at : at + len(value)] = value
+    path.write_bytes(raw)
+    return path
+
+
+def packed(tmp_path: Path, content: bytes, size: int, kind: str = "ByteStorage") -> Path:
+    """An archive whose one storage is packed, and said to have this size."""
+    path = tmp_path / "made.pt"
+    with zipfile.ZipFile(path, "w") as held:
+        held.writestr("made/data.pkl", pickled(tensor(kind, "0", size)))
+        held.writestr("made/data/0", content, zipfile.ZIP_DEFLATED)
+    return listed(path, "made/data/0", 24, struct.pack("<I", size))
+
+
+def test_members_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
+    value = tensor("FloatStorage", "0", 4)
+
+    def made() -> Path:
+        return archive(tmp_path, value, {"0": bytes(16)})
+
+    assert "no readable header" in refusal(listed(made(), "made/data/0", 8, b"\1"))  # encrypted
+    assert "expected 12 bytes, received 16" in refusal(listed(made(), "made/data/0", 24, b"\x0c"))
+    assert "expected a byte order of 'little' or 'big'" in refusal(archive(tmp_path, value, byteorder=b"middle"))
+    with zipfile.ZipFile(made(), "a", zipfile.ZIP_BZIP2) as held:
+        held.writestr("made/data/1", bytes(16))
+    assert "an unknown compression 12" in refusal(tmp_path / "made.pt")
+
+
+def test_packed_storages_have_the_size_that_is_listed(tmp_path: Path) -> None:
+    assert torch_pt.read(packed(tmp_path, bytes(1000), 1000)).tensors["w"].read().size == 1000
+    assert "expected 2000 bytes, received another number" in refusal(packed(tmp_path, bytes(1000), 2000))
+    with pytest.raises(DamagedFile, match="expected 1000000 bytes in"):
+        torch_pt.read(packed(tmp_path, bytes(1000), 1_000_000))
+
+
+def test_a_flipped_bit_of_a_packed_storage_is_noticed(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(1000)  # does not pack: its bytes stand in the file
+    path = packed(tmp_path, content, 1000)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(content[:100]) + 50] ^= 1
+    path.write_bytes(raw)
+    assert "expected bytes with CRC-32" in refusal(path)
+
+
+def test_pickles_and_manifests_have_bounded_sizes(tmp_path: Path) -> None:
+    assert "expected a pickle of at most" in refusal(archive(tmp_path, b"\x80\x02" + b"N0" * 7_000_000 + b"N."))
+    path = archive(tmp_path, tensor("FloatStorage", "0", 4), {"0": bytes(16)})
+    with zipfile.ZipFile(path, "a") as held:
+        held.writestr("made/polyak.json", b" " * 100_000)
+    assert refusal(path).endswith("expected the manifest of 1 arrays, received 100,000 bytes")
+
+
+def test_an_archive_without_a_pickle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "made.pt"
+    with zipfile.ZipFile(path, "w") as held:
+        held.writestr("made/data/0", bytes(16))
+    assert "the archive has no data.pkl" in refusal(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file is held")
+def test_what_was_read_of_a_file_is_not_held(tmp_path: Path) -> None:
+    side = 2048
+    value = tensor("FloatStorage", "0", side * side, (side, side), (1, side))
+    held = torch_pt.read(archive(tmp_path, value, {"0": bytes(4 * side * side)})).tensors["w"]
+    assert held.read().shape == (side, side)
+    parts = Path("/proc/self/smaps").read_text().split(str(tmp_path / "made.pt"))[1:]
+    resident = [int(part.partition("Rss:")[2].split()[0]) for part in parts]
+    assert len(resident) >= 1
+    assert sum(resident) < 4096  # KiB, of 16 MiB
+
+
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path, {}, {"0": b"x"})
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as held:
