@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ def is_tame(array: npt.NDArray[Any]) -> bool:
     if array.dtype.kind != "f" or array.dtype.itemsize < 4:
         return False
     flat = array.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return all(np.isfinite(np.dot(block, block)) for block in _blocks(flat))
+    if flat.size <= BLOCK:
+        return math.isfinite(np.vdot(flat, flat))
+    return all(math.isfinite(np.vdot(block, block)) for block in _blocks(flat))
 
 
 def _blocks(flat: npt.NDArray[Any]) -> Any:

@@ -57,15 +57,20 @@ def _tasks(work: list[tuple[Flat, Moves]]) -> list[list[tuple[Flat, Moves]]]:
     """The work in portions of about equal size; large arrays are cut, small ones put together."""
     tasks: list[list[tuple[Flat, Moves]]] = [[]]
     size = 0
-    for value, moves in work:
-        for start in range(0, value.size, _TASK):
-            here = slice(start, start + _TASK)
-            tasks[-1].append((value[here], [(average[here], w) for average, w in moves]))
-            size += tasks[-1][-1][0].size
-            if size >= _TASK:
-                tasks.append([])
-                size = 0
+    for part in (part for value, moves in work for part in _cut(value, moves)):
+        tasks[-1].append(part)
+        size += part[0].size
+        if size >= _TASK:
+            tasks.append([])
+            size = 0
     return tasks
+
+
+def _cut(value: Flat, moves: Moves) -> Iterable[tuple[Flat, Moves]]:
+    if value.size <= _TASK:
+        return ((value, moves),)
+    cuts = [slice(start, start + _TASK) for start in range(0, value.size, _TASK)]
+    return ((value[cut], [(average[cut], w) for average, w in moves]) for cut in cuts)
 
 
 def _on_all_cores(job: Any, tasks: list[Any]) -> Iterator[Any]:
@@ -84,6 +89,10 @@ def _pool() -> ThreadPoolExecutor:
 def _move_some(task: list[tuple[Flat, Moves]]) -> None:
     scratch: dict[Any, Flat] = {}
     for value, moves in task:
+        if value.size <= BLOCK:
+            for average, w in moves:
+                _move(average, value, w, scratch)
+            continue
         for start in range(0, value.size, BLOCK):
             block = value[start : start + BLOCK]
             for average, w in moves:
@@ -96,20 +105,22 @@ def _move(a: Flat, x: Flat, w: float, scratch: dict[Any, Flat]) -> None:
     if w >= 1.0:
         a[...] = x
         return
-    near = w < 0.5
-    step = _scratch(scratch, a)
-    np.subtract(*((a, x) if near else (x, a)), out=step, dtype=a.dtype)
-    step *= a.dtype.type(w if near else 1.0 - w)
-    if near:
-        a -= step
+    step, dtype = _scratch(scratch, a), a.dtype
+    if w < 0.5:
+        np.subtract(a, x, step, dtype=dtype)
+        np.multiply(step, dtype.type(w), step)
+        np.subtract(a, step, a)
     else:
-        np.subtract(x, step, out=a, dtype=a.dtype)
+        np.subtract(x, a, step, dtype=dtype)
+        np.multiply(step, dtype.type(1.0 - w), step)
+        np.subtract(x, step, a, dtype=dtype)
 
 
 def _scratch(scratch: dict[Any, Flat], like: Flat) -> Flat:
-    if like.dtype not in scratch:
-        scratch[like.dtype] = np.empty(BLOCK, like.dtype)
-    return scratch[like.dtype][: like.size]
+    held = scratch.get(like.dtype)
+    if held is None:
+        held = scratch[like.dtype] = np.empty(BLOCK, like.dtype)
+    return held[: like.size]
 
 
 def _are_safe(task: list[tuple[Flat, Moves]]) -> bool:
