@@ -400,6 +400,30 @@ def test_a_contradictory_header_is_refused(tmp_path: Path, name: str) -> None:
         polyak.open(path)
 
 
+def test_more_behind_the_header_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"a": entry()}).encode()
+    assert polyak.open(raw_file(tmp_path / "a", header + b"  ", bytes(8)))["a"].tolist() == [0.0, 0.0]
+    with pytest.raises(DamagedFile, match="the header is not readable"):
+        polyak.open(raw_file(tmp_path / "a", header + b" }", bytes(8)))
+
+
+def test_an_unknown_dtype_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownFormat, match=r"weight 'a': expected one of BOOL, .*, received 'F128'"):
+        polyak.open(raw_file(tmp_path / "a", {"a": entry(dtype="F128")}, bytes(8)))
+
+
+def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DamagedFile, match="expected at most 100,000 tensors, received more"):
+        polyak.open(raw_file(tmp_path / "a", b"{" + b'"data_offsets"' * 100_001))
+
+
+def test_a_header_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
+    held = Snapshot.from_arrays({"n" * 9_000_000: np.ones(1, np.float32)})
+    with pytest.raises(FileError, match="expected weights that a header of 25,000,000 bytes can describe, received 1,"):
+        write(held, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("depth", [100, 900, 1_000, 5_000, 100_000])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_deep_nesting_is_refused(tmp_path: Path, depth: int, opening: bytes) -> None:
