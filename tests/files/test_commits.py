@@ -20,6 +20,7 @@ from polyak.errors import DamagedFile, FileError
 from polyak.files import atomic, partial, place
 from polyak.files.atomic import replacing, replacing_directory
 from polyak.files.bundle_commit import replacing_bundle
+from polyak.files.pinned import Pinned
 from polyak.snapshot import Snapshot
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tensorflow" / "module.index"
@@ -227,6 +228,18 @@ def test_a_checkpoint_that_is_read_stays_until_nobody_reads_it(tmp_path: Path) -
     del opened
     polyak.save(held(3), path)
     assert names(tmp_path) == ["m.orbax"]
+
+
+def test_who_opens_a_directory_before_its_writer_has_ended_keeps_it(tmp_path: Path) -> None:
+    held: list[Pinned] = []
+    with replacing_directory(tmp_path / "d", check=lambda fresh: held.append(Pinned(fresh))) as fresh:
+        (fresh / "file").write_text("first")
+    for text in ("second", "third"):
+        put(tmp_path / "d", text)
+    assert (held[0].path / "file").read_text() == "first"
+    held.clear()
+    put(tmp_path / "d", "fourth")
+    assert names(tmp_path) == ["d"]
 
 
 def test_a_checkpoint_with_a_file_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:

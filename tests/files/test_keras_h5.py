@@ -129,6 +129,87 @@ def test_what_keras_does_not_write_is_refused_before_it_is_read(
         polyak.open(tmp_path / "a.h5")
 
 
+def second_name(file: h5py.File) -> None:
+    file["vars/0"] = VALUE
+    file["vars/1"] = file["vars/0"]
+
+
+def many_groups(file: h5py.File) -> None:
+    for number in range(2100):
+        file.create_group(f"layers/{number}")
+
+
+def packed_zeros(file: h5py.File) -> None:
+    file.create_dataset("vars/0", data=np.zeros(5 << 20, np.float32), chunks=(1 << 18,), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (second_name, "weight 'vars/1': expected an array of its own, received a second name of another"),
+        (many_groups, r"expected a file of weights, received 2,\d+ groups and 0 arrays"),
+        (
+            packed_zeros,
+            r"weight 'vars/0': expected at most 20 bytes for each of the file's \d\d,\d+, received 20,971,520",
+        ),
+    ],
+)
+def test_what_would_cost_far_more_than_the_file_is_refused(
+    tmp_path: Path, make: Callable[[h5py.File], None], said: str
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+    with pytest.raises(DamagedFile, match=said):
+        polyak.open(tmp_path / "a.h5")
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    path, size = tmp_path / "a.h5", 1 << 20
+    with h5py.File(path, "w") as file:
+        file["vars/0"] = np.ones(size, np.uint8)
+        address = file["vars/0"].id.get_offset()
+        for number in (1, 2):
+            file.create_dataset(f"vars/{number}", (size,), np.uint8)
+    nowhere, there = (
+        (3, 1, *place, *size.to_bytes(8, "little")) for place in (b"\xff" * 8, address.to_bytes(8, "little"))
+    )
+    content = path.read_bytes()
+    assert content.count(bytes(nowhere)) == 2
+    path.write_bytes(content.replace(bytes(nowhere), bytes(there)))
+    with pytest.raises(
+        DamagedFile, match=r"expected arrays that lie apart, received 3,145,728 bytes in a file of 1,\d+"
+    ):
+        polyak.open(path)
+
+
+def test_one_text_that_stands_for_many_is_refused(tmp_path: Path) -> None:
+    """HDF5 stores a text that has no fixed length elsewhere; here every group refers to the same one."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["vars/0"] = VALUE
+        file.attrs["name"] = "x" * (1 << 20)
+        for number in range(20):
+            file.create_group(f"layers/{number}").attrs["name"] = "y" * 7
+    content = path.read_bytes()
+    large, small = (_references(content, size) for size in (1 << 20, 7))
+    assert (len(large), len(small)) == (1, 20)
+    for reference in small:
+        content = content.replace(reference, large[0])
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match="expected texts of its own, received one again and again"):
+        polyak.open(path)
+
+
+def _references(content: bytes, size: int) -> list[bytes]:
+    """All references to texts of so many bytes: the size, the address of a heap, and the text's number in it."""
+    found, at = [], -1
+    while (at := content.find(size.to_bytes(4, "little"), at + 1)) >= 0:
+        heap = int.from_bytes(content[at + 4 : at + 12], "little")
+        if content[heap : heap + 4] == b"GCOL":
+            found.append(content[at : at + 16])
+    return found
+
+
 def text(file: h5py.File) -> None:
     file["vars/0"] = "text"
 

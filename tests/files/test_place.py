@@ -96,6 +96,11 @@ def test_a_file_longer_than_this_process_may_write_is_refused(tmp_path: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@BOTH
+def test_what_there_is_no_room_for_is_refused(kind: Callable[..., Any], tmp_path: Path) -> None:
+    refused(lambda path: kind(path, 10**15), tmp_path / "a", "bytes are free; it needs 1,000,000,000,000,000 bytes")
+
+
 @linux
 @BOTH
 def test_mode_owner_and_attributes_are_taken_over(kind: Replacing, tmp_path: Path) -> None:

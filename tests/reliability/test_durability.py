@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,14 @@ def _in_two_renames(size: int) -> Save:
     return _of_two_files(size)
 
 
+def _as_the_program_ends(size: int) -> Save:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    threading.Thread.start = start  # in a child that ends soon
+    return POLYAK[0].saver(size)
+
+
 def _after_a_killed_writer(size: int) -> Save:
     """A writer is killed once it has exchanged two directories; then another one saves."""
 
@@ -107,6 +116,7 @@ def _of_index(path: Path) -> set[int]:
 PLACES = (
     Way("directory", "m", _of_two_files, _both),
     Way("directory in two renames", "m", _in_two_renames, _both),
+    Way("file as the program ends", POLYAK[0].file, _as_the_program_ends, POLYAK[0].load),
     Way("directory after a killed writer", "m", _after_a_killed_writer, _both),
     Way("bundle", "m", _bundle, _of_index),
 )
