@@ -64,6 +64,15 @@ def _of_two_files(size: int) -> Save:
     return save
 
 
+def _under_new_names(size: int) -> Save:
+    save = _of_two_files(size)
+    return lambda path, version: save(path.with_name(f"m{version}"), version)
+
+
+def _last(path: Path) -> set[int]:
+    return _both(max(path.parent.glob("m?")))
+
+
 def _both(path: Path) -> set[int]:
     one, two = (standing(path) / name for name in ("one", "two"))
     return {*one.read_bytes(), *two.read_bytes()}
@@ -115,6 +124,7 @@ def _of_index(path: Path) -> set[int]:
 
 PLACES = (
     Way("directory", "m", _of_two_files, _both),
+    Way("new directory", "m", _under_new_names, _last),
     Way("directory in two renames", "m", _in_two_renames, _both),
     Way("file as the program ends", POLYAK[0].file, _as_the_program_ends, POLYAK[0].load),
     Way("directory after a killed writer", "m", _after_a_killed_writer, _both),
