@@ -65,6 +65,24 @@ with average.applied():
     model.evaluate(x, y, verbose=0)
 polyak.save(average, FOLDER / f"{MANNER}.safetensors")
 receipt = polyak.transfer(FOLDER / f"{MANNER}.safetensors", model)
+
+
+def refusal() -> str:
+    """What reading says once one device holds another copy of a weight that all should have alike."""
+    variable = model.layers[-1].kernel
+    good = variable.value
+    parts = [np.array(s.data) + (i == 1) for i, s in enumerate(good.addressable_shards)]
+    on_devices = [jax.device_put(p, s.device) for p, s in zip(parts, good.addressable_shards, strict=True)]
+    variable._value = jax.make_array_from_single_device_arrays(good.shape, good.sharding, on_devices)
+    try:
+        polyak.snapshot(model)["dense/kernel"]
+    except polyak.PolyakError as error:
+        return str(error)
+    finally:
+        variable._value = good
+    return ""
+
+
 print(
     json.dumps(
         {
@@ -74,6 +92,7 @@ print(
             "placed": in_fit and placed(),
             "gathers": {op: program.count(op) for op in ("all-gather", "all-to-all", "collective-permute")},
             "moved": len(receipt.moved),
+            "drift": refusal(),
             "values": {path: value.tolist() for path, value in values.items()},
         }
     )

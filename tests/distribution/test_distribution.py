@@ -140,6 +140,10 @@ def test_shadows_on_jax_are_spread_as_their_weights_are(tmp_path: Path, alone: d
     assert found["placed"]
     assert found["gathers"] == {"all-gather": 0, "all-to-all": 0, "collective-permute": 0}
     assert found["count"] == alone["count"] == 9
+    assert found["drift"].startswith(
+        "weight 'dense/kernel' of Sequential 'sequential': expected one value on all devices"
+    )
+    assert alone["drift"] == ""
     for path, value in alone["values"].items():
         assert np.allclose(found["values"][path], value, rtol=0, atol=CLOSE), path
     assert polyak.open(tmp_path / f"{manner}.safetensors").roles == ("average",)

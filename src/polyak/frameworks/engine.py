@@ -88,6 +88,11 @@ class Engine(ABC):
     def view(self, array: Any) -> Array:
         """The array's own memory where it can be had, to be looked at only."""
 
+    def drifted(self, array: Any) -> bool:
+        """Whether devices that should hold the same part of it hold other bits."""
+        del array
+        return False
+
     def wrapped(self, value: Array, like: Any) -> Any:
         """What a variable is given that takes a copy of it."""
         return self.from_numpy(value, like)

@@ -104,6 +104,14 @@ class JaxEngine(Engine):
     def view(self, array: Any) -> Array:
         return np.asarray(array)
 
+    def drifted(self, array: Any) -> bool:
+        seen: dict[str, bytes] = {}
+        for shard in array.addressable_shards if len(array.sharding.device_set) > 1 else ():
+            own = np.asarray(shard.data).tobytes()
+            if seen.setdefault(str(shard.index), own) != own:
+                return True
+        return False
+
     def from_numpy(self, value: Array, like: Any) -> Any:
         # JAX may keep the buffer that it is given, and it belongs to the caller.
         return _placed(np.array(value, copy=True), like, like.sharding)
@@ -180,9 +188,9 @@ def _placed(value: Any, like: Any, sharding: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def compiled(programs: tuple[Program, ...]) -> Callable[[list[Tree], Tree, Any], list[Tree]]:
+def compiled(programs: tuple[Program, ...]) -> Callable[..., list[Tree]]:
     """``stepped`` as one program that takes over the memory of its first argument."""
-    return jax.jit(lambda trees, values, real: stepped(programs, trees, values, real), donate_argnums=0)  # type: ignore[no-any-return]
+    return jax.jit(lambda trees, values, real=True: stepped(programs, trees, values, real), donate_argnums=0)  # type: ignore[no-any-return]
 
 
 def stepped(

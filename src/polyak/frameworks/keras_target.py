@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from polyak.errors import Applied
+import numpy as np
+
+from polyak.errors import Applied, ModelError
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine
 from polyak.frameworks.exchange import holds_average, moment, raw_value, watchers
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
-from polyak.weights import Weight
+from polyak.weights import Kind, Weight
 
 
 class KerasVariables(Target):
@@ -23,6 +25,7 @@ class KerasVariables(Target):
         self.label = model.label
         self.variables = model.variables
         self._weights = model.weights
+        self._trained = {w.path for w in model.weights if w.kind is Kind.TRAINABLE}
         self._engine = engine
 
     @property
@@ -30,10 +33,17 @@ class KerasVariables(Target):
         return self._weights
 
     def read(self, path: str) -> Array:
-        return self._engine.to_numpy(self._engine.value(self.variables[path]))
+        return np.array(self.view(path))
 
     def view(self, path: str) -> Array:
-        return self._engine.view(self._engine.value(self.variables[path]))
+        """The value; where devices hold copies of what is trained, that which all of them have. Raises ModelError."""
+        value = self._engine.value(self.variables[path])
+        if path in self._trained and self._engine.drifted(value):
+            raise ModelError(
+                f"weight {path!r} of {self.label}: expected one value on all devices that hold a copy, received others",
+                hint="they have drifted apart: an update ran on some devices only; go on from a file",
+            )
+        return self._engine.view(value)
 
     def write(self, path: str, value: Array) -> None:
         variable = self.variables[path]
