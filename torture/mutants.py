@@ -47,13 +47,15 @@ class Mutant:
 
     Attributes:
         module: its path below src/polyak.
-        line: where the statement is.
+        function: what the statement is in.
+        line: where it is.
         text: its first line.
         source: the module with the change.
         shown: lines of which a test executes one, if the change can matter to it.
     """
 
     module: str
+    function: str
     line: int
     text: str
     source: str
@@ -62,16 +64,22 @@ class Mutant:
     def __str__(self) -> str:
         return f"{self.module}:{self.line}: {self.text}"
 
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """The same for as long as the statement is."""
+        return self.module, self.function, self.text
+
 
 def mutants(module: str) -> list[Mutant]:
     """All mutants of a module, in the order of its lines."""
     source = (SOURCES / module).read_text()
-    lines = source.splitlines(keepends=True)
-    found = [
-        Mutant(module, place.lineno, lines[place.lineno - 1].strip(), _with(lines, place, text), _lines(shown))
-        for node in ast.walk(ast.parse(source))
-        for place, text, shown in _changes(node, source)
-    ]
+    tree, lines = ast.parse(source), source.splitlines(keepends=True)
+    functions = {line: f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for line in _lines(f)}
+    found = []
+    for node in ast.walk(tree):
+        for place, text, shown in _changes(node, source):
+            at, changed = place.lineno, _with(lines, place, text)
+            found.append(Mutant(module, functions.get(at, ""), at, lines[at - 1].strip(), changed, _lines(shown)))
     return sorted(found, key=lambda m: m.line)
 
 
@@ -179,7 +187,7 @@ def tried(chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:
 def core(modules: Collection[str]) -> list[Mutant]:
     """All mutants of these modules, but those that are known to change nothing."""
     found = [m for module in modules for m in mutants(module)]
-    return [m for m in found if (m.module, m.text) not in EQUIVALENT]
+    return [m for m in found if m.name not in EQUIVALENT]
 
 
 def _halves(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
