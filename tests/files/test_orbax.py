@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from tests.files.jax_golden import GOLDEN, assert_same, expected
 
 import polyak
-from polyak.errors import DamagedFile, FileError, PolyakError, ShapeMismatch, UnexpectedWeight
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, PolyakError, ShapeMismatch, UnexpectedWeight
 from polyak.files import orbax
 from polyak.files.orbax_write import NOTE
 from polyak.manifest import State
@@ -210,6 +211,13 @@ def test_names_that_a_tree_cannot_hold_are_refused(tmp_path: Path, names: tuple[
     with pytest.raises(UnexpectedWeight, match="cannot hold it beside"):
         orbax.write(Snapshot.from_arrays(dict.fromkeys(names, np.float32([1]))), tmp_path / "x")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_dtype_that_orbax_does_not_store_is_refused(tmp_path: Path) -> None:
+    held = polyak.Snapshot.from_arrays({"w": np.ones(2, ml_dtypes.uint4)})
+    with pytest.raises(DtypeMismatch, match="weight 'w': expected a dtype that Orbax stores, received uint4"):
+        polyak.save(held, tmp_path / "m.orbax")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arrays_without_elements_are_refused(tmp_path: Path) -> None:
