@@ -15,7 +15,7 @@ from tests.frameworks.zoo import ZOO
 import polyak
 from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files import keras_write
-from polyak.snapshot import Item
+from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, Weight, numpy_dtype
 
 # A Keras 2 model that was compiled with metrics asks for their state, too.
@@ -70,13 +70,15 @@ def test_keras_and_polyak_notice_every_flipped_byte_of_an_array(file: Path) -> N
     with h5py.File(file) as h5:
         chunk = h5["blocks/dense/vars/0"].id.get_chunk_info(0)
     data = bytearray(file.read_bytes())
-    for at in range(chunk.byte_offset, chunk.byte_offset + chunk.size, 5):
+    end = chunk.byte_offset + chunk.size - 4  # where the checksum is, which is Keras' alone
+    for at in range(chunk.byte_offset, end, 5):
         data[at] ^= 1
         file.write_bytes(data)
         with pytest.raises((OSError, ValueError)):
             model.load_weights(str(file))
-        with pytest.raises(DamagedFile):
-            polyak.open(file).copy()
+        for ask in (Snapshot.__getitem__, Snapshot.verify):
+            with pytest.raises(DamagedFile, match="weight 'blocks/0/kernel': expected bytes with digest"):
+                ask(polyak.open(file), "blocks/0/kernel")
         data[at] ^= 1
     file.write_bytes(data)
     model.load_weights(str(file))

@@ -19,6 +19,7 @@ import numpy as np
 
 from polyak.contents import Tensor
 from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.files.hdf5_chunks import runs
 from polyak.files.hdf5_stream import Watched
 from polyak.files.limits import FREE_INFLATION, MOST_INFLATION, MOST_TENSORS
 from polyak.snapshot import Array
@@ -81,6 +82,12 @@ class Hdf5:
                 f"{self.origin}: group {group!r}: expected texts of its own, received one again and again"
             )
         return texts
+
+    def runs(self, name: str) -> list[tuple[int, int]] | None:
+        """Where an array's bytes lie, for who reads them past HDF5; None where HDF5 has to. Raises as reading does."""
+        self._refuse_rewritten()
+        with self._damage(name):
+            return runs(self._file[name], self._size)
 
     @contextmanager
     def _damage(self, name: str = "") -> Iterator[None]:
@@ -154,8 +161,7 @@ class Hdf5:
         return Tensor(shape, dtype, partial(self._read, name, dtype))
 
     def _read(self, name: str, dtype: str) -> Array:
-        if _stamp(self._raw) != self._stamp:
-            raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
+        self._refuse_rewritten()
         with self._damage(name):
             dataset = self._file[name]
             self._stream.watching = False
@@ -167,6 +173,10 @@ class Hdf5:
         return (
             array.view(numpy_dtype(dtype)) if array.dtype.kind == "V" else array.astype(numpy_dtype(dtype), copy=False)
         )
+
+    def _refuse_rewritten(self) -> None:
+        if _stamp(self._raw) != self._stamp:
+            raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
 
 
 def _stamp(file: BinaryIO) -> tuple[int, int] | None:

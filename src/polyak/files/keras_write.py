@@ -17,6 +17,7 @@ import xxhash
 
 from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files.atomic import Check, replacing
+from polyak.files.hdf5_chunks import chunk_of
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
@@ -24,7 +25,6 @@ from polyak.weights import Evidence, Kind, Weight, numpy_dtype
 
 SUFFIX = ".weights.h5"
 T = TypeVar("T")
-_LARGEST_CHUNK = 1 << 31  # HDF5 takes less than 2**32 bytes
 
 
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
@@ -143,8 +143,7 @@ def _create(group: Any, name: str, value: Array) -> Any:
     It checks those in chunks. One without axes cannot have these, and lies in the object's header, which is checked.
     """
     if value.ndim:
-        rows = max(1, min(len(value), len(value) * _LARGEST_CHUNK // max(value.nbytes, 1)))
-        checks = {"fletcher32": True, "chunks": (rows, *value.shape[1:])} if value.size else {}
+        checks = {"fletcher32": True, "chunks": chunk_of(value.shape, value.itemsize)} if value.size else {}
         return group.create_dataset(name, data=value, **checks)
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.COMPACT)

@@ -6,13 +6,14 @@ the system ends the process when somebody makes the file shorter meanwhile. Here
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -22,6 +23,7 @@ from polyak.files.failures import failures_named
 from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
+Runs = Sequence[tuple[int, int]]  # of bytes: where each begins, how long it is
 _PIECE = 1 << 19  # bytes: it stays in the processor's cache
 
 
@@ -30,6 +32,7 @@ class PositionedFile:
 
     Args:
         path: the file.
+        file: the path, opened already, by somebody who keeps it open.
 
     Attributes:
         size: bytes in the file when it was opened.
@@ -42,11 +45,12 @@ class PositionedFile:
         b'Files'
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: BinaryIO | None = None) -> None:
         self._path = path
         with failures_named(path, "read"):
-            self._file = path.open("rb", buffering=0)
-            weakref.finalize(self, self._file.close)
+            self._file = file or path.open("rb", buffering=0)
+            if file is None:
+                weakref.finalize(self, self._file.close)
             self.size = os.fstat(self._file.fileno()).st_size
         self._turn = threading.Lock()
 
@@ -57,14 +61,19 @@ class PositionedFile:
             DamagedFile: the file has become shorter.
             FileError: it cannot be read.
         """
+        return self.gathered([(start, math.prod(shape) * numpy_dtype(dtype).itemsize)], shape, dtype)
+
+    def gathered(self, runs: Runs, shape: tuple[int, ...], dtype: str) -> Array:
+        """A new array whose bytes are those of the runs, one after the other. Raises as ``array``."""
         made = np.empty(shape, numpy_dtype(dtype))
-        self.fill(flat_bytes(made).data, start)
+        view, done = flat_bytes(made).data, 0
+        for start, count in runs:
+            self._fill(view[done : done + count], start)
+            done += count
         return made
 
-    def digest(self, runs: Sequence[tuple[int, int]]) -> str:
-        """What ``manifest.digest`` says of an array whose bytes are these runs: where each begins, how long it is.
-
-        Only a piece of them is held at a time.
+    def digest(self, runs: Runs) -> str:
+        """What ``manifest.digest`` says of an array with the bytes of the runs; only a piece of them is held at a time.
 
         Raises:
             DamagedFile, FileError: as ``array``.
@@ -78,12 +87,11 @@ class PositionedFile:
         for start, count in runs:
             for at in range(0, count, _PIECE):
                 part = piece[: min(_PIECE, count - at)]
-                self.fill(part, start + at)
+                self._fill(part, start + at)
                 mark.update(part)
         return mark.hexdigest()
 
-    def fill(self, view: memoryview, start: int) -> None:
-        """Read the bytes from ``start`` on into memory. Raises as ``array``."""
+    def _fill(self, view: memoryview, start: int) -> None:
         done = 0
         with failures_named(self._path, "read"):
             while done < len(view):
