@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.files.test_sstable import write as write_table
 import polyak
 from polyak import file_verbs
 from polyak.errors import DamagedFile, FileError
-from polyak.files import atomic, partial, place
+from polyak.files import atomic, bundle_commit, partial, place
 from polyak.files.atomic import replacing, replacing_directory
 from polyak.files.bundle_commit import replacing_bundle
 from polyak.files.pinned import Pinned
@@ -119,6 +120,14 @@ def test_only_what_polyak_made_for_this_name_and_nobody_holds_is_swept(tmp_path:
     with replacing(path) as file:
         file.write(b"new")
     assert set(names(tmp_path)) == {"a", other.name, foreign.name, link.name}
+
+
+@pytest.mark.parametrize("kind", [partial.locked_file, partial.locked_directory])
+def test_a_directory_that_went_meanwhile_is_said_to_be_missing(
+    kind: Callable[[Path], AbstractContextManager[object]], tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError), kind(tmp_path / "gone" / "a"):
+        raise AssertionError("the block began")
 
 
 # --- directories ------------------------------------------------------------------------------------------------------
@@ -346,6 +355,25 @@ def test_a_checkpoint_that_cannot_be_read_back_leaves_the_old_one(tmp_path: Path
     with pytest.raises(DamagedFile, match="the bytes differ"):
         bundle(tmp_path / "ckpt", refuse)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_that_is_saved_in_the_middle_of_another_save_takes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle(tmp_path / "ckpt")
+    others, sync = [tmp_path / "ckpt"], bundle_commit.sync
+
+    def interrupted(path: Path) -> None:
+        """The data files have their names then, and the index has not."""
+        if others:
+            bundle(others.pop())
+        sync(path)
+
+    monkeypatch.setattr(bundle_commit, "sync", interrupted)
+    bundle(tmp_path / "ckpt")
+    assert others == []
+    assert len(names(tmp_path)) == 2
+    assert polyak.open(tmp_path / "ckpt").copy()
 
 
 def test_a_checkpoint_for_which_there_is_no_room_is_refused_at_once(tmp_path: Path) -> None:
