@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import FileError
+from polyak.errors import AmbiguousRole, FileError
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
 
@@ -59,6 +59,21 @@ def test_a_third_save_waits_for_the_first(tmp_path: Path) -> None:
         gate.set()
         assert third.wait(20)
         thread.join()
+
+
+def test_saves_that_cannot_begin_take_no_room(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def save() -> None:
+        with polyak.Saver() as background:
+            for _ in range(3):
+                with pytest.raises(AmbiguousRole):
+                    background.save(held(1.0), tmp_path / "a.safetensors", weights="average")
+            done.set()
+
+    threading.Thread(target=save, daemon=True).start()
+    assert done.wait(20)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_is_raised_where_its_result_is_asked_for_and_not_again(tmp_path: Path) -> None:

@@ -37,6 +37,22 @@ def test_a_copy_is_of_one_moment() -> None:
     assert within == ["begins", "read", "ends"]
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("snapshot: too short", "snapshot: weight 'a': too short"),
+        ("snapshot: weight 'a' at byte 7: too short", "snapshot: weight 'a' at byte 7: too short"),
+    ],
+)
+def test_damage_is_told_with_the_name_of_the_weight_once(told: str, message: str) -> None:
+    def read() -> Any:
+        raise DamagedFile(told)
+
+    with pytest.raises(DamagedFile) as caught:
+        _ = Snapshot([item("a", read=read)])["a"]
+    assert caught.value.message == message
+
+
 def test_nothing_is_read_before_it_is_asked_for() -> None:
     read: list[str] = []
 

@@ -62,7 +62,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
     "saving.py": ("tests/test_saving.py",),
     "snapshot.py": ("tests/test_snapshot.py",),
-    "transfer/commit.py": ("tests/transfer/test_commit.py", "tests/combine/test_convert.py"),
+    "transfer/commit.py": ("tests/transfer/test_commit.py",),
 }  # fmt: skip
 # Modules of which every mutant was seen to be noticed. The campaign draws from these; the command tries the others.
 CLEAN = ("files/zips.py", "files/json_cursor.py", "files/hdf5_stream.py", "averaging/kernel.py")

@@ -46,10 +46,8 @@ class Saving:
             FileError: it could not be written; the old file is as it was.
             TimeoutError: it is not done after so many seconds.
         """
-        error = self._future.exception(timeout)
+        self._future.exception(timeout)  # waits for the end, whichever it is
         self.seen = True
-        if error is not None:
-            raise error
         return self._future.result()
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import TransferError
+from polyak.errors import DtypeMismatch, TransferError
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import State
 from polyak.snapshot import Snapshot
+from polyak.transfer.commit import value_of
 from polyak.transfer.plan import make_plan
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
@@ -267,6 +268,16 @@ def test_a_source_that_fails_while_it_is_read_changes_nothing(held: Any) -> None
     with pytest.raises(polyak.errors.NonFinite, match="weight 'c'"):
         make_plan(Snapshot.from_arrays(ill), target, {}).apply()
     assert state_of(live, target) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "peak"),
+    [(np.float32([1, -7e4]), "float16", "70000"), (np.int64([2**40]), "int32", "1099511627776")],
+)
+def test_a_value_out_of_the_range_of_its_place_is_refused(value: Any, dtype: str, peak: str) -> None:
+    message = f"weight 'w': expected values in the range of {dtype}, received up to {peak} from there"
+    with pytest.raises(DtypeMismatch, match=message):
+        value_of("w", value, dtype, "there", finite=True)
 
 
 def test_another_transfer_works_after_a_failed_one(held: Any) -> None:
