@@ -30,8 +30,9 @@ from polyak.files import zips
 from polyak.files.atomic import Check, replacing
 from polyak.files.failures import failures_named
 from polyak.files.limits import MOST_AXES
+from polyak.files.meanwhile import Members
 from polyak.files.positioned import PositionedFile, flat_bytes
-from polyak.manifest import Manifest, Stored, digest, longest_manifest
+from polyak.manifest import Manifest, Stored, longest_manifest
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
 
@@ -128,7 +129,8 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         _refuse_name(stored.name)
     needed = sum(w.nbytes for w in snapshot.weights)
     with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        weights = tuple(_append(archive, snapshot[s.name], s) for s in known.weights)
+        members = Members(archive, file)
+        weights = tuple(_append(members, snapshot[s.name], s) for s in known.weights)
         manifest = msgspec.structs.replace(
             known,
             tool=tool(),
@@ -137,7 +139,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
             integrity="xxh3-128",
             weights=weights,
         )
-        _append_array(archive, _KEY, np.frombuffer(manifest.to_json().encode(), np.uint8))
+        _append_array(members, _KEY, np.frombuffer(manifest.to_json().encode(), np.uint8))
     return manifest
 
 
@@ -350,7 +352,7 @@ def _refuse_name(name: str) -> None:
         raise UnexpectedWeight(f"weight {name!r:.80}: expected a name that a zip can hold", hint="rename it")
 
 
-def _append(archive: zipfile.ZipFile, array: Array, stored: Stored) -> Stored:
+def _append(members: Members, array: Array, stored: Stored) -> Stored:
     found = (array.shape, array.dtype.name)
     if found != (stored.weight.shape, stored.weight.dtype):
         raise UnexpectedWeight(
@@ -358,18 +360,12 @@ def _append(archive: zipfile.ZipFile, array: Array, stored: Stored) -> Stored:
             hint="it changed while it was written",
         )
     array = np.ascontiguousarray(array)
-    _append_array(archive, stored.name, array.view(carrier(array.dtype)).reshape(stored.weight.shape))
-    return msgspec.structs.replace(stored, digest=digest(array))
+    held = array.view(carrier(array.dtype)).reshape(stored.weight.shape)
+    return msgspec.structs.replace(stored, digest=_append_array(members, stored.name, held))
 
 
-def _append_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+def _append_array(members: Members, name: str, array: Array) -> str:
     """One member with a fixed time, so that equal weights make equal files."""
-    info = zipfile.ZipInfo(name + _END, _EPOCH)
-    with archive.open(info, "w", force_zip64=True) as file:
-        _write_header(file, array)
-        file.write(array.reshape(-1).view(np.uint8).data if array.size else b"")
-
-
-def _write_header(file: Any, array: Array) -> None:
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(file, header)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return members.append(zipfile.ZipInfo(name + _END, _EPOCH), header.getvalue(), array, zip64=True)

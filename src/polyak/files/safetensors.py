@@ -25,6 +25,7 @@ from polyak.files.atomic import Check, replacing
 from polyak.files.failures import failures_named
 from polyak.files.json_cursor import Cursor
 from polyak.files.limits import MOST_AXES, MOST_HEADER, MOST_TENSORS
+from polyak.files.meanwhile import written
 from polyak.files.positioned import PositionedFile
 from polyak.manifest import Manifest, Stored, digest, longest_manifest
 from polyak.snapshot import Array, Snapshot, tool, versions
@@ -124,8 +125,7 @@ def _append(file: BinaryIO, array: Array, stored: Stored) -> str:
             hint="it changed while it was written",
         )
     array = np.ascontiguousarray(array, numpy_dtype(stored.weight.dtype))
-    file.write(array.reshape(-1).view(np.uint8).data if array.size else b"")
-    return digest(array)
+    return written(file, array, lambda: digest(array))
 
 
 def _header(manifest: Manifest) -> bytes:

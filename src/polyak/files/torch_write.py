@@ -18,9 +18,10 @@ import numpy as np
 
 from polyak.errors import ShapeMismatch
 from polyak.files.atomic import Check, replacing
+from polyak.files.meanwhile import Members
 from polyak.files.torch_pickled import Described, Nest, pickled, refuse_unknown
 from polyak.files.torch_zip import NOTE
-from polyak.manifest import Manifest, Stored, digest
+from polyak.manifest import Manifest, Stored
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
 
@@ -50,12 +51,13 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         refuse_unknown(s.name, s.weight.dtype)
     needed = sum(w.nbytes for w in snapshot.weights)
     with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w") as archive:
-        _put(archive, file, "data.pkl", pickled(_nest(known)))
-        _put(archive, file, "byteorder", sys.byteorder.encode())
-        stored = [_append(archive, file, str(i), snapshot[s.name], s) for i, s in enumerate(known)]
-        _put(archive, file, "version", b"3\n")
+        members = Members(archive, file)
+        _put_text(members, file, "data.pkl", pickled(_nest(known)))
+        _put_text(members, file, "byteorder", sys.byteorder.encode())
+        stored = [_append(members, file, str(i), snapshot[s.name], s) for i, s in enumerate(known)]
+        _put_text(members, file, "version", b"3\n")
         manifest = _manifest(snapshot, stored)
-        _put(archive, file, NOTE, manifest.to_json().encode())
+        _put_text(members, file, NOTE, manifest.to_json().encode())
     return manifest
 
 
@@ -82,7 +84,7 @@ def _manifest(snapshot: Snapshot, stored: list[Stored]) -> Manifest:
     )
 
 
-def _append(archive: zipfile.ZipFile, file: BinaryIO, key: str, array: Array, stored: Stored) -> Stored:
+def _append(members: Members, file: BinaryIO, key: str, array: Array, stored: Stored) -> Stored:
     if (array.shape, array.dtype.name) != (stored.weight.shape, stored.weight.dtype):
         raise ShapeMismatch(
             f"weight {stored.name!r}: expected {stored.weight.shape} {stored.weight.dtype}, "
@@ -90,17 +92,18 @@ def _append(archive: zipfile.ZipFile, file: BinaryIO, key: str, array: Array, st
             hint="it changed while it was written",
         )
     array = np.ascontiguousarray(array, numpy_dtype(stored.weight.dtype))
-    _put(archive, file, f"data/{key}", array.reshape(-1).view(np.uint8).data if array.size else b"")
-    return msgspec.structs.replace(stored, digest=digest(array))
+    return msgspec.structs.replace(stored, digest=_put(members, file, f"data/{key}", array))
 
 
-def _put(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: bytes | memoryview) -> None:
+def _put_text(members: Members, file: BinaryIO, name: str, content: bytes) -> None:
+    _put(members, file, name, np.frombuffer(content, np.uint8))
+
+
+def _put(members: Members, file: BinaryIO, name: str, content: Array) -> str:
     """A member with a fixed time, whose content is not compressed and starts at a multiple of 64 bytes."""
     info = zipfile.ZipInfo(f"{_TOP}/{name}", _EPOCH)
-    large = len(content) >= _LARGE
+    large = content.nbytes >= _LARGE
     start = file.tell() + _HEADER + len(info.filename.encode()) + len(_PADDING) + 2 + _LARGE_FIELD * large
     fill = -start % _ALIGNMENT
     info.extra = _PADDING + fill.to_bytes(2, "little") + b"Z" * fill
-    info.file_size = len(content)
-    with archive.open(info, "w", force_zip64=large) as member:
-        member.write(content)
+    return members.append(info, b"", content, large)
