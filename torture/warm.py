@@ -6,6 +6,7 @@ taken from the directory, also by the processes that tests start.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -162,7 +163,7 @@ def _run(asked: dict[str, Any], directory: Path, answer: int) -> None:
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + _MEMORY,) * 2)
     watch = _Watch(asked["only"], asked["traced"])
-    options = ["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={directory / 'made'}"]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--assert=plain", f"--basetemp={directory / 'made'}"]
     code = pytest.main([*options, *asked["tests"]], plugins=[watch])
     told = {"passed": code == pytest.ExitCode.OK, "seconds": watch.seconds, "reached": watch.reached}
     with os.fdopen(answer, "w") as stream:
@@ -204,6 +205,7 @@ def _read(pipe: int, patience: float) -> str:
 def main(directory: Path) -> None:
     for name in _LOADED:
         importlib.import_module(name)
+    gc.freeze()  # pytest collects garbage several times a run, which takes a second with a framework loaded
     for line in sys.stdin:
         print(_answer(json.loads(line), directory), flush=True)
 

@@ -105,7 +105,6 @@ def write(
         ):
             with _index_named(index):
                 manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes)
-            sync(directory)
             sync(index.parent)  # the directory's name must be there before the index leads to it
             file.write(_index(manifest, weight_map))
         _sweep(index, stem)
