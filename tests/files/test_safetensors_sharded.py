@@ -183,6 +183,37 @@ def test_a_manifest_that_was_changed_is_refused(arrays: dict[str, Any], tmp_path
         polyak.open(tmp_path)
 
 
+def test_a_manifest_that_went_is_missed(arrays: dict[str, Any], tmp_path: Path) -> None:
+    sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
+    edited(tmp_path / INDEX, metadata={"total_size": 208})
+    with pytest.raises(DamagedFile, match=r"expected polyak's manifest, which shard '.*' was written with"):
+        polyak.open(tmp_path)
+
+
+def test_a_shard_of_another_model_is_refused(tmp_path: Path) -> None:
+    shards = []
+    for number in (2, 3):
+        (tmp_path / str(number)).mkdir()
+        sharded.write(Snapshot.from_arrays({"w": np.ones(number, np.float32)}), tmp_path / str(number) / INDEX)
+        shards += (tmp_path / str(number)).rglob("*.safetensors")
+    shards[0].write_bytes(shards[1].read_bytes())
+    with pytest.raises(DamagedFile, match=r"weight 'w': expected \(\(2,\), 'float32'\) by the manifest, received"):
+        polyak.open(tmp_path / "2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"metadata": {}}', r"expected a weight_map of names to files, received \['metadata'\]"),
+        ('{"weight_map": {}} }', "the index is not readable"),
+    ],
+)
+def test_an_index_is_one_object_with_a_map(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(DamagedFile, match=message):
+        polyak.open(tmp_path / INDEX)
+
+
 def test_a_flipped_bit_in_a_shard_is_found(arrays: dict[str, Any], tmp_path: Path) -> None:
     sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
     (shard,) = tmp_path.rglob("*.safetensors")
