@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from torture.campaign import Campaign, Outcome
-from torture.core import CLEAN, EQUIVALENT, TESTS
+from torture.core import EQUIVALENT, TESTS
 from torture.warm import ROOT, Ran, Warm
 
 SOURCES = ROOT / "src" / "polyak"
@@ -176,12 +176,19 @@ class Trials:
         return self._warm.run(tests, only, patience=30 + 3 * usual).failed
 
 
-def tried(chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:
-    """Each mutant, and the test that noticed it; nothing if it survived."""
-    with Trials() as trials:
-        trials.prepare(chosen)
-        for mutant in chosen:
-            yield mutant, trials.noticed(mutant)
+def survivors(chosen: Sequence[Mutant], tell: Callable[[Mutant, str], object] = lambda mutant, test: None) -> list[str]:
+    """The mutants that no test notices, tried two at a time; of each it is told which test noticed it, if one did."""
+
+    def tried(half: Sequence[Mutant]) -> Iterator[str]:
+        with Trials() as trials:
+            trials.prepare(half)
+            for mutant in half:
+                tell(mutant, test := trials.noticed(mutant))
+                if not test:
+                    yield str(mutant)
+
+    with ThreadPoolExecutor(2) as pool:
+        return [found for half in pool.map(lambda half: list(tried(half)), _halves(chosen)) for found in half]
 
 
 def core(modules: Collection[str]) -> list[Mutant]:
@@ -200,13 +207,11 @@ def _halves(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
 
 def some(count: int) -> Outcome:
     """So many mutants, or all there are; the same ones for the same sources."""
-    every = core(CLEAN)
+    every = core(TESTS)
     chosen = random.Random(len(every)).sample(every, min(count, len(every)))
-    with ThreadPoolExecutor(2) as pool:
-        found = [pair for half in pool.map(lambda half: list(tried(half)), _halves(chosen)) for pair in half]
-    survivors = [str(mutant) for mutant, noticed in found if not noticed]
-    figure = f"{len(chosen) - len(survivors)} of {len(chosen)} noticed, drawn from {len(every)}"
-    return Outcome(len(chosen), tuple(survivors), figure)
+    found = survivors(chosen)
+    figure = f"{len(chosen) - len(found)} of {len(chosen)} noticed, of {len(every)} there are"
+    return Outcome(len(chosen), tuple(found), figure)
 
 
 CAMPAIGNS = (Campaign("28", "No check, bound, lock, fsync or rename can be removed unnoticed", some, 1, 1000),)
@@ -214,11 +219,13 @@ CAMPAIGNS = (Campaign("28", "No check, bound, lock, fsync or rename can be remov
 
 def main(words: Sequence[str]) -> None:
     chosen = core([module for module in TESTS if not words or any(word in module for word in words)])
-    survivors, begun = 0, time.monotonic()
-    for mutant, noticed in tried(chosen):
-        survivors += not noticed
-        print(f"{time.monotonic() - begun:4.0f} s", mutant, "->", noticed or "SURVIVES", flush=True)
-    print(f"{len(chosen) - survivors} of {len(chosen)} noticed")
+    begun = time.monotonic()
+
+    def tell(mutant: Mutant, test: str) -> None:
+        print(f"{time.monotonic() - begun:4.0f} s", mutant, "->", test or "SURVIVES", flush=True)
+
+    found = survivors(chosen, tell)
+    print(f"{len(chosen) - len(found)} of {len(chosen)} noticed", *found, sep="\n")
 
 
 if __name__ == "__main__":
