@@ -1,4 +1,4 @@
-"""polyak verify: read every byte of a file."""
+"""polyak verify: read every weight of a file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import click
 from polyak.cli import output, reading
 
 
-@click.command(short_help="Read every byte of a file and compare.")
+@click.command(short_help="Read every weight of a file and compare.")
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 def verify(file: str, as_json: bool) -> None:
     """Read every weight of FILE and compare it with the checksum that was written beside it.
 
-    Exit status: 0 every byte is as it was written, 2 the file is damaged.
+    Exit status: 0 every weight is as it was written, 2 the file is damaged.
     """
     with output.progress() as watch:
         held = reading.opened(file, watch)

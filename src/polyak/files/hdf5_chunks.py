@@ -13,16 +13,16 @@ import h5py
 import numpy as np
 
 _CHECKSUM = 4  # bytes behind a chunk
-_CHUNK = 1 << 20  # bytes: HDF5 copies and checks it while it is in the processor's cache
+_CHUNK = 1 << 17  # bytes: HDF5 copies it in the processor's cache, and in memory that the C library does not give back
 _LEAST_USED = 64  # of so many rows that are stored, one may be filling
 
 
 def chunk_of(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """The chunk for an array that has elements: a run of these, of 1 MiB at most.
+    """The chunk for an array that has elements: a run of these, of 128 KiB at most.
 
     Example:
         >>> chunk_of((64, 131_072), 4), chunk_of((30, 20), 4), chunk_of((2, 1_000_000), 4)
-        ((2, 131072), (30, 20), (1, 250000))
+        ((1, 32768), (30, 20), (1, 32259))
     """
     axis = next((i for i in range(len(shape) - 1) if math.prod(shape[i + 1 :]) * itemsize <= _CHUNK), len(shape) - 1)
     count, rest = shape[axis], shape[axis + 1 :]
