@@ -123,6 +123,11 @@ class _Turn:
         moving = free & (tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True))
         return cls(average, bound, weights, free, moving)
 
+    @property
+    def rests(self) -> bool:
+        """Whether most updates leave everything as it is: then a branch that reads nothing is worth having."""
+        return bool(self.weights) and all(rule.rests for rule, _ in self.bound.moved)
+
     def parts(self, go: tf.Tensor) -> list[Part]:
         return [Part(pairs, w, go) for (_, pairs), w in zip(self.bound.moved, self.weights, strict=True)]
 
@@ -133,12 +138,12 @@ class _Turn:
 
 
 def _are_safe(turns: Sequence[_Turn]) -> list[tf.Tensor]:
-    """For each average, whether what it follows is fit to be averaged; weights that several follow are read once."""
+    """For each average, whether what it follows may be averaged; weights that several follow are looked at once."""
     shared: dict[tuple[int, ...], list[_Turn]] = {}
     for turn in turns:
         shared.setdefault(_guard(turn), []).append(turn)
     found = {key: _looked_at(members) for key, members in shared.items()}
-    return [found[_guard(turn)] for turn in turns]
+    return [found[_guard(turn)] | ~turn.moving for turn in turns]
 
 
 def _guard(turn: _Turn) -> tuple[int, ...]:
@@ -147,6 +152,8 @@ def _guard(turn: _Turn) -> tuple[int, ...]:
 
 def _looked_at(turns: Sequence[_Turn]) -> Any:
     variables = [variable for _, variable in turns[0].bound.guarded]
+    if not all(turn.rests for turn in turns):
+        return is_safe(variables)
     moving = tf.reduce_any([turn.moving for turn in turns])
     return tf.cond(moving, lambda: is_safe(variables), lambda: tf.constant(True))
 
