@@ -66,6 +66,8 @@ def run_all(wanted: list[Campaign], *, short: bool) -> dict[str, Outcome]:
         for done in as_completed(running):
             campaign, outcome = running[done], done.result()
             found[campaign.row] = outcome
+            if not short:
+                page.keep({campaign.row: outcome})  # what ends early has found something, too
             told = f"[{len(found)}/{len(running)} {time.monotonic() - begun:4.0f} s]"
             print(told, "ok    " if outcome.holds else "BROKEN", campaign, "-", outcome.figure, flush=True)
             for text in outcome.broken[:5]:
@@ -90,7 +92,6 @@ def main() -> int:
         return 0
     found = {} if asked.page else run_all(chosen(campaigns(), asked.only), short=asked.short)
     if not asked.short:
-        page.keep(found)
         page.PAGE.write_text(page.page(campaigns()))
     return 0 if all(outcome.holds for outcome in found.values()) else 1
 
