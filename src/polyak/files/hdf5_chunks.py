@@ -7,10 +7,9 @@ as in polyak's files, its bytes can be read past HDF5, which copies them several
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from typing import Any
 
 import h5py
-import numpy as np
 
 _CHECKSUM = 4  # bytes behind a chunk
 _CHUNK = 1 << 17  # bytes: HDF5 copies it in the processor's cache, and in memory that the C library does not give back
@@ -40,8 +39,20 @@ def runs(dataset: h5py.Dataset, size: int) -> list[tuple[int, int]] | None:
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if filters != [h5py.h5z.FILTER_FLETCHER32] or not dataset.dtype.isnative or not _are_runs(dataset):
         return None
-    found = list(_chunks(dataset, size))
-    return None if None in found else [run for run in found if run is not None]
+    chunk, shape, wide = dataset.chunks, dataset.shape, dataset.dtype.itemsize
+    stored = math.prod(chunk) * wide + _CHECKSUM
+    held: list[Any] = []
+    dataset.id.chunk_iter(held.append)
+    odd = any(c.filter_mask or c.size != stored or c.byte_offset + c.size > size for c in held)
+    if odd or len(held) != math.prod(math.ceil(n / c) for n, c in zip(shape, chunk, strict=True)):
+        return None
+    held.sort(key=lambda c: c.chunk_offset)
+    return [(c.byte_offset, _used(c.chunk_offset, chunk, shape) * wide) for c in held]
+
+
+def _used(first: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """The elements in the chunk that begins at ``first``: the last ones are not full."""
+    return math.prod(min(c, n - at) for at, c, n in zip(first, chunk, shape, strict=True))
 
 
 def _are_runs(dataset: h5py.Dataset) -> bool:
@@ -49,16 +60,3 @@ def _are_runs(dataset: h5py.Dataset) -> bool:
     chunk, shape = dataset.chunks, dataset.shape
     axis = next((i for i, n in enumerate(chunk) if n > 1), len(chunk) - 1)
     return bool(chunk[axis + 1 :] == shape[axis + 1 :])
-
-
-def _chunks(dataset: h5py.Dataset, size: int) -> Iterator[tuple[int, int] | None]:
-    chunk, shape, wide = dataset.chunks, dataset.shape, dataset.dtype.itemsize
-    whole = math.prod(chunk) * wide
-    for index in np.ndindex(*(math.ceil(n / c) for n, c in zip(shape, chunk, strict=True))):
-        first = tuple(i * c for i, c in zip(index, chunk, strict=True))
-        held = dataset.id.get_chunk_info_by_coord(first)
-        if held.byte_offset is None or held.filter_mask or held.size != whole + _CHECKSUM:
-            yield None
-            return
-        used = math.prod(min(c, n - at) for c, n, at in zip(chunk, shape, first, strict=True)) * wide
-        yield (held.byte_offset, used) if held.byte_offset + held.size <= size else None
