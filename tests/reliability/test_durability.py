@@ -135,7 +135,7 @@ PLACES = (
 @traced
 @pytest.mark.parametrize("way", [*POLYAK[:2], *PLACES], ids=lambda way: way.name)
 def test_power_cuts_lose_nothing_that_is(way: Way, tmp_path: Path) -> None:
-    _, lost = cut(way, tmp_path, 60 if way in POLYAK else 200)
+    _, lost = cut(way, tmp_path, 200)
     assert lost == []
 
 
