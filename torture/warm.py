@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import resource
 import selectors
 import signal
@@ -31,6 +32,7 @@ _LOADED = (
     "xdist.plugin", "hypothesis.extra.numpy", "tensorstore", "tensorflow", "keras",
 )  # fmt: skip
 _MEMORY = 4 << 30  # bytes of addresses that a run may take beyond what the process has: a missing bound shows
+_LONG = re.compile("::test_(any_|every_|deep_|snappy_|no_flipped)|load(s_no|ed)|restores|more_members_than_the_old")
 Lines = Mapping[str, Collection[int]]
 
 
@@ -91,7 +93,7 @@ class Warm:
         Args:
             tests: files and ids.
             only: ids among them, in the order in which they run; all, if none is given.
-            traced: lines by file: of these it is told which tests execute them.
+            traced: lines by file: of these it is told which tests execute them. Tests of many trials are left out then.
         """
         assert self._process is not None, "within its context alone"
         assert self._process.stdin is not None
@@ -116,6 +118,8 @@ class _Watch:
         self.reached: dict[str, dict[str, list[int]]] = {}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if self._traced:  # what tests of many trials notice, a test of one case notices, too
+            items[:] = [i for i in items if not _LONG.search(i.nodeid)]
         if self._order:
             items[:] = sorted((i for i in items if i.nodeid in self._order), key=lambda i: self._order[i.nodeid])
 

@@ -221,6 +221,17 @@ def test_a_block_outside_the_file(tmp_path: Path, handle: tuple[int, int]) -> No
         read_table(table.finish(tmp_path / "t", plain([(b"a", number(handle[0]) + number(handle[1]))])))
 
 
+def test_a_flipped_bit_and_a_cut_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "t", [PAIRS])
+    good = path.read_bytes()
+    path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    with pytest.raises(DamagedFile, match="block at byte 0: expected CRC32C"):
+        read_table(path)
+    path.write_bytes(b"\0\0" + good[2:-20])
+    with pytest.raises(DamagedFile, match="; the file is truncated"):
+        read_table(path)
+
+
 def test_one_block_named_many_times_is_read_once(tmp_path: Path) -> None:
     table = Table()
     offset, size = table.add(plain([(b"a", b"")] * 1))

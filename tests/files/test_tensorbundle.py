@@ -807,6 +807,13 @@ def test_a_part_of_other_dimensions_is_refused(tmp_path: Path) -> None:
         TensorBundle(tmp_path / "bad")
 
 
+def test_a_string_with_another_checksum_is_refused(forged: Callable[..., Path]) -> None:
+    prefix = forged(shaped(dtype=types_pb2.DT_STRING, size=7, crc32c=1))
+    Path(f"{prefix}.data-00000-of-00001").write_bytes(b"\2" + b"crc!" + b"ab")
+    with TensorBundle(prefix) as bundle, pytest.raises(DamagedFile, match="expected CRC32C 0x00000001"):
+        bundle.read_string("a")
+
+
 def test_a_string_that_is_shorter_than_its_place_is_refused(forged: Callable[..., Path]) -> None:
     prefix = forged(shaped(dtype=types_pb2.DT_STRING, size=8, crc32c=masked_crc32c(b"\2\0\0\0" + b"crc!" + b"ab")))
     for rest, message in ((b"", "expected bytes 0 to 8, received 7 bytes"), (b"c", "a string of 3 bytes, received 2")):

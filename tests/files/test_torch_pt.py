@@ -299,6 +299,7 @@ BROKEN = {
     "empty stack": (b"\x80\x020.", "a value where the stack is empty"),
     "no mark": (b"\x80\x02t.", "a mark where there is none"),
     "memo": (b"\x80\x02h\x07.", "the remembered value 7"),
+    "global without a name": (b"\x80\x04NN\x93.", "a global without a name"),
     "item of a list": (b"\x80\x02]NNs.", "2 keys and values of a list"),
     "half an item": (b"\x80\x02}(Nu.", "1 keys and values of a dict"),
     "call without arguments": (b"\x80\x02ca\nB\nNR.", "a call of a.B without arguments"),
@@ -361,6 +362,15 @@ BOUNDS = {
     "axes": (tensor("FloatStorage", "0", 4, (1,) * 65), "a tensor of no shape"),
     "strides for fewer axes": (tensor("FloatStorage", "0", 4, (2, 2), (1,)), "a tensor of no shape"),
     "type": ({"w": Identity("storage", Global("numpy", "FloatStorage"), "0", "cpu", 4)}, "no type of torch"),
+    "no storage": ({"w": Call(Global("torch._utils", "_rebuild_tensor_v2"), "0", 0, (1,), (1,))}, "without a storage"),
+    "no dtype": (
+        {
+            "w": Call(
+                Global("torch._utils", "_rebuild_tensor_v3"), storage("FloatStorage", "0", 4), 0, (1,), (1,), 0, {}, "f"
+            )
+        },
+        "a tensor without a dtype",
+    ),
     "identity": ({"w": Identity("module")}, "a storage without a description"),
     "another identity": (
         {"w": Identity("memory", Global("torch", "FloatStorage"), "0", "cpu", 4)},
