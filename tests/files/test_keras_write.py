@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +128,23 @@ def test_a_dtype_that_keras_does_not_store_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 def test_what_the_system_refuses_to_write_is_an_error_and_the_old_file_stands(tmp_path: Path) -> None:
-    """HDF5 itself would take it for written, or end the process."""
+    """HDF5 itself would take it for written, or end the process; here there is no room for a while."""
     import resource
 
-    path, held = tmp_path / "a.weights.h5", polyak.Snapshot([item("a", "layers/a/vars/0")])
+    path, limits = tmp_path / "a.weights.h5", resource.getrlimit(resource.RLIMIT_FSIZE)
     path.write_bytes(b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4100, limits[1]))
+
+    def limited(name: str, most: int) -> Item:
+        def read() -> Any:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+            return np.ones(1 << 20, np.float32)
+
+        described = item(name, f"layers/{name}/vars/0").weight
+        return Item("raw", replace(described, shape=(1 << 20,)), read)
+
     try:
         with pytest.raises(FileError, match="cannot be written: File too large"):
-            keras_write.write(held, path)
+            keras_write.write(polyak.Snapshot([limited("a", 1 << 20), limited("b", limits[0])]), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old"
