@@ -331,6 +331,15 @@ def test_a_trailing_byte_is_noticed(tmp_path: Path) -> None:
         polyak.open(path)
 
 
+def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
+    path = saved(tmp_path, first=np.ones(3, np.float32))
+    good = path.read_bytes()
+    assert good.count(b'\\"raw\\"') >= 1
+    path.write_bytes(good.replace(b'\\"raw\\"', b'\\"rav\\"'))
+    with pytest.raises(DamagedFile, match="the manifest does not have its digest"):
+        polyak.open(path)
+
+
 def test_damage_names_the_weight(tmp_path: Path) -> None:
     path = saved(tmp_path, first=np.ones(3, np.float32), second=np.ones(3, np.float32))
     bad = bytearray(path.read_bytes())

@@ -372,6 +372,7 @@ BOUNDS = {
         "a tensor without a dtype",
     ),
     "identity": ({"w": Identity("module")}, "a storage without a description"),
+    "key": ({"w": Identity("storage", Global("torch", "FloatStorage"), None, "cpu", 4)}, "a storage without a key"),
     "another identity": (
         {"w": Identity("memory", Global("torch", "FloatStorage"), "0", "cpu", 4)},
         "a storage without a description",
