@@ -89,14 +89,7 @@ def glide(parts: Sequence[Part]) -> None:
 
 def _by_case(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
     case = tf.cast(w > 0, tf.int32) + tf.cast(w >= 0.5, tf.int32) + tf.cast(w >= 1, tf.int32)
-    shadows = [shadow for shadow, _ in pairs]
-    far, copies = _seldom(partial(_far, pairs), shadows), _seldom(partial(_copy, pairs), shadows)
-    branches = [
-        _nothing,
-        partial(_near, pairs, w),
-        lambda: _without_result(far, 1 - w),
-        partial(_without_result, copies),
-    ]
+    branches = [_nothing, lambda: _near(pairs, w), lambda: _far(pairs, 1 - w), lambda: _copy(pairs)]
     tf.switch_case(tf.where(go, case, 0), branches)
 
 
@@ -104,13 +97,6 @@ def copy(pairs: Pairs, go: tf.Tensor) -> None:
     """Make each shadow of (shadow, weight) equal to the weight, if ``go``."""
     if pairs:
         tf.cond(go, partial(_copy, pairs), _nothing)
-
-
-def _seldom(branch: Callable[..., Any], variables: Iterable[tf.Variable]) -> Callable[..., Any]:
-    """A branch that stays one operation in the graph: of one that is not taken, TensorFlow visits each operation."""
-    if _is_spread(variables):
-        return branch
-    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})  # type: ignore[no-any-return]
 
 
 def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
@@ -122,8 +108,7 @@ def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     if not variables:
         return tf.constant(True)
     norms = [tf.cast(tf.nn.l2_loss(_wide(v)), tf.float64) for v in variables]
-    look = _seldom(lambda: _all_safe(variables), variables)
-    return tf.cond(tf.math.is_finite(tf.add_n(norms)), lambda: tf.constant(True), look)
+    return tf.cond(tf.math.is_finite(tf.add_n(norms)), lambda: tf.constant(True), lambda: _all_safe(variables))
 
 
 def _all_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
