@@ -8,7 +8,8 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import keras
 import numpy as np
@@ -55,23 +56,28 @@ def shadows(average: Any) -> list[Any]:
     return list(average.shadows.values() if BACKEND == "tensorflow" else average.held.shadows.values())
 
 
-with elsewhere():
-    model, average = trained("host")
-    _, beside = trained("device")
-    x = np.ones((2, 4), np.float32)
-    with average.applied():
-        applied = model.predict(x, verbose=0)
-    json.dump(
-        {
-            "shadows": sorted({place(s) for s in shadows(average)}),
-            "weights": sorted({place(v.value) for v in model.weights}),
-            "count": average.count,
-            "same": all(
-                (a == b).all() for a, b in zip(average.values().values(), beside.values().values(), strict=True)
-            ),
-            "applied": applied.tolist(),
-            "called": keras.ops.convert_to_numpy(average(x)).tolist(),
-            "predicted": average.predict(x, verbose=0).tolist(),
-        },
-        sys.stdout,
-    )
+def main() -> None:
+    with elsewhere():
+        model, average = trained("host")
+        _, beside = trained("device")
+        x = np.ones((2, 4), np.float32)
+        with average.applied():
+            applied = model.predict(x, verbose=0)
+        json.dump(
+            {
+                "shadows": sorted({place(s) for s in shadows(average)}),
+                "weights": sorted({place(v.value) for v in model.weights}),
+                "count": average.count,
+                "same": all(
+                    (a == b).all() for a, b in zip(average.values().values(), beside.values().values(), strict=True)
+                ),
+                "applied": applied.tolist(),
+                "called": keras.ops.convert_to_numpy(average(x)).tolist(),
+                "predicted": average.predict(x, verbose=0).tolist(),
+            },
+            sys.stdout,
+        )
+
+
+if __name__ == "__main__":
+    main()
