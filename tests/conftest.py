@@ -11,12 +11,17 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import ipaddress
 import random
+import signal
 import socket
 import sys
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# What is started in the background ignores interrupts, which tests send to themselves and to their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _settings: dict[str, Any] = {
     "derandomize": True,

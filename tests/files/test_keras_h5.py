@@ -107,28 +107,6 @@ def huge_chunk(file: h5py.File) -> None:
     file.create_dataset("vars/0", (4,), "f4", maxshape=(None,), chunks=(2**29,), compression="gzip")
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (external_link, "received a ExternalLink"),
-        (soft_link, "received a SoftLink"),
-        (circle, "expected a tree of groups"),
-        (external_storage, "received external storage"),
-        (virtual, "received a virtual dataset"),
-        (never_filled, "expected 17,179,869,184 bytes by its shape, received 0 bytes"),
-        (hollow_chunks, "expected 17,179,869,184 bytes by its shape, received 0 bytes"),
-        (huge_chunk, "by its shape"),
-    ],
-)
-def test_what_keras_does_not_write_is_refused_before_it_is_read(
-    tmp_path: Path, make: Callable[[h5py.File], None], said: str
-) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        make(file)
-    with pytest.raises(DamagedFile, match=said):
-        polyak.open(tmp_path / "a.h5")
-
-
 def second_name(file: h5py.File) -> None:
     file["vars/0"] = VALUE
     file["vars/1"] = file["vars/0"]
@@ -146,6 +124,14 @@ def packed_zeros(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (external_link, "received a ExternalLink"),
+        (soft_link, "received a SoftLink"),
+        (circle, "expected a tree of groups"),
+        (external_storage, "received external storage"),
+        (virtual, "received a virtual dataset"),
+        (never_filled, "expected 17,179,869,184 bytes by its shape, received 0 bytes"),
+        (hollow_chunks, "expected 17,179,869,184 bytes by its shape, received 0 bytes"),
+        (huge_chunk, "by its shape"),
         (second_name, "weight 'vars/1': expected an array of its own, received a second name of another"),
         (many_groups, r"expected a file of weights, received 2,\d+ groups and 0 arrays"),
         (
@@ -154,7 +140,7 @@ def packed_zeros(file: h5py.File) -> None:
         ),
     ],
 )
-def test_what_would_cost_far_more_than_the_file_is_refused(
+def test_what_keras_does_not_write_is_refused_before_it_is_read(
     tmp_path: Path, make: Callable[[h5py.File], None], said: str
 ) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:

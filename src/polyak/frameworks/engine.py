@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.frameworks.base import Tree
@@ -80,9 +82,9 @@ class Engine(ABC):
     def lent(self, shadow: Any, variable: Any) -> Any:
         """What is put into a variable while an average is applied; the shadow must outlive it."""
 
-    @abstractmethod
     def to_numpy(self, array: Any) -> Array:
         """A copy."""
+        return np.array(self.view(array))
 
     @abstractmethod
     def view(self, array: Any) -> Array:

@@ -98,9 +98,6 @@ class JaxEngine(Engine):
         """A copy: a step that trains on it would give its memory away."""
         return self.as_weight(shadow, variable)
 
-    def to_numpy(self, array: Any) -> Array:
-        return np.array(array, copy=True)
-
     def view(self, array: Any) -> Array:
         return np.asarray(array)
 
@@ -124,8 +121,9 @@ class JaxEngine(Engine):
         whole = NamedSharding(spread.mesh, PartitionSpec()) if isinstance(spread, NamedSharding) else spread
         return _placed(np.int64(value), beside, whole)
 
-    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, real: Any = True) -> list[Held]:
-        new = compiled(tuple(programs))([tree_of(h) for h in held], dict(values), real)
+    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, *real: Any) -> list[Held]:
+        """``real``: nothing, or the truth value of ``stepped``."""
+        new = compiled(tuple(programs))([tree_of(h) for h in held], dict(values), *real)
         _refuse_traced(new[0]["count"])
         return [held_from(tree) for tree in new]
 
@@ -156,9 +154,9 @@ class JaxHostEngine(JaxEngine):
         with in_float64():
             return jnp.array(np.asarray(shadow), dtype=variable.dtype)
 
-    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, real: Any = True) -> list[Held]:
+    def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, *real: Any) -> list[Held]:
         here = {path: jax.device_put(value, _host()) for path, value in values.items()}
-        return super().step(programs, held, here, jax.device_put(real, _host()))
+        return super().step(programs, held, here, *(jax.device_put(truth, _host()) for truth in real))
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
         raise ModelError(

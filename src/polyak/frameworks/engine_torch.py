@@ -12,8 +12,8 @@ import torch
 from polyak.averaging import host
 from polyak.frameworks.engine import Arrays, Engine, Held, Program
 from polyak.frameworks.exchange import Hands
-from polyak.frameworks.torch_layout import Layout, Paths, Shadows, laid_out
-from polyak.frameworks.torch_target import copied, to_numpy, to_torch, view
+from polyak.frameworks.torch_layout import Layout, Paths, Shadows, is_seen, laid_out
+from polyak.frameworks.torch_target import copied, to_torch, view
 from polyak.snapshot import Array
 
 Flats = Mapping[Paths, Any]
@@ -42,9 +42,6 @@ class TorchEngine(Engine):
         """The shadow itself: a variable copies what it is given, in its own dtype."""
         del variable
         return shadow
-
-    def to_numpy(self, array: Any) -> Array:
-        return to_numpy(array)
 
     def view(self, array: Any) -> Array:
         return view(array)
@@ -162,16 +159,12 @@ def _move_by_blocks(work: Sequence[tuple[Any, Sequence[tuple[Any, float]]]]) -> 
     """With NumPy, where it sees all tensors; packs may lie elsewhere, or hold values that it does not know."""
     seen = []
     for value, moves in work:
-        if _is_seen(value) and all(_is_seen(shadow) for shadow, _ in moves):
+        if is_seen(value) and all(is_seen(shadow) for shadow, _ in moves):
             seen.append((_flat(value), [(_flat(shadow), w) for shadow, w in moves]))
             continue
         for shadow, w in moves:
             _move([shadow], [value], w)
     host.move_all(seen)
-
-
-def _is_seen(tensor: Any) -> bool:
-    return tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu"
 
 
 def _flat(tensor: Any) -> Any:

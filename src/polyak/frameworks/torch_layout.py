@@ -72,7 +72,8 @@ def _laid(paths: Paths, shadows: dict[str, Any], values: Arrays) -> Layout:
     packs = {alike: _pack(alike, shadows) for alike in _alike(small, shadows, values)}
     packed = {path for alike in packs for path in alike}
     left = [path for path in paths if path not in packed]
-    large = [path for path in left if is_for_blocks(values[path], shadows[path])]
+    seen = (path for path in left if is_seen(values[path]) and is_seen(shadows[path]))
+    large = [path for path in seen if values[path].numel() >= TOGETHER]
     return Layout(packs, tuple(large), tuple(_chunks([p for p in left if p not in set(large)], values)))
 
 
@@ -93,10 +94,9 @@ def _pack(paths: Paths, shadows: dict[str, Any]) -> Any:
     return flat
 
 
-def is_for_blocks(value: Any, shadow: Any) -> bool:
-    """Whether it pays to move it by blocks with NumPy, which sees float32 and float64 in host memory."""
-    wide = value.dtype in (torch.float32, torch.float64)
-    return wide and value.numel() >= TOGETHER and value.device.type == shadow.device.type == "cpu"
+def is_seen(tensor: Any) -> bool:
+    """Whether the kernel of NumPy can move it in place."""
+    return tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu"
 
 
 def _chunks(paths: Sequence[str], arrays: Arrays) -> Iterator[Paths]:
