@@ -6,12 +6,14 @@
 #   PYTEST_ARGS="-k kernel -x"   more arguments for pytest
 #   BENCH=update BENCH_ARGS="--quick"    which bench (all of them otherwise), and its arguments
 #   ONLY="9 24a"           rows or campaigns of `make torture`
+#   MINUTES=30             how long `make torture` may take; what has no room in it is first the next time
 
 VENV        ?= .venv
 PYTHON      ?=
 WORKERS     ?= 2
 PYTEST_ARGS ?=
 ONLY        ?=
+MINUTES     ?= 30
 BENCH       ?= all
 BENCH_ARGS  ?=
 
@@ -65,7 +67,7 @@ peers: $(VENV)/peers/.installed ## side by side with other libraries, which it i
 	POLYAK_PEERS=1 $(VENV)/peers/bin/python -m pytest tests/peers -m "peers or not peers" $(PYTEST_ARGS)
 
 torture: $(VENV)/.test ## the campaigns of docs/reliability.md with their full counts; writes that page (ONLY=9: one row)
-	$(BIN)/python -m torture $(addprefix --only ,$(ONLY))
+	$(BIN)/python -m torture --minutes $(MINUTES) $(addprefix --only ,$(ONLY))
 
 bench: $(VENV)/peers/.installed ## speed and memory beside other tools, as tables: all, or BENCH=update (docs/performance.md)
 	$(BIN)/python -m bench $(BENCH) $(BENCH_ARGS)

@@ -19,12 +19,16 @@ class Outcome:
         broken: what broke it, one text each; none if it holds.
         figure: the result in a few words, as the table of docs/reliability.md has it.
         peers: by peer, the figure of the same trials on it, where they ran on it.
+        seconds: how long it took.
+        day: when it was found, as 2026-01-31.
     """
 
     trials: int
     broken: tuple[str, ...]
     figure: str
     peers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    day: str = ""
 
     @property
     def holds(self) -> bool:

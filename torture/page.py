@@ -14,7 +14,7 @@ from torture.rows import ROWS, Row
 FIGURES = Path(__file__).with_name("figures.json")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 _TEXT = Path(__file__).with_name("reliability.md")
-_HEAD = "| row | tried | promise or goal | polyak | others, in the same trials | others, measured before |"
+_HEAD = "| row | tried | promise or goal | polyak | others, in the same trials | others, measured before | last run |"
 
 
 def figures() -> dict[str, Outcome]:
@@ -46,7 +46,7 @@ def page(campaigns: Iterable[Campaign]) -> str:
         row = known.get(number, Row(number, "", ""))
         tried = sorted((c for c in listed if _number(c.row) == number), key=lambda c: order(c.row))
         lines += [_line(row, c, held.get(c.row), first=not i) for i, c in enumerate(tried)]
-        lines += [] if tried else [_joined(number, row.subject, row.goal, "no campaign", "", row.others)]
+        lines += [] if tried else [_joined(number, row.subject, row.goal, "no campaign", "", row.others, "")]
     return _TEXT.read_text().replace("{table}", "\n".join(lines))
 
 
@@ -57,7 +57,9 @@ def _number(row: str) -> str:
 def _line(row: Row, campaign: Campaign, found: Outcome | None, *, first: bool) -> str:
     peers = "; ".join(f"{peer}: {figure}" for peer, figure in (found.peers if found else {}).items())
     goal = f"{campaign.promise}. Goal: {row.goal}" if first and row.goal else campaign.promise
-    return _joined(campaign.row, row.subject if first else "", goal, _said(campaign, found), peers, row.others * first)
+    run = f"{found.day}, {found.seconds:.0f} s" if found and found.day else ""
+    subject, others = row.subject * first, row.others * first
+    return _joined(campaign.row, subject, goal, _said(campaign, found), peers, others, run)
 
 
 def _said(campaign: Campaign, found: Outcome | None) -> str:
