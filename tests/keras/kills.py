@@ -14,7 +14,8 @@ What Keras leaves to its user, and the run here therefore does itself:
   closes the half-written file, and does not go back to the one before, because the file can be read.
 - It begins the epoch again in which it was killed, with weights from the middle of it: the stream of data starts where
   ``iterations`` of the checkpoint says, and the run ends by the count of updates and not by epochs.
-- Its files hold no random seeds. The average has a copy of them, and ``Seeds`` gives it back.
+- Its files hold no random seeds. The average has a copy of them, which is of the last update and not of the last step
+  of an accumulation: ``Seeds`` counts the steps since.
 - On PyTorch dropout draws from PyTorch's own generator, which no file holds: it is seeded with the step's number.
 - On TensorFlow a stream that runs out adds one to ``iterations``: the stream here is longer than the run.
 
@@ -121,7 +122,7 @@ class Steps(keras.callbacks.Callback):
 
 
 class Seeds(keras.callbacks.Callback):
-    """Gives random seeds back, from the average that BackupAndRestore has restored."""
+    """Gives random seeds back, as they were after the step of the checkpoint that BackupAndRestore has restored."""
 
     def __init__(self, averaging: Any) -> None:
         super().__init__()
@@ -132,8 +133,11 @@ class Seeds(keras.callbacks.Callback):
 
 
 def give_seeds_back(average: Any, model: Any) -> None:
+    """Each step draws once, which adds one to the second number of the state."""
     dropout = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dropout))
-    dropout.seed_generator.state.assign(average.values()["dropout/seed_generator/state"])
+    accumulated = model.optimizer.gradient_accumulation_steps or 1
+    drawn = int(model.optimizer._iterations) % accumulated if keras.backend.backend() != "torch" else 0
+    dropout.seed_generator.state.assign(average.values()["dropout/seed_generator/state"] + np.array([0, drawn]))
 
 
 def fitted(place: Path, tell: Tell, save_freq: str | int, accumulated: int | None = None) -> str:
