@@ -15,7 +15,7 @@ from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.rules import Mean
 from polyak.combine import average as many
 from polyak.combine.average import Member, Watch
-from polyak.combine.convert import Choosing, Converted, converted, format_of, refuse_left_out, writer_of
+from polyak.combine.convert import Choosing, Converted, converted, format_of, writer_of
 from polyak.combine.difference import Difference, comparable, difference
 from polyak.combine.doctor import examine
 from polyak.combine.doctor_averages import Start
@@ -127,7 +127,6 @@ def convert(
     """Write a source in a format that polyak writes, read it back and compare; see ``polyak.combine.convert``."""
     with moment_of(source):
         made = view(source, weights, **choosing)
-        refuse_left_out(made.snapshot, format_of(os.fspath(target), format))
         return written(made.snapshot, target, shared(writer(target, format), source), made)
 
 

@@ -44,6 +44,19 @@ def test_keras_loads_the_average_without_polyak(tmp_path: Path, name: str) -> No
         assert value.tobytes() == expected[path].astype(value.dtype).tobytes(), path
 
 
+def test_random_seeds_come_back_from_a_file_that_keras_loads_too(tmp_path: Path) -> None:
+    layers = [keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)]
+    model = keras.Sequential(layers)
+    other, plain = map(keras.models.clone_model, (model, model))
+    model(np.ones((3, 4)), training=True)
+    polyak.save(model, tmp_path / "a.weights.h5")
+    receipt = polyak.transfer(tmp_path / "a.weights.h5", other)
+    assert not receipt.left
+    assert (other(np.ones((3, 4)), training=True) == model(np.ones((3, 4)), training=True)).numpy().all()
+    plain.load_weights(tmp_path / "a.weights.h5")
+    assert (plain.layers[0].kernel.numpy() == model.layers[0].kernel.numpy()).all()
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     keras_write.write(averaged(ZOO["Blocks"].built()).snapshot(), tmp_path / "a.weights.h5")

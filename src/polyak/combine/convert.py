@@ -12,7 +12,7 @@ from polyak.combine.blocks import Array, count_nonfinite
 from polyak.errors import DtypeMismatch, UnexpectedWeight, UnknownFormat
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Item, Snapshot, refuse_unmatched
-from polyak.weights import Globs, Kind, glob_match, is_floating, numpy_dtype
+from polyak.weights import Globs, glob_match, is_floating, numpy_dtype
 
 # The formats that polyak writes, and the ends of names that mean them; the longer end comes first.
 FORMATS = {
@@ -120,16 +120,6 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     view = Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)
     old = [(name, held.items_by_path[name].weight.dtype) for name in kept]
     return Converted(view, dict(zip(view, old, strict=True)), tuple(n for n in held if n not in set(kept)))
-
-
-def refuse_left_out(held: Snapshot, format: str) -> None:
-    """Raise UnexpectedWeight for what a format has no place for and its writer leaves out."""
-    seeds = [i.weight.path for i in held.items_by_path.values() if i.weight.kind is Kind.SEED]
-    if format == "keras" and seeds:
-        raise UnexpectedWeight(
-            f"weight {seeds[0]!r}: expected weights alone, received a random seed, which Keras' files do not hold",
-            hint=f'leave it out with exclude="{seeds[0]}", or choose another format',
-        )
 
 
 def _wanted(path: str, include: Globs, exclude: Globs) -> bool:

@@ -21,16 +21,18 @@ from polyak.files.hdf5_chunks import chunk_of
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot, tool, versions
-from polyak.weights import Evidence, Kind, Weight, numpy_dtype
+from polyak.weights import Kind, Weight, numpy_dtype
 
 SUFFIX = ".weights.h5"
+_SEEDS = "polyak/seeds"
 T = TypeVar("T")
 
 
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write the weights of one role where ``load_weights`` looks for them, in their own dtypes: Keras casts to its own.
 
-    Random seeds are left out, as Keras leaves them out. Memory: the largest array.
+    Keras' files have no place for random seeds: they lie in a group of polyak's, which Keras does not look into.
+    Memory: the largest array.
 
     Args:
         check: reads the finished file back before it takes the place of an old one.
@@ -47,16 +49,14 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
             f"{snapshot.origin}: expected weights of one role, received {', '.join(snapshot.roles)}",
             hint='pick one with weights="average" or weights="raw"',
         )
-    placed = {
-        i.weight.path: _place(i.weight) for i in snapshot.items_by_path.values() if i.weight.kind is not Kind.SEED
-    }
+    placed = {path: _place(item.weight, i) for i, (path, item) in enumerate(snapshot.items_by_path.items())}
     _refuse_shared(placed)
     needed = sum(w.nbytes for w in snapshot.weights)
     with replacing(path, needed, check) as file:
         patient = _Patient(file)
         with h5py.File(patient, "w", libver="latest") as h5:
             h5.require_group("vars")  # Keras 2 opens it, though the model owns no weights itself
-            stored = [_put(h5, snapshot, name, evidence) for name, evidence in placed.items()]
+            stored = [_put(h5, snapshot, path, place) for path, place in placed.items()]
             manifest = _note(h5, snapshot, stored)
         patient.raise_refused()
     return manifest
@@ -101,8 +101,9 @@ class _Patient:
             raise self._refused
 
 
-def _place(weight: Weight) -> Evidence:
-    if weight.evidence is None or not weight.evidence.saved:
+def _place(weight: Weight, number: int) -> str:
+    place = f"{_SEEDS}/{number}" if weight.kind is Kind.SEED else weight.evidence.saved if weight.evidence else ""
+    if not place:
         raise UnexpectedWeight(
             f"weight {weight.path!r}: expected a place in Keras' files, received none",
             hint="Keras loads only what the live model stores by itself; write a safetensors file",
@@ -112,29 +113,28 @@ def _place(weight: Weight) -> Evidence:
             f"weight {weight.path!r}: expected a dtype that Keras' files hold, received {weight.dtype}",
             hint=f'cast it first, or leave it out with exclude="{weight.path}"',
         )
-    return weight.evidence
+    return place
 
 
-def _refuse_shared(placed: dict[str, Evidence]) -> None:
+def _refuse_shared(placed: dict[str, str]) -> None:
     owners: dict[str, str] = {}
-    for name, evidence in placed.items():
-        if evidence.saved in owners:
-            raise UnexpectedWeight(
-                f"weights {owners[evidence.saved]!r} and {name!r}: expected a place in the file for each"
-            )
-        owners[evidence.saved] = name
+    for path, place in placed.items():
+        if place in owners:
+            raise UnexpectedWeight(f"weights {owners[place]!r} and {path!r}: expected a place in the file for each")
+        owners[place] = path
 
 
-def _put(h5: Any, snapshot: Snapshot, name: str, evidence: Evidence) -> Stored:
-    item = snapshot.items_by_path[name]
-    value = np.ascontiguousarray(snapshot[name]).reshape(item.weight.shape)
-    group = h5.require_group(evidence.saved.rpartition("/")[0])
-    if evidence.names and "name" not in group.attrs:
+def _put(h5: Any, snapshot: Snapshot, path: str, place: str) -> Stored:
+    item = snapshot.items_by_path[path]
+    value = np.ascontiguousarray(snapshot[path]).reshape(item.weight.shape)
+    above, _, name = place.rpartition("/")
+    group, evidence = h5.require_group(above), item.weight.evidence
+    if evidence is not None and evidence.names and above != _SEEDS and "name" not in group.attrs:
         group.attrs["name"] = evidence.names[-1]
-    dataset = _create(group, evidence.saved.rpartition("/")[2], value)
+    dataset = _create(group, name, value)
     if value.dtype.name == "bfloat16":
         dataset.attrs["dtype"] = "bfloat16"
-    return Stored(evidence.saved, item.role, item.weight, digest(value))
+    return Stored(place, item.role, item.weight, digest(value))
 
 
 def _create(group: Any, name: str, value: Array) -> Any:
