@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import tensorflow as tf
@@ -55,6 +56,8 @@ OPS = TensorFlowOps()
 # One compiled loop over a tensor reads and writes each number once; it costs some milliseconds a tensor to compile.
 _MOST_FUSED = 512
 _LEAST_FUSED = 2**20
+# Up to so many numbers, what each operation costs TensorFlow outweighs what it computes, and a branch has several.
+_SMALL = 2**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,22 @@ class Part:
 def move(parts: Sequence[Part]) -> None:
     """Move each shadow. The same four cases as ``polyak.averaging.kernel.lerp``; a scalar decides for a whole part.
 
-    Outside of a function nothing is fused, because a program that is not kept would be compiled anew each time.
+    Outside of a function nothing is fused, because a program that is not kept would be compiled anew each time, and
+    of the cases only the one that is meant costs anything.
     """
-    if tf.inside_function() and _are_worth_fusing(parts):
+    if not tf.inside_function():
+        for part in parts:
+            _by_case(part.pairs, part.w, part.go)
+        return
+    if _are_worth_fusing(parts):
         _fused(parts)
         return
     for part in parts:
-        _by_case(part.pairs, part.w, part.go)
+        plain, others = _sorted(part.pairs)
+        if plain:
+            _selected(plain, _Share.of(part.w, 1 - part.w, part.go))
+        if others:
+            _by_case(others, part.w, part.go)
 
 
 def glide(parts: Sequence[Part]) -> None:
@@ -84,7 +96,11 @@ def glide(parts: Sequence[Part]) -> None:
         _fused(parts)
         return
     for part in parts:
-        tf.cond(part.go & (part.w > 0), partial(_near, part.pairs, part.w), _nothing)
+        plain, others = _sorted(part.pairs)
+        if plain:
+            _nudged(plain, tf.where(part.go, part.w, 0))
+        if others:
+            tf.cond(part.go & (part.w > 0), partial(_near, others, part.w), _nothing)
 
 
 def _by_case(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
@@ -107,18 +123,39 @@ def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     """
     if not variables:
         return tf.constant(True)
-    norms = [tf.cast(tf.nn.l2_loss(_wide(v)), tf.float64) for v in variables]
-    return tf.cond(tf.math.is_finite(tf.add_n(norms)), lambda: tf.constant(True), lambda: _all_safe(variables))
+    small, large = [v for v in variables if _is_small(v)], [v for v in variables if not _is_small(v)]
+    flats = _end_to_end(small)
+    norms = [tf.cast(tf.nn.l2_loss(value), tf.float64) for value in (*flats, *map(_wide, large))]
+    finite = tf.math.is_finite(tf.add_n(norms))
+    return tf.cond(finite, lambda: tf.constant(True), lambda: _all_safe([*flats, *_end_to_end(large)]))
 
 
-def _all_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
+def _all_safe(flats: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.reduce_all([tf.reduce_all(tf.abs(f) <= f.dtype.max / 2) for f in flats])
+
+
+def _end_to_end(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """All values in a flat tensor, or two where some are float64."""
     values = [tf.reshape(_wide(v), [-1]) for v in variables]
-    flat = [tf.concat([v for v in values if v.dtype == dtype], 0) for dtype in {v.dtype for v in values}]
-    return tf.reduce_all([tf.reduce_all(tf.abs(f) <= f.dtype.max / 2) for f in flat])
+    return [tf.concat([v for v in values if v.dtype == dtype], 0) for dtype in {v.dtype for v in values}]
 
 
 def _wide(variable: tf.Variable) -> tf.Tensor:
     return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
+
+
+def _is_small(variable: tf.Variable) -> bool:
+    return (variable.shape.num_elements() or _SMALL + 1) <= _SMALL
+
+
+def _sorted(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """Small pairs of one dtype, which need no branch, and the others.
+
+    Where a cast to a wider dtype stands beside the optimizer's assignment, XLA leaves out that the weight is rounded to
+    its own dtype; it does not look into a branch.
+    """
+    plain = [_is_small(shadow) and shadow.dtype == weight.dtype for shadow, weight in pairs]
+    return list(compress(pairs, plain)), [pair for pair, is_plain in zip(pairs, plain, strict=True) if not is_plain]
 
 
 def _are_worth_fusing(parts: Sequence[Part]) -> bool:
@@ -166,14 +203,34 @@ class _Share:
         near = w < 0.5
         return cls(near | ~go, go & ((near & (w > 0)) | (w >= 1)), tf.where(near, w, rest))
 
+    def ends(self, shadow: tf.Variable, weight: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
+        """The value to start from and the one to move towards."""
+        a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
+        return tf.where(self.from_average, a, x), tf.where(self.to_value, x, a)
+
 
 def _moved(shadow: tf.Variable, weight: tf.Variable, share: _Share) -> tf.Tensor:
     """The largest number changes nothing, for guarded steps stay below it; but it stands between the product and the
     difference, which XLA would fuse into one operation that rounds once. So the bits are NumPy's.
     """
-    a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
-    base, other = tf.where(share.from_average, a, x), tf.where(share.to_value, x, a)
-    return base - tf.minimum(tf.cast(share.step, a.dtype) * (base - other), a.dtype.max)
+    base, other = share.ends(shadow, weight)
+    return base - tf.minimum(tf.cast(share.step, base.dtype) * (base - other), base.dtype.max)
+
+
+def _selected(pairs: Pairs, share: _Share) -> None:
+    """``_by_case`` without branches."""
+    step = _cast_once(share.step, pairs)
+    for shadow, weight in pairs:
+        base, other = share.ends(shadow, weight)
+        shadow.assign(base - step[shadow.dtype] * (base - other))
+
+
+def _nudged(pairs: Pairs, w: tf.Tensor) -> None:
+    """``_near`` without a branch: where ``w`` is 0 nothing moves, whatever the weights hold."""
+    by_dtype = _cast_once(w, pairs)
+    for shadow, weight in pairs:
+        distance = shadow - tf.cast(weight, shadow.dtype)
+        shadow.assign_sub(tf.math.multiply_no_nan(distance, by_dtype[shadow.dtype]))
 
 
 def _near(pairs: Pairs, w: tf.Tensor) -> None:
