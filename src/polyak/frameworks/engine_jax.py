@@ -16,6 +16,7 @@ from polyak.errors import ModelError
 from polyak.frameworks.base import Tree
 from polyak.frameworks.engine import Arrays, Engine, Held, Program, held_from, tree_of
 from polyak.frameworks.exchange import Hands
+from polyak.memory import copied
 from polyak.snapshot import Array
 
 
@@ -111,7 +112,7 @@ class JaxEngine(Engine):
 
     def from_numpy(self, value: Array, like: Any) -> Any:
         # JAX may keep the buffer that it is given, and it belongs to the caller.
-        return _placed(np.array(value, copy=True), like, like.sharding)
+        return _placed(copied(value), like, like.sharding)
 
     def is_finite(self, array: Any) -> bool:
         return bool(jnp.isfinite(array).all())
@@ -182,7 +183,7 @@ def _refuse_traced(array: Any) -> None:
 def _placed(value: Any, like: Any, sharding: Any) -> Any:
     """An array that is bound to its devices only if ``like`` is: a compiled step is compiled anew for bound ones."""
     with in_float64():
-        return jax.device_put(value, sharding) if like.committed else jnp.asarray(value)
+        return jax.device_put(value, sharding if like.committed else None)
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from polyak.errors import Applied, ModelError
 from polyak.frameworks.exchange import holds_average, moment, watchers
 from polyak.frameworks.tensorflow_exchange import components, raw_value
+from polyak.memory import LARGE, copied
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
@@ -70,8 +71,7 @@ class Variables(Target):
                 )
 
     def write(self, path: str, value: Array) -> None:
-        """TensorFlow makes a copy of an array of NumPy, so that nobody else holds what it keeps."""
-        self.variables[path].assign(value)
+        self.variables[path].assign(_owned(value))
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
@@ -102,3 +102,10 @@ class RawTarget(Variables):
     def view(self, path: str) -> Array:
         variable = self.variables[path]
         return np.asarray(raw_value(variable)) if holds_average(variable) else super().view(path)
+
+
+def _owned(value: Array) -> Any:
+    """What nobody else holds. TensorFlow makes copies of what it is given; of something large it takes over ours."""
+    if value.nbytes < LARGE or value.dtype.isbuiltin != 1:
+        return value
+    return tf.experimental.dlpack.from_dlpack(copied(value).__dlpack__())
