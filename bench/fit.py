@@ -27,7 +27,7 @@ from bench.measure import keep, table
 BACKENDS = ("tensorflow", "jax", "torch")
 SIZES = {"small": (64, 2, 32), "large": (3500, 4, 32)}  # width, layers, batch: 50 million weights in the large one
 MANNERS = ("none", "polyak", "use_ema")
-TURNS = 3
+TURNS = {"small": 15, "large": 3}
 
 
 def main() -> None:
@@ -58,18 +58,18 @@ def measured(models: list[str], steps: int) -> dict[str, Any]:
         width, layers, batch = SIZES[name]
         for loop, made in (("fit", _fitted), ("own loop", _looped)):
             runs = {manner: made(_model(manner, width, layers), manner, batch, steps) for manner in MANNERS}
-            found[f"{name} {loop}"] = _compared(runs, width * width * layers)
+            found[f"{name} {loop}"] = _compared(runs, width * width * layers, TURNS[name])
     return found
 
 
-def _compared(runs: dict[str, Callable[[], float]], weights: int) -> dict[str, float]:
+def _compared(runs: dict[str, Callable[[], float]], weights: int, turns: int) -> dict[str, float]:
     for run in runs.values():
         run()  # traces and compiles
-    turns = [{manner: run() for manner, run in runs.items()} | {"limit": _limit(weights)} for _ in range(TURNS)]
-    base = statistics.median(turn["none"] for turn in turns)
-    added = {m: statistics.median(turn[m] - turn["none"] for turn in turns) for m in ("polyak", "use_ema")}
+    seen = [{manner: run() for manner, run in runs.items()} | {"limit": _limit(weights)} for _ in range(turns)]
+    base = statistics.median(turn["none"] for turn in seen)
+    added = {m: statistics.median(turn[m] - turn["none"] for turn in seen) for m in ("polyak", "use_ema")}
     return {"step": 1e3 * base, **{m: 1e3 * s for m, s in added.items()}} | {
-        "limit": 1e3 * statistics.median(turn["limit"] for turn in turns)
+        "limit": 1e3 * statistics.median(turn["limit"] for turn in seen)
     }
 
 
