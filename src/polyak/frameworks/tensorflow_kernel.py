@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
-from typing import Any
+from operator import not_
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
 Pairs = Sequence[tuple[tf.Variable, tf.Variable]]
+T = TypeVar("T")
 
 
 class TensorFlowOps:
@@ -84,8 +86,9 @@ def move(parts: Sequence[Part]) -> None:
         return
     for part in parts:
         plain, others = _sorted(part.pairs)
-        if plain:
-            _selected(plain, _Share.of(part.w, 1 - part.w, part.go))
+        share = _Share.of(part.w, 1 - part.w, part.go)
+        for shadow, weight in plain:
+            shadow.assign(_moved(shadow, weight, share))
         if others:
             _by_case(others, part.w, part.go)
 
@@ -97,8 +100,7 @@ def glide(parts: Sequence[Part]) -> None:
         return
     for part in parts:
         plain, others = _sorted(part.pairs)
-        if plain:
-            _nudged(plain, tf.where(part.go, part.w, 0))
+        _nudged(plain, tf.where(part.go, part.w, 0))
         if others:
             tf.cond(part.go & (part.w > 0), partial(_near, others, part.w), _nothing)
 
@@ -123,7 +125,7 @@ def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     """
     if not variables:
         return tf.constant(True)
-    small, large = [v for v in variables if _is_small(v)], [v for v in variables if not _is_small(v)]
+    small, large = _parted(variables, map(_is_small, variables))
     flats = _end_to_end(small)
     norms = [tf.cast(tf.nn.l2_loss(value), tf.float64) for value in (*flats, *map(_wide, large))]
     finite = tf.math.is_finite(tf.add_n(norms))
@@ -154,8 +156,13 @@ def _sorted(pairs: Pairs) -> tuple[Pairs, Pairs]:
     Where a cast to a wider dtype stands beside the optimizer's assignment, XLA leaves out that the weight is rounded to
     its own dtype; it does not look into a branch.
     """
-    plain = [_is_small(shadow) and shadow.dtype == weight.dtype for shadow, weight in pairs]
-    return list(compress(pairs, plain)), [pair for pair, is_plain in zip(pairs, plain, strict=True) if not is_plain]
+    return _parted(pairs, (_is_small(shadow) and shadow.dtype == weight.dtype for shadow, weight in pairs))
+
+
+def _parted(things: Sequence[T], first: Iterable[bool]) -> tuple[list[T], list[T]]:
+    """Those that belong to the first part, and the others."""
+    belongs = list(first)
+    return list(compress(things, belongs)), list(compress(things, map(not_, belongs)))
 
 
 def _are_worth_fusing(parts: Sequence[Part]) -> bool:
@@ -203,26 +210,14 @@ class _Share:
         near = w < 0.5
         return cls(near | ~go, go & ((near & (w > 0)) | (w >= 1)), tf.where(near, w, rest))
 
-    def ends(self, shadow: tf.Variable, weight: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
-        """The value to start from and the one to move towards."""
-        a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
-        return tf.where(self.from_average, a, x), tf.where(self.to_value, x, a)
-
 
 def _moved(shadow: tf.Variable, weight: tf.Variable, share: _Share) -> tf.Tensor:
     """The largest number changes nothing, for guarded steps stay below it; but it stands between the product and the
     difference, which XLA would fuse into one operation that rounds once. So the bits are NumPy's.
     """
-    base, other = share.ends(shadow, weight)
-    return base - tf.minimum(tf.cast(share.step, base.dtype) * (base - other), base.dtype.max)
-
-
-def _selected(pairs: Pairs, share: _Share) -> None:
-    """``_by_case`` without branches."""
-    step = _cast_once(share.step, pairs)
-    for shadow, weight in pairs:
-        base, other = share.ends(shadow, weight)
-        shadow.assign(base - step[shadow.dtype] * (base - other))
+    a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
+    base, other = tf.where(share.from_average, a, x), tf.where(share.to_value, x, a)
+    return base - tf.minimum(tf.cast(share.step, a.dtype) * (base - other), a.dtype.max)
 
 
 def _nudged(pairs: Pairs, w: tf.Tensor) -> None:
