@@ -436,7 +436,6 @@ def test_a_run_goes_on_from_a_backup_with_its_average(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras' TensorBoard callback writes with TensorFlow")
 def test_tensorboard_sees_both(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorflow.python.summary.summary_iterator import summary_iterator
 
     board = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
