@@ -30,7 +30,8 @@ from torture.ways import OTHERS, POLYAK, SMALL, Way
 
 _NOBODY = 65534
 _EVIL = ("../outside/secret.safetensors", "../outside/secret", "/etc/passwd", "a/../../outside/secret.safetensors")
-_NAMES = ("../../outside/planted", "/tmp/planted", "..", "a/../../../outside/planted", "C:\\planted", "~/planted")
+_ABSOLUTE = f"{tempfile.gettempdir()}/planted"
+_NAMES = ("../../outside/planted", _ABSOLUTE, "..", "a/../../../outside/planted", "C:\\planted", "~/planted")
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def named(trials: int) -> Outcome:
             in_child(lambda way=way, name=name, inside=inside: _saved_as(way, name, inside))
             new = {p for p in _everything(outside.parent) - before if not p.startswith(f"{inside}{os.sep}")}
             broken += [f"{way.name}, weight {name!r}: made {path}" for path in sorted(new)]
-            broken += [f"{way.name}: made {n}" for n in ("/tmp/planted",) if Path(n).exists()]
+            broken += [f"{way.name}: made {_ABSOLUTE}"] if Path(_ABSOLUTE).exists() else []
     return Outcome(len(cases), tuple(broken), f"{len(broken)} files made elsewhere")
 
 
