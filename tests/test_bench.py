@@ -63,7 +63,7 @@ def test_an_update_of_plain_arrays_has_a_row_for_each_manner_beside_the_limit() 
     parts = update.measured("numpy", "one", ["float32"], quick=True, turns=1)
     found = {"numpy one": {dtype: figures for part in parts for dtype, figures in part.items()}}
     text = "\n".join(update.tables(found, asked))
-    assert text.count("numpy, limit") == text.count("numpy, polyak host,") == 3
+    assert text.count("numpy, limit") == text.count("numpy, polyak host ") == 3
     assert text.count("numpy, loop host") == 1
 
 

@@ -1,4 +1,4 @@
-"""The tensors of PyTorch: shadows written in place, by blocks of large tensors, a few or many small ones at a time."""
+"""The tensors of PyTorch: shadows written in place, in host memory by blocks, elsewhere some tensors at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyak.averaging import host
 from polyak.frameworks.engine import Arrays, Engine, Held, Program
 from polyak.frameworks.exchange import Hands
-from polyak.frameworks.torch_layout import Layout, Paths, Shadows, is_seen, laid_out
+from polyak.frameworks.torch_kernel import are_tame, is_served, move_all
+from polyak.frameworks.torch_layout import Layout, Paths, Shadows, laid_out
 from polyak.frameworks.torch_target import copied, to_torch, view
 from polyak.snapshot import Array
 
@@ -138,14 +138,14 @@ class _Turn:
 
 
 def _move_all(turns: Sequence[_Turn], values: Arrays, flats: Flats) -> None:
-    """All averages in one pass over the values: what is large or packed by blocks, the others by chunks."""
+    """All averages in one pass over the values: in host memory by blocks, elsewhere by chunks."""
     blocks: dict[Any, list[tuple[Any, float]]] = {}
     chunks: dict[Paths, list[tuple[Shadows, float]]] = {}
     for turn in turns:
         for layout, w in turn.moved:
             for paths, flat in layout.packs.items():
                 blocks.setdefault(paths, []).append((flat, w))
-            for path in layout.large:
+            for path in layout.blocked:
                 blocks.setdefault(path, []).append((turn.shadows[path], w))
             for chunk in layout.chunks:
                 chunks.setdefault(chunk, []).append((turn.shadows, w))
@@ -156,20 +156,12 @@ def _move_all(turns: Sequence[_Turn], values: Arrays, flats: Flats) -> None:
 
 
 def _move_by_blocks(work: Sequence[tuple[Any, Sequence[tuple[Any, float]]]]) -> None:
-    """With NumPy, where it sees all tensors; packs may lie elsewhere, or hold values that it does not know."""
-    seen = []
+    """Packs may lie elsewhere, where blocks would only be more calls."""
+    move_all([(value, moves) for value, moves in work if is_served(value)])
     for value, moves in work:
-        if is_seen(value) and all(is_seen(shadow) for shadow, _ in moves):
-            seen.append((_flat(value), [(_flat(shadow), w) for shadow, w in moves]))
-            continue
-        for shadow, w in moves:
-            _move([shadow], [value], w)
-    host.move_all(seen)
-
-
-def _flat(tensor: Any) -> Any:
-    """The memory of a tensor as a flat array of NumPy; of a value that does not lie in order, a copy."""
-    return tensor.detach().reshape(-1).numpy()
+        if not is_served(value):
+            for shadow, w in moves:
+                _move([shadow], [value], w)
 
 
 def _flattened(values: Arrays, paths: Paths) -> Any:
@@ -200,14 +192,19 @@ def _copy(shadows: list[Any], values: list[Any]) -> None:
 def _are_safe(guarded: Paths, shadows: Shadows, values: Arrays, flats: Flats) -> bool:
     """Whether all are finite and below half of the range, so that no difference of two overflows.
 
-    A finite norm proves it in one quick pass. If it is not finite, its square may only have overflowed, and the values
-    themselves are looked at.
+    A finite sum of squares proves it in one quick pass. If it is not finite, a square may only have overflowed, and the
+    values themselves are looked at.
     """
     looked = [*(values[path] for path in shadows.loose), *(flats[paths] for paths in shadows.packs())]
     return _are_tame(looked) or all(_is_within(values[path]) for path in guarded)
 
 
 def _are_tame(values: Sequence[Any]) -> bool:
+    here = [value for value in values if is_served(value)]
+    return are_tame(here) and _norms_are_finite([value for value in values if not is_served(value)])
+
+
+def _norms_are_finite(values: Sequence[Any]) -> bool:
     wide = [v if v.dtype == torch.float64 else v.float() for v in values if v.numel()]
     norms: dict[Any, list[Any]] = {}
     for norm in torch._foreach_norm(wide) if wide else ():

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from polyak.frameworks.engine import Arrays, Program
+from polyak.frameworks.torch_kernel import is_served
 
 # Numbers of a small tensor: a call for each costs more than a copy of its value.
 SMALL = 2**12
-# Numbers that are moved together: the distances of so many fit into a core's cache.
+# Numbers of a run of tensors that are moved by one call, which makes a tensor of distances for each.
 TOGETHER = 2**18
 
 Paths = tuple[str, ...]
@@ -24,12 +25,12 @@ class Layout:
 
     Attributes:
         packs: by the paths of small shadows the flat tensor in which they lie one after another.
-        large: those that are moved by blocks.
-        chunks: the others, so many at a time.
+        blocked: those in host memory that are moved by blocks.
+        chunks: those elsewhere, some at a time.
     """
 
     packs: Mapping[Paths, Any]
-    large: Paths
+    blocked: Paths
     chunks: tuple[Paths, ...]
 
 
@@ -72,9 +73,9 @@ def _laid(paths: Paths, shadows: dict[str, Any], values: Arrays) -> Layout:
     packs = {alike: _pack(alike, shadows) for alike in _alike(small, shadows, values)}
     packed = {path for alike in packs for path in alike}
     left = [path for path in paths if path not in packed]
-    seen = (path for path in left if is_seen(values[path]) and is_seen(shadows[path]))
-    large = [path for path in seen if values[path].numel() >= TOGETHER]
-    return Layout(packs, tuple(large), tuple(_chunks([p for p in left if p not in set(large)], values)))
+    blocked = [path for path in left if is_served(values[path]) and is_served(shadows[path])]
+    elsewhere = [path for path in left if path not in set(blocked)]
+    return Layout(packs, tuple(blocked), tuple(_chunks(elsewhere, values)))
 
 
 def _alike(paths: Sequence[str], shadows: Mapping[str, Any], values: Arrays) -> list[Paths]:
@@ -94,13 +95,8 @@ def _pack(paths: Paths, shadows: dict[str, Any]) -> Any:
     return flat
 
 
-def is_seen(tensor: Any) -> bool:
-    """Whether the kernel of NumPy can move it in place."""
-    return tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu"
-
-
 def _chunks(paths: Sequence[str], arrays: Arrays) -> Iterator[Paths]:
-    """Paths in runs of about so many elements that work on them stays in the cache."""
+    """Paths in runs of about so many elements."""
     chunk: list[str] = []
     size = 0
     for path in paths:
