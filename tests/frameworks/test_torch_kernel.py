@@ -65,6 +65,16 @@ def test_one_number_anywhere_is_seen(dtype: str, bad: float) -> None:
         assert not torch_kernel.are_tame([torch.ones(3), held])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_whose_difference_could_overflow_are_not_tame(dtype: str) -> None:
+    assert not torch_kernel.are_tame([torch.tensor([2e38, -2e38], dtype=getattr(torch, dtype))])
+
+
+def test_numbers_of_one_byte_are_looked_at() -> None:
+    assert torch_kernel.are_tame([torch.ones(9).to(torch.float8_e4m3fn)])
+    assert not torch_kernel.are_tame([torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)])
+
+
 def test_fusing_would_be_noticed() -> None:
     """The numbers that are asked tell apart a product that is rounded from one that is not."""
     near = torch.linspace(1.0, 2.0, 2**10 + 7)

@@ -16,6 +16,8 @@ import torch
 
 # Numbers of a block for each thread. PyTorch gives a thread no less than 2**15.
 _SHARE = 2**16
+# Half of what float32 holds: no difference of two numbers within it overflows.
+_FAR = torch.finfo(torch.float32).max / 2
 
 Moves = Sequence[tuple[Any, float]]
 
@@ -41,21 +43,23 @@ def move_all(work: Iterable[tuple[Any, Moves]]) -> None:
 
 
 def are_tame(values: Iterable[Any]) -> bool:
-    """Whether finite sums of squares prove that all numbers are finite, and far below the end of their range.
+    """Whether one quick pass proves that all numbers are finite, and that no difference of two overflows.
 
-    It takes one pass. False proves nothing: squares overflow before the numbers do.
+    False proves nothing: squares overflow before the numbers do.
     """
-    return all(math.isfinite(torch.dot(part, part).item()) for value in values for part in _wide(value))
+    return all(_is_tame(value) for value in values if value.numel())
 
 
 def _move(shadow: Any, value: Any, w: float) -> None:
     if w >= 1.0:
         shadow.copy_(value)
-    elif w < 0.5:
-        _step(shadow, shadow - value, w, shadow)
+        return
+    cast = value.to(shadow.dtype)
+    if w < 0.5:
+        distance = torch.sub(shadow, cast, out=None if cast is value else cast)
+        _step(shadow, distance, w, shadow)
     else:
-        value = value.to(shadow.dtype)
-        _step(value, value - shadow, 1.0 - w, shadow)
+        _step(cast, cast - shadow, 1.0 - w, shadow)
 
 
 def _step(near: Any, distance: Any, share: float, out: Any) -> None:
@@ -72,11 +76,14 @@ def _blocks(tensor: Any) -> Sequence[Any]:
     return (tensor,) if tensor.numel() <= size else tensor.reshape(-1).split(size)
 
 
-def _wide(value: Any) -> Iterable[Any]:
-    """The numbers in dtypes whose squares have room: as they are, or block by block."""
-    if value.dtype in (torch.float32, torch.float64):
-        return (value.reshape(-1),)
-    return (block.reshape(-1).float() for block in _blocks(value))
+def _is_tame(value: Any) -> bool:
+    """Sums of squares are the quickest; of two bytes a number PyTorch has them slowly, and the two ends quickly."""
+    if value.dtype in (torch.bfloat16, torch.float16):
+        least, most = (end.item() for end in torch.aminmax(value))
+        return bool(least >= -_FAR and most <= _FAR)
+    wide = value if value.dtype in (torch.float32, torch.float64) else value.float()
+    flat = wide.reshape(-1)
+    return math.isfinite(torch.dot(flat, flat).item())
 
 
 @cache
