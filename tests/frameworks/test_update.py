@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -372,6 +374,33 @@ def test_large_finite_weights_never_make_an_infinite_average() -> None:
     with pytest.warns(NonFiniteWarning):
         ema.update()
     assert np.isfinite(ema.values()["w"]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(130, 64), (3, 3, 16, 40), (9000,), (9000, 3)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_no_number_of_a_large_weight_hides_behind_another(mode: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Where the look takes sums, what cancels in a sum is seen all the same; what is merely huge is averaged."""
+    most = float(np.finfo(dtype).max)
+    model = tf.Module()
+    model.w = tf.Variable(np.zeros(shape, dtype))
+    ema = polyak.EMA(model, decay=0.5, start="initial")
+    update = runner(mode, ema.update)
+    draw, size = np.random.default_rng(0), math.prod(shape)
+    for bad in ([np.nan], [np.inf], [np.inf, -np.inf], [0.6 * most, -0.6 * most], [-0.9 * most, 0.9 * most] * 4):
+        value = np.zeros(size, dtype)
+        start = draw.integers(0, size - len(bad))
+        value[start : start + len(bad)] = bad
+        model.w.assign(value.reshape(shape))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NonFiniteWarning)
+            update()
+            assert not ema.values()["w"].any()
+    assert (ema.count, ema.skipped) == (0, 5)
+    model.w.assign(np.full(shape, 0.4 * most, dtype))
+    update()
+    assert (ema.count, ema.skipped) == (1, 5)
+    assert (ema.values()["w"] == np.asarray(0.4 * most, dtype) / 2).all()
 
 
 # Updates while an average is applied

@@ -60,6 +60,8 @@ _MOST_FUSED = 512
 _LEAST_FUSED = 2**20
 # Up to so many numbers, what each operation costs TensorFlow outweighs what it computes, and a branch has several.
 _SMALL = 2**12
+# Rows of so many numbers are worth a product of their own.
+_WIDE_ROW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +122,29 @@ def copy(pairs: Pairs, go: tf.Tensor) -> None:
 def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     """Whether all values are finite and below half of the range, so that no difference of two overflows.
 
-    The sum of squares needs one pass without memory of its own. If it is finite, so is every value, and far within the
-    range; if not, it may only have overflowed, and the values themselves are looked at.
+    One pass without memory of its own proves it by a finite sum. If that is not finite, it may only have overflowed, and
+    the values themselves are looked at.
     """
     if not variables:
         return tf.constant(True)
     small, large = _parted(variables, map(_is_small, variables))
     flats = _end_to_end(small)
-    norms = [tf.cast(tf.nn.l2_loss(value), tf.float64) for value in (*flats, *map(_wide, large))]
-    finite = tf.math.is_finite(tf.add_n(norms))
+    sums = [tf.cast(_proof(value), tf.float64) for value in (*flats, *map(_wide, large))]
+    finite = tf.math.is_finite(tf.add_n(sums))
     return tf.cond(finite, lambda: tf.constant(True), lambda: _all_safe([*flats, *_end_to_end(large)]))
+
+
+def _proof(value: tf.Tensor) -> tf.Tensor:
+    """A sum that is finite only if every value is finite and below half of the range.
+
+    A sum of squares is one. So is the sum of four times each value: what cancels there has not overflowed before. XLA
+    takes it, as a product with a vector, on all cores and in a quarter of the time.
+    """
+    last = value.shape[-1] or 0
+    if value.shape.rank < 2 or last < _WIDE_ROW:
+        return tf.nn.l2_loss(value)
+    rows = tf.reshape(value, [-1, last])
+    return tf.reduce_sum(tf.linalg.matvec(rows, tf.fill([last], tf.constant(4, value.dtype))))
 
 
 def _all_safe(flats: Sequence[tf.Tensor]) -> tf.Tensor:
