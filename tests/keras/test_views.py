@@ -124,6 +124,45 @@ def test_each_call_uses_the_average_as_it_is_now() -> None:
     assert len({loss for loss, *_ in seen}) == 3
 
 
+class Shows(layers.Layer):
+    """Gives a weight away as it is, and a view of it."""
+
+    def build(self, shape: Any) -> None:
+        self.shown = self.add_weight(shape=(2, 3), initializer="ones", name="shown")
+
+    def call(self, x: Any) -> Any:
+        flat = ops.reshape(self.shown, (6,))
+        # TensorFlow's value is the variable itself, which is never a snapshot.
+        return {"whole": flat if BACKEND == "tensorflow" else self.shown.value, "rows": [flat, x]}
+
+
+def test_what_a_call_has_given_stays_what_it_is() -> None:
+    """A call may read the shadows themselves, which the next update writes over, or whose memory it takes."""
+    model, ema = followed(lambda: keras.Sequential([keras.Input((WIDTH,)), Shows()]))
+    found = ema(np.ones((1, WIDTH), np.float32))
+    given = [found["whole"], found["rows"][0]]
+    held = [np.array(ops.convert_to_numpy(array)) for array in given]
+    scramble(model, 4)
+    ema.update()
+    assert not np.array_equal(ema.values()[ema.target.weights[0].path], held[0])
+    for array, before in zip(given, held, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(array), before)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch reads again, for gradients, what a call has read")
+def test_gradients_through_a_call_may_be_asked_for_after_an_update() -> None:
+    import torch
+
+    model, ema = followed()
+    x = torch.ones((2, WIDTH), requires_grad=True)
+    (expected,) = torch.autograd.grad(ema(x).sum(), x)
+    late = ema(x).sum()
+    scramble(model, 4)
+    ema.update()
+    (found,) = torch.autograd.grad(late, x)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
 @pytest.mark.parametrize("asked", ["steps_per_execution", "run_eagerly", "jit_compile", "sample_weight", "dataset"])
 def test_what_keras_offers_is_offered(asked: str) -> None:
     if BACKEND == "torch" and asked in ("steps_per_execution", "jit_compile"):

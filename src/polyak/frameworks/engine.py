@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,24 @@ class Engine(ABC):
     def as_weight(self, shadow: Any, variable: Any) -> Any:
         """A new array with a shadow's values, in the dtype of its variable and where that computes."""
         return self.cast(shadow, variable.dtype)
+
+    def records(self, inputs: Any, left: Sequence[Any]) -> bool:
+        """Whether a call of the model needs what it reads once more, later, for gradients.
+
+        Args:
+            inputs: a nest of what the model is called with.
+            left: variables that it reads themselves.
+        """
+        del inputs, left
+        return False
+
+    @abstractmethod
+    def readable(self, shadow: Any, variable: Any) -> Any:
+        """What a call may read in the place of a variable: the shadow itself where it can stand there."""
+
+    @abstractmethod
+    def apart_from(self, shadows: Iterable[Any], found: Any) -> Any:
+        """What a call has given, a nest, with copies in the place of what is memory of a shadow."""
 
     @abstractmethod
     def lent(self, shadow: Any, variable: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -95,6 +96,14 @@ class JaxEngine(Engine):
         with in_float64():
             return jnp.array(array, dtype=dtype, copy=True)
 
+    def readable(self, shadow: Any, variable: Any) -> Any:
+        return shadow if shadow.dtype.name == variable.dtype else self.as_weight(shadow, variable)
+
+    def apart_from(self, shadows: Iterable[Any], found: Any) -> Any:
+        """An update deletes the arrays that it takes over."""
+        own = set(map(id, shadows))
+        return keras.tree.map_structure(lambda one: jnp.array(one, copy=True) if id(one) in own else one, found)
+
     def lent(self, shadow: Any, variable: Any) -> Any:
         """A copy: a step that trains on it would give its memory away."""
         return self.as_weight(shadow, variable)
@@ -154,6 +163,9 @@ class JaxHostEngine(JaxEngine):
         """Bound to no device: it computes where the model's other arrays are."""
         with in_float64():
             return jnp.array(np.asarray(shadow), dtype=variable.dtype)
+
+    def readable(self, shadow: Any, variable: Any) -> Any:
+        return self.as_weight(shadow, variable)
 
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, *real: Any) -> list[Held]:
         here = {path: jax.device_put(value, _host()) for path, value in values.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import torch
 
@@ -37,6 +38,25 @@ class TorchEngine(Engine):
 
     def cast(self, array: Any, dtype: str) -> Any:
         return copied(array) if array.dtype == _dtype(dtype) else array.detach().to(_dtype(dtype))
+
+    def records(self, inputs: Any, left: Sequence[Any]) -> bool:
+        """What PyTorch keeps for gradients must not be written before they are asked for."""
+        reads = [*keras.tree.flatten(inputs), *(variable._value for variable in left)]
+        return torch.is_grad_enabled() and any(torch.is_tensor(one) and one.requires_grad for one in reads)
+
+    def readable(self, shadow: Any, variable: Any) -> Any:
+        held = variable._value
+        fits = shadow.dtype == held.dtype and shadow.device == held.device
+        return shadow if fits else self.as_weight(shadow, variable)
+
+    def apart_from(self, shadows: Iterable[Any], found: Any) -> Any:
+        own = {shadow.untyped_storage().data_ptr() for shadow in shadows}
+
+        def apart(one: Any) -> Any:
+            shares = torch.is_tensor(one) and one.untyped_storage().data_ptr() in own
+            return one.clone() if shares else one
+
+        return keras.tree.map_structure(apart, found)
 
     def lent(self, shadow: Any, variable: Any) -> Any:
         """The shadow itself: a variable copies what it is given, in its own dtype."""

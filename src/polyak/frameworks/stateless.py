@@ -67,11 +67,14 @@ class StatelessAverage(StatefulAverage):
         self.report_skips()
 
     def call_with(self, shadows: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Run the model with these values in the place of its own."""
-        variables = self.raw.variables
-        scope = [(variables[path], self.engine.as_weight(s, variables[path])) for path, s in shadows.items()]
+        """Run the model with these values in the place of its own. What it gives shares no memory with them."""
+        engine, variables = self.engine, self.raw.variables
+        left = [variable for path, variable in variables.items() if path not in shadows]
+        read = engine.as_weight if engine.records((args, kwargs), left) else engine.readable
+        scope = [(variables[path], read(shadow, variables[path])) for path, shadow in shadows.items()]
         with keras.StatelessScope(state_mapping=scope):
-            return self.followed()(*args, **kwargs)
+            found = self.followed()(*args, **kwargs)
+        return engine.apart_from(shadows.values(), found)
 
     def _copied(self, held: Held) -> Held:
         """The same state in arrays of its own: a compiled step may take over the memory of those that it is given."""

@@ -122,8 +122,8 @@ def copy(pairs: Pairs, go: tf.Tensor) -> None:
 def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     """Whether all values are finite and below half of the range, so that no difference of two overflows.
 
-    One pass without memory of its own proves it by a finite sum. If that is not finite, it may only have overflowed, and
-    the values themselves are looked at.
+    One pass without memory of its own proves it by a finite sum. If that is not finite, it may only have overflowed,
+    and the values themselves are looked at.
     """
     if not variables:
         return tf.constant(True)
