@@ -40,14 +40,16 @@ def main() -> None:
         children.answer(measured, asked.child)
         return
     sizes, counts = (SIZES[:3], COUNTS[:3]) if asked.quick else (SIZES, COUNTS)
-    by_size = {str(m): _point(asked, m, TENSORS) for m in sizes}
-    by_count = {str(n): _point(asked, SIZE, n) for n in counts}
+    by_size, by_count = dict[str, Any](), dict[str, Any]()
+    points = [(by_size, m, m, TENSORS) for m in sizes] + [(by_count, n, SIZE, n) for n in counts]
+    for found, at, megabytes, tensors in points:
+        found[str(at)] = _point(asked, megabytes, tensors)
+        path = keep(f"growth-{asked.backend}" + "-quick" * asked.quick, {"sizes": by_size, "counts": by_count})
     print(file=sys.stderr)
     for head, found in (("MB", by_size), ("tensors", by_count)):
         print(f"\n{asked.backend}: ms (times a plain copy of the bytes)")
         print(table([head, *HELD], list(rows(found))))
-    kept = {"backend": asked.backend, "sizes": by_size, "counts": by_count}
-    print(f"kept in {keep(f'growth-{asked.backend}' + '-quick' * asked.quick, kept)}")
+    print(f"kept in {path}")
 
 
 def _point(asked: argparse.Namespace, megabytes: int, tensors: int) -> dict[str, Any] | str:
