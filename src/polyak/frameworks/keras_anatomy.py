@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 from types import ModuleType
 from typing import Any
 
@@ -239,8 +241,9 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
 
 def _refuse_orphans(layer: Any, names: Sequence[str], held: Sequence[bool]) -> None:
     """Refuse a variable that the layer lists and does not use, beside one of its name that it uses."""
+    in_use = set(compress(names, held))
     for name, used in zip(names, held, strict=True):
-        if not used and any(n == name and h for n, h in zip(names, held, strict=True)):
+        if not used and name in in_use:
             raise ModelError(
                 f"{type(layer).__name__} {layer.name!r}: weight {name!r} exists twice, and the layer uses only one",
                 hint="a checkpoint restored before the model was built does this: build it first, then restore",
@@ -250,6 +253,6 @@ def _refuse_orphans(layer: Any, names: Sequence[str], held: Sequence[bool]) -> N
 def _local_names(names: Sequence[str], held: Sequence[str]) -> list[str]:
     """A variable's own name where that tells it apart in its layer, else the attribute that holds it."""
     plain = [n.rsplit("/", 1)[-1].removesuffix(":0") for n in names]
-    clear = [n for n in plain if plain.count(n) == 1 and not _UNNAMED.fullmatch(n)]
+    clear = {n for n, times in Counter(plain).items() if times == 1 and not _UNNAMED.fullmatch(n)}
     first = [n if n in clear else attribute for n, attribute in zip(plain, held, strict=True)]
     return numbered(first) if len(set(first)) < len(first) else first
