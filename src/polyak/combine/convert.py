@@ -118,8 +118,10 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     items = [_item(held, name, rename, cast) for name in kept]
     _refuse_twins(items, held.origin)
     view = Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)
+    chosen = set(kept)
+    set_aside = [name for name in held if name not in chosen]
     old = [(name, held.items_by_path[name].weight.dtype) for name in kept]
-    return Converted(view, dict(zip(view, old, strict=True)), tuple(n for n in held if n not in set(kept)))
+    return Converted(view, dict(zip(view, old, strict=True)), tuple(set_aside))
 
 
 def _wanted(path: str, include: Globs, exclude: Globs) -> bool:

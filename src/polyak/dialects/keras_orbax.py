@@ -57,10 +57,11 @@ def interpret(contents: Contents) -> Snapshot | None:
     raw = {key: _raw(key, path, contents.tensors[key]) for key, path in paths.items()}
     items = list(raw.values())
     items += (_averaged(key, held, found, contents) for key, held in raw.items() if found.keys)
+    averaged = set(found.keys.values())
     items += (
         item(OPTIMIZER if k.startswith(_OPTIMIZER) else TRAINING, k, t)
         for k, t in contents.tensors.items()
-        if k not in raw and k not in set(found.keys.values())
+        if k not in raw and k not in averaged
     )
     written = Manifest(
         "Keras", {}, (), source=contents.origin, evidence=(found.why, _EITHER), confidence=found.confidence

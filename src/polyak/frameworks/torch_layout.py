@@ -73,8 +73,8 @@ def _laid(paths: Paths, shadows: dict[str, Any], values: Arrays) -> Layout:
     packs = {alike: _pack(alike, shadows) for alike in _alike(small, shadows, values)}
     packed = {path for alike in packs for path in alike}
     left = [path for path in paths if path not in packed]
-    blocked = [path for path in left if is_served(values[path]) and is_served(shadows[path])]
-    elsewhere = [path for path in left if path not in set(blocked)]
+    here = {path: is_served(values[path]) and is_served(shadows[path]) for path in left}
+    blocked, elsewhere = ([path for path in left if here[path] is where] for where in (True, False))
     return Layout(packs, tuple(blocked), tuple(_chunks(elsewhere, values)))
 
 

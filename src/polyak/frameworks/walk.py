@@ -6,6 +6,7 @@ so that a weight reached in several ways gets its shortest path, and the alphabe
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -144,11 +145,10 @@ def _candidate(family: str, counts: Counter[str]) -> str:
 
 def _ranks(siblings: Sequence[Sibling]) -> list[str]:
     """Family and rank of birth; the key itself where the birth is not known."""
-    ranks = []
-    for s in siblings:
-        kin = sorted(k.born for k in siblings if k.family == s.family and k.born is not None)
-        ranks.append(s.key if s.born is None else f"{s.family}~{kin.index(s.born)}")
-    return ranks
+    kin: dict[str, list[int]] = {}
+    for born, family in sorted((s.born, s.family) for s in siblings if s.born is not None):
+        kin.setdefault(family, []).append(born)
+    return [s.key if s.born is None else f"{s.family}~{bisect_left(kin[s.family], s.born)}" for s in siblings]
 
 
 def _join(outer: str, inner: str) -> str:
