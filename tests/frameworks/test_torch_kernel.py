@@ -38,9 +38,11 @@ def test_blocks_have_the_bits_of_numpy(shape: tuple[int, ...], held: str, follow
     value = drawn(shape, 1).to(getattr(torch, followed))
     shadows = [drawn(shape, 2 + i).to(getattr(torch, held)) for i in range(len(WEIGHTS))]
     seen = value.to(getattr(torch, held)).numpy()
+    before = value.clone()
     expected = [lerp(shadow.numpy().copy(), seen, w) for shadow, w in zip(shadows, WEIGHTS, strict=True)]
     with torch.no_grad():
         torch_kernel.move_all([(value, list(zip(shadows, WEIGHTS, strict=True)))])
+    assert torch.equal(value, before)
     for shadow, right in zip(shadows, expected, strict=True):
         assert shadow.numpy().tobytes() == right.tobytes()
 

@@ -403,6 +403,22 @@ def test_no_number_of_a_large_weight_hides_behind_another(mode: str, shape: tupl
     assert (ema.values()["w"] == np.asarray(0.4 * most, dtype) / 2).all()
 
 
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_a_weight_without_a_fixed_shape_is_looked_at_too(mode: str) -> None:
+    model = tf.Module()
+    model.w = tf.Variable(tf.zeros((40, 200)), shape=(None, 200))
+    ema = polyak.EMA(model, decay=0.5, start="initial")
+    update = runner(mode, ema.update)
+    model.w.assign(tf.ones((40, 200)))
+    update()
+    model.w.assign(tf.fill((40, 200), np.nan))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NonFiniteWarning)
+        update()
+        assert (ema.values()["w"] == 0.5).all()
+    assert (ema.count, ema.skipped) == (1, 1)
+
+
 # Updates while an average is applied
 
 

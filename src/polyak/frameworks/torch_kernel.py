@@ -56,8 +56,9 @@ def _move(shadow: Any, value: Any, w: float) -> None:
         return
     cast = value.to(shadow.dtype)
     if w < 0.5:
-        distance = torch.sub(shadow, cast, out=None if cast is value else cast)
-        _step(shadow, distance, w, shadow)
+        # Only memory that a cast has made may be written: without one, this is the weight itself.
+        room = None if value.dtype == shadow.dtype else cast
+        _step(shadow, torch.sub(shadow, cast, out=room), w, shadow)
     else:
         _step(cast, cast - shadow, 1.0 - w, shadow)
 
