@@ -203,6 +203,24 @@ def test_large_finite_weights_never_make_an_infinite_average() -> None:
     assert all(np.isfinite(value).all() for value in ema.values().values())
 
 
+@pytest.mark.parametrize("width", [1, 64, 65, 300])
+def test_large_values_are_averaged_and_one_that_is_too_large_stops_all_whatever_the_size(width: int) -> None:
+    model = keras.Sequential([keras.Input((width,)), keras.layers.Dense(width), keras.layers.Dense(1)])
+    ema = polyak.EMA(model, decay=0.5, start="copy")
+    kernel = model.layers[0].kernel
+    kernel.assign(np.full((width, width), 1e30, np.float32))  # finite, where its square is not
+    ema.update()
+    assert (ema.count, ema.skipped) == (1, 0)
+    kept = ema.values()
+    spoilt = np.full((width, width), 1e30, np.float32)
+    spoilt[-1, -1] = 3e38
+    kernel.assign(spoilt)
+    with pytest.warns(NonFiniteWarning):
+        ema.update()
+    assert (ema.count, ema.skipped) == (1, 1)
+    assert_same_bits(ema.values(), kept)
+
+
 def test_reset_starts_again_from_the_present_weights() -> None:
     model, ema = followed("sequential")
     ema.reset()
