@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import polyak
-from polyak.errors import MissingWeight, WeightError
+from polyak.errors import MissingWeight, PolyakError, WeightError
 from polyak.renaming import apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot
 
@@ -41,6 +41,26 @@ def test_an_entry_that_matches_nothing_is_refused() -> None:
 def test_a_replacement_that_does_not_fit_is_refused() -> None:
     with pytest.raises(WeightError, match=r"rename='a': .* is no replacement for it: invalid group"):
         apply_rename("a", {re.compile("a"): r"\3"})
+
+
+@pytest.mark.parametrize(
+    ("rename", "error", "message"),
+    [
+        ({"enc/k": "k"}, MissingWeight, "rename='enc/k': expected a weight of arrays, received a name of none"),
+        ({"enc/*": "b/*", "dec/*": "d/*"}, MissingWeight, r"rename='dec/\*': expected a weight of arrays"),
+        ({"enc/*": "b"}, WeightError, r"rename=\{'enc/\*': 'b'\}: expected 1 star in the new name, received 0"),
+        ({"enc/w": "b/*"}, WeightError, "expected 0 stars in the new name, received 1"),
+        (lambda path: None, WeightError, "weight 'enc/w': expected a name from the rename function, received None"),
+        (lambda path: b"w", WeightError, "weight 'enc/w': expected a name from the rename function, received b'w'"),
+    ],
+)
+def test_a_rename_that_cannot_be_meant_is_refused_and_no_file_is_written(
+    tmp_path: Any, rename: Any, error: type[PolyakError], message: str
+) -> None:
+    source = Snapshot.from_arrays({"enc/w": np.float32([1])})
+    with pytest.raises(error, match=message):
+        polyak.convert(source, tmp_path / "x.npz", rename=rename)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_renames_serve_models_and_files(tmp_path: Any) -> None:

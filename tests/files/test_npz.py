@@ -297,6 +297,15 @@ def test_other_values_under_our_manifest_are_found(tmp_path: Path) -> None:
         _ = polyak.open(tmp_path / "b.npz")["w"]
 
 
+def test_a_path_with_nothing_there_is_told_from_a_file_of_no_known_format(tmp_path: Path) -> None:
+    npz.write(Snapshot.from_arrays({"w": np.float32([1])}), tmp_path / "model.npz")
+    with pytest.raises(FileError, match=r"modle\.npz': there is nothing at this path\nhint: nearest: '.*model\.npz'"):
+        polyak.open(tmp_path / "modle.npz")
+    (tmp_path / "notes.npz").write_text("no weights")
+    with pytest.raises(UnknownFormat, match="expected weights, received a file of no known format"):
+        polyak.open(tmp_path / "notes.npz")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"nothing\.npz'"):
         npz.read(tmp_path / "nothing.npz")

@@ -120,6 +120,21 @@ def test_what_is_not_so_is_refused_before_anything_is_written(
     assert net.a.numpy().tolist() == net.b.numpy().tolist() == [0.0, 0.0]
 
 
+def test_another_set_of_weights_than_planned_is_refused(tmp_path: Path) -> None:
+    net, raw = Net(), Snapshot.from_arrays({**source()})
+    with pytest.raises(AmbiguousRole, match="arrays: expected 'average', as planned, received raw"):
+        polyak.transfer(raw, net, plan=stored(tmp_path), weights="raw")
+    assert net.a.numpy().tolist() == [0.0, 0.0]
+
+
+def test_a_file_too_large_for_a_plan_is_not_read(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    with path.open("r+b") as file:
+        file.truncate((1 << 28) + 1)
+    with pytest.raises(FileError, match="expected a plan of at most 268,435,456 bytes, received a larger file"):
+        polyak.read_plan(path)
+
+
 def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
     lines = moves(tmp_path)
     with pytest.raises(DamagedFile, match="unknown field `tagret`"):

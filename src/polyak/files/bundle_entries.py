@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from polyak.files.protobuf import Message, WireError, decode
 from polyak.weights import numpy_dtype
 
-_NON_NUMERIC = ("string", "resource", "variant")
+NON_NUMERIC = ("string", "resource", "variant")
 # In the order of tensorflow.DataType, from 1. Quantised integers are plain ones here: their scale is not in the file.
 _DTYPE_NAMES = """
     float32 float64 int32 uint8 int16 int8 string complex64 int64 bool int8 uint8 int32 bfloat16 int16 uint16 uint16
@@ -58,7 +58,7 @@ class Entry:
     @property
     def numeric(self) -> bool:
         """Whether the tensor can be read as an array."""
-        return self.dtype not in _NON_NUMERIC
+        return self.dtype not in NON_NUMERIC
 
     @property
     def nbytes(self) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
-from polyak.files.bundle_entries import DTYPES, Region, decode_region, region_slices
+from polyak.files.bundle_entries import DTYPES, NON_NUMERIC, Region, decode_region, region_slices
 from polyak.files.protobuf import Message, WireError, decode
 from polyak.files.sstable import has_magic, read_table
 from polyak.weights import numpy_dtype
@@ -59,7 +59,7 @@ def read(path: Path) -> Contents:
             raise DamagedFile(f"file {str(file)!r}: {error}", hint="copy the checkpoint again") from None
     for name in parts.keys() - described.keys():
         raise DamagedFile(f"checkpoint {str(path)!r}: tensor {name!r}: it has values and no description")
-    numeric = {name: d for name, d in described.items() if d.dtype != "string"}
+    numeric = {name: d for name, d in described.items() if d.dtype not in NON_NUMERIC}
     tensors = {
         name: Tensor(d.shape, d.dtype, partial(_assembled, d, parts.get(name, []), path)) for name, d in numeric.items()
     }

@@ -1,0 +1,64 @@
+"""What a checkpoint says beside its tensors: the optimizer's slots, and the manifest in a SavedModel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import polyak
+from polyak.errors import DamagedFile
+
+tf = pytest.importorskip("tensorflow")
+
+import polyak.tensorflow  # noqa: E402  (only if TensorFlow is there)
+
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+class Scaling(tf.Module):
+    """One weight, which can be served."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = tf.Variable([1.0, 2.0])
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return x * self.kernel
+
+
+def trained(directory: Path) -> Path:
+    """A checkpoint of a module and its optimizer with momentum."""
+    module, optimizer = Scaling(), tf.compat.v1.train.MomentumOptimizer(0.1, 0.9)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(module.kernel**2)
+    optimizer.apply_gradients([(tape.gradient(loss, module.kernel), module.kernel)])
+    return Path(tf.train.Checkpoint(model=module, optimizer=optimizer).save(str(directory / "ckpt")))
+
+
+def copied(source: Path, target: Path, without: str = "no such name") -> Path:
+    """The checkpoint again, by TensorFlow's own operations, less the tensors of a name."""
+    reader = tf.train.load_checkpoint(str(source))
+    names = [name for name in reader.get_variable_to_shape_map() if without not in name]
+    tensors = [tf.constant(reader.get_tensor(name)) for name in names]
+    tf.raw_ops.SaveV2(prefix=str(target), tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
+    return target
+
+
+def test_a_slot_without_its_tensor_is_refused(tmp_path: Path) -> None:
+    saved = trained(tmp_path)
+    assert "model/kernel" in "".join(polyak.open(copied(saved, tmp_path / "whole")))
+    with pytest.raises(DamagedFile, match=r"tensor 'model/kernel/.*momentum.*expected numbers by the object graph"):
+        polyak.open(copied(saved, tmp_path / "less", without=".OPTIMIZER_SLOT"))
+
+
+def test_a_manifest_longer_than_one_of_so_few_tensors_can_be_is_refused(tmp_path: Path) -> None:
+    ema = polyak.EMA(Scaling(), 0.5)
+    polyak.tensorflow.export(ema, tmp_path / "served", tf.TensorSpec((None, 2)))
+    note = tmp_path / "served" / "assets.extra" / "polyak.json"
+    text = note.read_bytes()
+    note.write_bytes(text + b" " * 10_000)
+    assert polyak.open(tmp_path / "served").roles == ("average",)
+    note.write_bytes(text + b" " * 1_000_000)
+    with pytest.raises(DamagedFile, match=r"polyak\.json': expected a manifest, received 1,\d\d\d,\d\d\d bytes"):
+        polyak.open(tmp_path / "served")
