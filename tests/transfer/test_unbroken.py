@@ -84,3 +84,18 @@ def test_work_that_is_done_is_not_done_again_for_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt):
         surely(work)
     assert calls == [1]
+
+
+def test_an_interrupt_while_it_is_done_again_waits_too() -> None:
+    ended = []
+
+    def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        if not ended:
+            ended.append("failed")
+            raise RuntimeError("the first time")
+        ended.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        surely(work)
+    assert ended == ["failed", "whole"]
