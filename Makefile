@@ -23,12 +23,16 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # `pip install` of polyak runs without build isolation, so its build backend is pinned with the rest.
 BUILD  := "hatchling>=1.27" "editables>=0.5" "setuptools>=70"
 
+# The tests of what pyproject.toml calls the core.
+OF_CORE := tests/averaging tests/files tests/transfer tests/dialects/test_other_names.py tests/dialects/test_keras_file.py \
+  $(wildcard tests/test_*.py)
+
 # Also set by tests/conftest.py; set here too for the doctests and the demo.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format typecheck pytest slow kill peers torture bench pins clean distclean
+.PHONY: help demo test lint format typecheck pytest coverage slow kill peers torture bench pins clean distclean
 
 help: ## this list
 	@echo "polyak: make TARGET"
@@ -54,6 +58,12 @@ pytest: $(VENV)/.test ## tests and doctests alone, without slow, kill and peers;
 	$(PYTEST) $(PYTEST_ARGS)
 	KERAS_BACKEND=jax $(PYTEST) tests/keras $(PYTEST_ARGS)
 	KERAS_BACKEND=torch $(PYTEST) tests/keras $(PYTEST_ARGS)
+
+coverage: $(VENV)/.test ## the lines and branches of the core that its own tests do not reach
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile $(OF_CORE) $(PYTEST_ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 # pytest leaves with 5 where no test carries the mark; that is said, and is no failure.
 slow kill: $(VENV)/.test
