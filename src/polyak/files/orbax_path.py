@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def _scanned(top: Path, origin: str) -> int:
             _refuse_leading_out(Path(entry.path), top, origin)
         found = entry.stat()
         if stat.S_ISREG(found.st_mode):
-            if found.st_size > _SPARSE * found.st_blocks * 512 + _FREE:
+            if sys.platform != "win32" and found.st_size > _SPARSE * found.st_blocks * 512 + _FREE:
                 raise DamagedFile(f"{origin}: {entry.name!r:.120}: {found.st_size:,} bytes, nearly all of them a hole")
             size += found.st_size
         elif not stat.S_ISDIR(found.st_mode):
