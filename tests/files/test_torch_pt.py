@@ -417,6 +417,17 @@ def test_old_files_that_do_not_describe_their_storages_are_refused(name: str, tm
         read_all(tmp_path / "old.pt")
 
 
+def test_a_small_file_of_many_expanded_tensors_is_refused(tmp_path: Path) -> None:
+    """Each alone is one that PyTorch stores so: a bias of zeros, expanded."""
+    one = tensor("ByteStorage", "0", 16, (2**26,), (0,))["w"]
+    some = archive(tmp_path, {f"w{i}": one for i in range(15)}, {"0": bytes(16)})
+    assert len(torch_pt.read(some).tensors) == 15
+    path = archive(tmp_path, {f"w{i}": one for i in range(17)}, {"0": bytes(16)})
+    size = path.stat().st_size
+    with pytest.raises(DamagedFile, match=f"in proportion to its {size} bytes, received {17 * 2**26} bytes"):
+        torch_pt.read(path)
+
+
 def test_two_tensors_of_one_path_are_refused(tmp_path: Path) -> None:
     one, other = tensor("FloatStorage", "0", 4)["w"], tensor("FloatStorage", "0", 4)["w"]
     path = archive(tmp_path, {"a/b": one, "a": {"b": other}}, {"0": bytes(16)})

@@ -22,7 +22,7 @@ from polyak.manifest import Manifest
 
 FORMAT = "torch"
 NOT_READ = "not read/"
-_START = 512
+_START = 2048
 _SHARED = 16
 _FREE = 2**30
 

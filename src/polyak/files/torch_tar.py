@@ -1,12 +1,14 @@
 """PyTorch's first format, before 0.1.10: a tar archive of storages, tensors, and the pickle that refers to them.
 
 It has no checksums but those of the archive's headers. Sources: ``torch.serialization.legacy_load`` for the members,
-POSIX.1-1988 (ustar) for the archive.
+POSIX.1-2001 (pax) for the archive: ``tarfile``, by which PyTorch wrote it, notes the parts of a second in each
+member's time, in a header of their own before that of the member.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from typing import Any, NoReturn
 from polyak.errors import DamagedFile
 from polyak.files import torch_globals
 from polyak.files.limits import most_described, most_steps
-from polyak.files.torch_globals import NotRead, Storage
+from polyak.files.torch_globals import Storage
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
 from polyak.files.torch_values import Budget, Refused
@@ -25,7 +27,10 @@ from polyak.weights import numpy_dtype
 _NAMES = (b"sys_info", b"pickle", b"storages", b"tensors")
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _UNIT = 512
-_MOST_MEMBERS = 64
+_KIND = slice(156, 157)
+_PAX = b"x"
+_PAX_SIZE = re.compile(rb"^\d+ size=(\d{1,19})$", re.MULTILINE)  # of a member of 8 GiB and more
+_MOST_HEADERS = 64
 _WINDOW = 4096  # bytes in which the description of one storage or tensor lies
 _LEAST = 16  # bytes that such a description takes at least
 _SIZE = 8
@@ -100,8 +105,9 @@ class _Archive:
 
 
 def recognises(start: bytes) -> bool:
-    """Whether a file starts as a tar archive with one of PyTorch's members."""
-    return start[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC and start[:100].rstrip(b"\0") in _NAMES
+    """Whether a file starts as a tar archive with one of PyTorch's members, behind a pax header or not."""
+    name = start[2 * _UNIT :][:100] if start[_KIND] == _PAX else start[:100]
+    return start[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC and name.rstrip(b"\0") in _NAMES
 
 
 def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
@@ -123,9 +129,8 @@ def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
 
 
 def _members(view: mmap.mmap, origin: str) -> Iterator[tuple[bytes, _Cursor]]:
-    at, seen = 0, set[bytes]()
-    while at + _UNIT <= len(view) and any(head := view[at : at + _UNIT]) and len(seen) < _MOST_MEMBERS:
-        name, size = head[:100].rstrip(b"\0"), _header_size(head, at, origin)
+    seen = set[bytes]()
+    for name, at, size in _headers(view, origin):
         start = at + _UNIT
         if name in seen or size > len(view) - start:
             raise DamagedFile(
@@ -135,7 +140,23 @@ def _members(view: mmap.mmap, origin: str) -> Iterator[tuple[bytes, _Cursor]]:
             )
         seen.add(name)
         yield name, _Cursor(view, f"{origin}: member {name.decode('ascii', 'replace')!r:.60}", start, start + size)
-        at = start + -(-size // _UNIT) * _UNIT
+
+
+def _headers(view: mmap.mmap, origin: str) -> Iterator[tuple[bytes, int, int]]:
+    """The name of each member, where its header is, and its size, which a pax header before it may give."""
+    at, noted = 0, None
+    for _ in range(_MOST_HEADERS):
+        head = view[at : at + _UNIT]
+        if len(head) < _UNIT or not any(head):
+            return
+        size = _header_size(head, at, origin)
+        if head[_KIND] == _PAX:
+            found = _PAX_SIZE.search(view[at + _UNIT : at + _UNIT + min(size, _WINDOW)])
+            noted = int(found[1]) if found else None
+        else:
+            size, noted = size if noted is None else noted, None
+            yield head[:100].rstrip(b"\0"), at, size
+        at += _UNIT + -(-size // _UNIT) * _UNIT
 
 
 def _header_size(head: bytes, at: int, origin: str) -> int:
@@ -214,6 +235,4 @@ def _read_tensors(member: _Cursor, archive: _Archive) -> None:
             member.refuse(f"expected at most {torch_globals.MOST_AXES} axes, received {axes}")
         numbers = member.numbers(f"<{2 * axes + 1}q")
         held = archive.get(value[1])
-        if not isinstance(held, (Storage, NotRead)):
-            raise Refused("a tensor without a storage")
         archive.enter(value[0], torch_globals.tensor(held, numbers[-1], numbers[:axes], numbers[axes:-1]))
