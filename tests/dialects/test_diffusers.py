@@ -55,7 +55,7 @@ def test_the_folder_of_the_model_does_not_say(tmp_path: Path) -> None:
     assert held.manifest.confidence == "unknown"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000, b"{}".ljust(2_000_001)])
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     place = folder(tmp_path / "unet")
     (place / "config.json").write_bytes(content)

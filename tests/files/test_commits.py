@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +133,65 @@ def test_a_directory_that_went_meanwhile_is_said_to_be_missing(
         raise AssertionError("the block began")
 
 
+class Swept:
+    """What happens so many times between the making of a hidden file or directory and its lock: it is swept."""
+
+    def __init__(self, times: int, folder: Path) -> None:
+        self.times, self.folder = times, folder
+
+    def happens(self) -> None:
+        for path in self.folder.iterdir():
+            if self.times > 0:
+                partial.remove(path)
+                self.times -= 1
+
+
+@pytest.mark.parametrize("kind", [replacing, replacing_directory])
+@pytest.mark.parametrize("times", [1, partial._TRIES])
+def test_what_is_swept_before_it_is_locked_is_made_again_a_number_of_times(
+    kind: Callable[[Path], AbstractContextManager[object]], times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept, hold = Swept(times, tmp_path), partial.hold
+    monkeypatch.setattr(partial, "hold", lambda handle: (swept.happens(), hold(handle)))
+    if times == 1:
+        with kind(tmp_path / "a"):
+            """Nothing is written."""
+        assert names(tmp_path) == ["a"]
+        return
+    with pytest.raises(FileError, match="a': cannot be written: no hidden file could be kept beside"), kind(tmp_path / "a"):
+        raise AssertionError("the block began")
+    assert names(tmp_path) == []
+
+
+def test_a_directory_that_is_swept_before_it_is_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept, make = Swept(1, tmp_path), Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path: (make(path), swept.happens()))
+    with replacing_directory(tmp_path / "a") as fresh:
+        (fresh / "file").write_text("new")
+    assert swept.times == 0
+    assert (tmp_path / "a" / "file").read_text() == "new"
+
+
+def test_a_name_that_may_not_survive_a_power_cut_is_an_error_and_the_new_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fsync = tmp_path / "a.safetensors", os.fsync
+    polyak.save(held(1), path)
+
+    def refuse_names(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(5, os.strerror(5))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_names)
+    with pytest.raises(FileError, match="cannot be written: Input/output error"):
+        polyak.save(held(2), path)
+    assert value(path) == 2
+    assert names(tmp_path) == ["a.safetensors"]
+
+
 # --- directories ------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +227,9 @@ def test_what_is_written_is_read_back_also_when_no_thread_can_be_started(
         with pytest.raises(DamagedFile, match="the bytes differ"), kind(tmp_path / path, check=refuse):
             """Nothing is written."""
         assert names(tmp_path) == []
+    with kind(tmp_path / path, check=lambda fresh: None):
+        """Nothing is written."""
+    assert names(tmp_path) == [path]
 
 
 def test_a_directory_that_cannot_take_its_name_leaves_the_old_one(
@@ -184,6 +249,19 @@ def test_a_directory_that_cannot_take_its_name_leaves_the_old_one(
         put(tmp_path / "d", "new")
     assert (tmp_path / "d" / "file").read_text() == "old"
     assert names(tmp_path) == ["d"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="two names change places on Linux alone")
+def test_two_paths_change_places_where_the_system_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "d" / "inner").mkdir(parents=True)
+    (tmp_path / "f").write_text("f")
+    assert atomic.exchange(tmp_path / "f", tmp_path / "d")
+    assert (tmp_path / "d").read_text() == "f"
+    with pytest.raises(FileNotFoundError):
+        atomic.exchange(tmp_path / "f", tmp_path / "missing")
+    assert not atomic.exchange(tmp_path / "f", tmp_path / "f" / "inner")  # the answer of a system that does not know how
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # an older C library
+    assert not atomic.exchange(tmp_path / "f", tmp_path / "d")
 
 
 def test_half_of_a_directory_that_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
@@ -392,6 +470,36 @@ def test_data_files_get_their_names_where_there_are_no_links(tmp_path: Path, mon
     assert polyak.open(tmp_path / "ckpt").copy()
 
 
+@pytest.mark.parametrize("function", ["link", "hold"])
+def test_data_files_get_another_number_where_another_writer_has_taken_it(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes a file of this name just before ours is linked, or sweeps ours just before it is held."""
+    other, before = tmp_path / "ckpt.data-00000-of-00001", []
+    module = {"link": os, "hold": bundle_commit}[function]
+    real = getattr(module, function)
+
+    def meet(*arguments: Any) -> None:
+        if not before:
+            before.append(True)
+            other.write_bytes(b"other") if function == "link" else other.unlink()
+        real(*arguments)
+
+    monkeypatch.setattr(module, function, meet)
+    bundle(tmp_path / "ckpt")
+    assert before
+    assert names(tmp_path) == ["ckpt.data-00000-of-00002", "ckpt.index"]
+    assert polyak.open(tmp_path / "ckpt").copy()
+
+
+def test_a_checkpoint_among_too_many_data_files_is_refused(tmp_path: Path) -> None:
+    for count in range(1, 128):
+        (tmp_path / f"ckpt.data-00000-of-{count:05d}").touch()
+    with pytest.raises(FileError, match="expected fewer than 127 data files beside it, received too many"):
+        bundle(tmp_path / "ckpt")
+    assert len(names(tmp_path)) == 127
+
+
 def test_an_index_that_is_no_checkpoints_is_not_given_another_number(tmp_path: Path) -> None:
     bundle(tmp_path / "ckpt")
     table = write_table(tmp_path / "table", [[(b"key", b"value")]])
@@ -419,3 +527,20 @@ def test_opening_waits_out_a_writer_that_replaces_parts(tmp_path: Path) -> None:
     thread.join()
     assert seen == sorted(seen)
     assert value(path) == 29
+
+
+def test_a_file_that_is_written_again_at_each_opening_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read, tries = tmp_path / "a.safetensors", polyak.files._read, []
+    polyak.save(held(1), path)
+
+    def meanwhile_written(path: Path) -> object:
+        tries.append(polyak.save(held(len(tries)), path))
+        return read(path)
+
+    monkeypatch.setattr("polyak.files._TRIES", 3)
+    monkeypatch.setattr("polyak.files._read", meanwhile_written)
+    with pytest.raises(FileError, match="it was written again at each of 3 attempts to open it"):
+        polyak.open(path)
+    assert len(tries) == 3

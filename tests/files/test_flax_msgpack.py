@@ -129,6 +129,7 @@ def test_more_bytes_behind_the_tree_are_refused(tmp_path: Path) -> None:
         (tree(chunked(b"\x80", b"\x80")), "do not make its shape"),
         (tree(chunked(b"\x81\xa10\x01", b"\x81\xa10\xc0")), "chunks that are no arrays"),
         (tree(chunked(b"\x81\xa10\xff", b"\x80")), "chunks that are no arrays"),
+        (tree(chunked(b"\xc0", b"\x81\xa11\xc0")), "chunks that are no arrays"),
     ],
 )
 def test_what_is_hostile_is_refused_at_once(tmp_path: Path, content: bytes, words: str) -> None:
@@ -161,6 +162,21 @@ def test_arrays_of_no_numbers_are_named_and_not_read(tmp_path: Path) -> None:
     assert flax_msgpack.read(path).facts == {"not read/w": "an array of no numbers"}
 
 
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (b"\xc4\x01x", "bytes"),
+        (b"\xdb" + struct.pack(">I", 65_537) + b"a" * 65_537, "a long text"),
+        (b"\xd4\x05x", "an extension of type 5"),
+    ],
+)
+def test_other_values_are_named_and_not_read(tmp_path: Path, value: bytes, what: str) -> None:
+    path = written(tmp_path / "x", b"\x82\xa1v" + value + b"\xa1w" + packed(b"\x91\x01", b"float32", bytes(4)))
+    held = flax_msgpack.read(path)
+    assert held.facts == {"not read/v": what}
+    assert held.tensors["w"].read().tolist() == [0]
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_tree_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = written(tmp_path_factory.getbasetemp() / "any", b"\x81\xa1w" + content)
@@ -172,3 +188,4 @@ def test_any_bytes_are_a_tree_or_refused(tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("content", [b"", b"\x80", b"\x80\x04\x95", b"PK\x03\x04", b"\x89HDF\r\n", b"{}", b"\x81\x01"])
 def test_other_files_are_not_taken_for_it(tmp_path: Path, content: bytes) -> None:
     assert not flax_msgpack.recognises(written(tmp_path / "x", content))
+    assert not flax_msgpack.recognises(tmp_path)

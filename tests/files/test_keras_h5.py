@@ -19,6 +19,7 @@ import pytest
 
 import polyak
 from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.files import keras_archive, keras_h5
 
 VALUE = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -228,6 +229,15 @@ def test_other_kinds_of_data_are_refused(tmp_path: Path, make: Callable[[h5py.Fi
         polyak.open(tmp_path / "a.h5")
 
 
+def test_what_is_neither_an_array_nor_a_text_is_passed_over(tmp_path: Path) -> None:
+    with h5py.File(written(tmp_path / "a.h5"), "r+") as file:
+        file["a_type"] = np.dtype("f4")
+        file.attrs.update({"number": 3, "reference": file.ref, "text": "kept"})
+    found = keras_h5.read(tmp_path / "a.h5")
+    assert list(found.tensors) == ["layers/dense/vars/0"]
+    assert found.facts == {"text": "kept", "layers/dense/vars/name": "head"}
+
+
 def archive(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
     weights = written(path.with_suffix(".h5")).read_bytes()
     held = {"config.json": b"{}", "metadata.json": b'{"keras_version": "3.15.1"}', "model.weights.h5": weights}
@@ -298,6 +308,12 @@ def test_an_archive_without_weights_is_no_model(tmp_path: Path) -> None:
         polyak.open(tmp_path / "a.keras")
 
 
+@pytest.mark.parametrize("place", ["", "nothing.keras"])
+def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path, place: str) -> None:
+    with pytest.raises(FileError, match=r"file '.*': cannot be read: (Is a directory|No such file or directory)"):
+        keras_archive.read(tmp_path / place)
+
+
 def shards(path: Path, weight_map: object) -> Path:
     written(path.with_name("a_00000.weights.h5"))
     path.write_text(json.dumps({"metadata": {"total_size": 48}, "weight_map": weight_map}))
@@ -306,6 +322,7 @@ def shards(path: Path, weight_map: object) -> Path:
 
 def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
     path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
+    path.write_text(path.read_text().replace('{"metadata"', '{"of_a_later_keras": [1], "metadata"'))
     assert polyak.open(path)["layers/dense/vars/0"].tobytes() == VALUE.tobytes()
 
 

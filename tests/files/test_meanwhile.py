@@ -74,3 +74,10 @@ def test_a_failure_of_the_checksum_is_raised_here() -> None:
     with pytest.raises(MemoryError, match="too large"):
         meanwhile(lambda: done.append(1), lambda: _raise(MemoryError("too large")))
     assert done == [1]
+
+
+def test_both_are_done_one_after_the_other_when_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda _: _raise(RuntimeError("interpreter shutdown")))
+    file = io.BytesIO()
+    assert written(file, ARRAYS["large"], threading.get_ident) == threading.get_ident()
+    assert file.getvalue() == ARRAYS["large"].tobytes()

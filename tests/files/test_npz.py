@@ -168,6 +168,7 @@ def read_all(path: Path) -> None:
         (header(shaped("(1,)*99")), DamagedFile, "not readable"),
         (header("__import__('os').abort()"), DamagedFile, "weight 'w': not readable"),
         (header("(" * 100), DamagedFile, "weight 'w': not readable"),
+        (header("-" * 9000 + "1"), DamagedFile, "weight 'w': not readable: its header is too deep"),
         (
             b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"[" * 20_000,
             DamagedFile,

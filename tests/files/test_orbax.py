@@ -174,6 +174,33 @@ def test_large_arrays_are_cut_into_parts(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same(polyak.open(tmp_path / "x")["w"], value)
 
 
+def test_arrays_are_committed_in_batches(tmp_path: Path, arrays: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyak.files.orbax_write._BATCH", 24)
+    orbax.write(Snapshot.from_arrays(arrays), tmp_path / "x")
+    found = polyak.open(tmp_path / "x")
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        assert_same(found[name], array)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_what_the_system_refuses_is_an_error_and_nothing_stays(tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def read() -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        return np.ones(1 << 20, np.float32)
+
+    try:
+        with pytest.raises(FileError, match=r"^file '.*x': cannot be written: .*"):
+            orbax.write(Snapshot([Item("raw", Weight("w", (1 << 20,), "float32", Kind.TRAINABLE), read)]), tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         orbax.write(Snapshot.from_arrays({f"w{value:.0f}": np.float32([value])}), tmp_path / "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -144,3 +145,43 @@ def test_a_link_that_is_made_meanwhile_is_not_replaced(kind: Replacing, tmp_path
         path.symlink_to(other)
     assert path.is_symlink()
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_mounts_are_known_where_the_system_lists_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "_MOUNTS", tmp_path / "none")
+    assert place.is_mounted(Path("/"))
+    with replacing(made(replacing, tmp_path / "a")) as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@linux
+def test_a_file_system_without_attributes_is_written_to_and_a_failing_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made(replacing, tmp_path / "a")
+
+    def answer(code: int) -> None:
+        def fail(path: Path) -> list[str]:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "listxattr", fail)
+
+    answer(errno.EIO)
+    refused(replacing, path, "a': cannot be written: Input/output error")
+    answer(errno.ENOTSUP)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_system_that_does_not_say_how_much_room_it_has_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> os.statvfs_result:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "statvfs", fail)
+    with replacing(tmp_path / "a", 10**15) as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import polyak
 from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnknownFormat
 from polyak.files import safetensors_sharded as sharded
 from polyak.manifest import State
-from polyak.snapshot import Snapshot
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
 
 INDEX = "model.safetensors.index.json"
 
@@ -50,6 +52,7 @@ def two(arrays: dict[str, Any]) -> Snapshot:
 
 @pytest.mark.parametrize("name", ["", INDEX])
 def test_a_set_of_the_hub_opens_by_its_directory_or_index(name: str, hub: Path, arrays: dict[str, Any]) -> None:
+    edited(hub / INDEX, of_a_later_hub=[1])
     found = polyak.open(hub / name)
     assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in arrays.items()}
     assert (found.roles, found.integrity) == (("raw",), "none")
@@ -206,6 +209,7 @@ def test_a_shard_of_another_model_is_refused(tmp_path: Path) -> None:
     [
         ('{"metadata": {}}', r"expected a weight_map of names to files, received \['metadata'\]"),
         ('{"weight_map": {}} }', "the index is not readable"),
+        (r'{"weight_map": {"w": "\ud800"}}', r"shard '\\ud800': expected the name of a file: 'utf-8' codec can't encode"),
     ],
 )
 def test_an_index_is_one_object_with_a_map(text: str, message: str, tmp_path: Path) -> None:
@@ -223,3 +227,38 @@ def test_a_flipped_bit_in_a_shard_is_found(arrays: dict[str, Any], tmp_path: Pat
     found = polyak.open(tmp_path)
     with pytest.raises(DamagedFile, match="expected bytes with digest"):
         _ = [found[name] for name in found]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_a_shard_that_the_system_refuses_is_told_of_the_index(tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def read() -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        return np.ones(1 << 20, np.float32)
+
+    held = Snapshot([Item("raw", Weight("w", (1 << 20,), "float32", Kind.TRAINABLE), read)])
+    try:
+        with pytest.raises(FileError, match=rf"^file '.*/{INDEX}': file '.*': cannot be written: File too large"):
+            sharded.write(held, tmp_path / INDEX)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_stay_when_a_failure_comes_after_the_index_leads_to_them(
+    arrays: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_last(handle: int) -> None:
+        if (tmp_path / INDEX).exists():
+            raise OSError(5, os.strerror(5))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_last)
+    with pytest.raises(FileError, match="cannot be written: Input/output error"):
+        sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
+    assert {n: a.tobytes() for n, a in polyak.open(tmp_path).items()} == {n: a.tobytes() for n, a in arrays.items()}

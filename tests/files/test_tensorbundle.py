@@ -824,3 +824,9 @@ def test_a_string_that_is_shorter_than_its_place_is_refused(forged: Callable[...
 
 def test_the_bytes_of_a_string_are_those_in_the_file() -> None:
     assert Entry("s", "string", (), 0, 0, 9, 0).nbytes == 9
+
+
+def test_an_object_graph_that_is_none_is_refused(tmp_path: Path) -> None:
+    prefix = save(tmp_path / "x", {"_CHECKPOINTABLE_OBJECT_GRAPH": tf.constant(b"\xff"), "a": values((2,))})
+    with pytest.raises(DamagedFile, match=r"x\.index': object graph: "), TensorBundle(prefix) as bundle:
+        _ = bundle.graph

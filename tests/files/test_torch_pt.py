@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import pickle
 import struct
 import subprocess
@@ -120,6 +121,13 @@ class Pickler(pickle._Pickler):  # the one in Python lets a script write globals
         self.save(obj.args)
         self.write(b"R")
 
+    def save_object(self, obj: Object) -> None:
+        self.save_call(obj)
+        self._batch_appends(obj.entries)
+        if obj.state is not None:
+            self.save(obj.state)
+            self.write(b"b")
+
     dispatch: ClassVar[dict[type, Any]] = {**pickle._Pickler.dispatch, Global: save_named}
 
 
@@ -137,7 +145,16 @@ class Call:
         self.function, self.args = function, args
 
 
+class Object(Call):
+    """Pickles as a call, and what the object then is given: its state, or entries as a list takes them."""
+
+    def __init__(self, function: Any, state: Any = None, entries: tuple[Any, ...] = ()) -> None:
+        super().__init__(function)
+        self.state, self.entries = state, entries
+
+
 Pickler.dispatch[Call] = Pickler.save_call
+Pickler.dispatch[Object] = Pickler.save_object
 
 
 def pickled(value: Any) -> bytes:
@@ -185,6 +202,62 @@ def test_the_files_made_here_are_read(tmp_path: Path) -> None:
         tmp_path, tensor("FloatStorage", "0", 4, (2, 2), (1, 2)), {"0": np.arange(4.0, dtype="f4").tobytes()}
     )
     assert torch_pt.read(path).tensors["w"].read().tolist() == [[0.0, 2.0], [1.0, 3.0]]
+
+
+W = tensor("FloatStorage", "0", 4)["w"]
+SCALAR = Global("numpy.core.multiarray", "scalar")
+INERT: dict[str, tuple[Any, set[str], dict[str, object]]] = {
+    "entries": ({"w": W, "d": Object(Global("collections", "deque"), None, (5, 6))}, {"w"}, {"d/0": 5, "d/1": 6}),
+    "subclass": (
+        {"w": Call(Global("torch._tensor", "_rebuild_from_type_v2"), W.function, Global("a", "B"), W.args, {})},
+        {"w"},
+        {},
+    ),
+    "class of a module": ({"w": W, "m": Identity("module", Global("a", "B"), "a.py", "class B: pass")}, {"w"}, {}),
+    "complex number": ({"w": W, "c": Call(Global("builtins", "complex"), 1.0, 2.0)}, {"w"}, {}),
+    "text of numpy": ({"w": W, "t": Call(SCALAR, Call(Global("numpy", "dtype"), "U1", False, True), b"a")}, {"w"}, {}),
+    "wide number": ({"w": W, "n": 2**63, "step": 7}, {"w"}, {"step": 7}),
+    "long text": ({"w": W, "t": "a" * 2**20, "step": 7}, {"w"}, {"step": 7}),
+    "half a character": ({"w": W, "t": "\ud800", "\ud800": 1, "step": 7}, {"w"}, {"step": 7}),
+    "module": (
+        Object(
+            Global("a", "B"),
+            {
+                "_parameters": {"w": W, (1, 2): W},
+                "_buffers": {"b": W},
+                "_modules": {"inner": None, (1, 2): Object(Global("a", "B"), {})},
+            },
+        ),
+        {"w", "b"},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INERT)
+def test_what_lies_beside_the_weights_is_a_fact_or_passed_over(name: str, tmp_path: Path) -> None:
+    value, tensors, facts = INERT[name]
+    held = torch_pt.read(archive(tmp_path, value, {"0": np.arange(4.0, dtype="f4").tobytes()}))
+    assert set(held.tensors) == tensors
+    assert held.facts == facts
+    assert held.tensors["w"].read().tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_tensor_under_a_key_that_is_no_name_is_named_as_not_read(tmp_path: Path) -> None:
+    held = torch_pt.read(archive(tmp_path, {"a": {"w": W, (1, 2): W}}, {"0": bytes(16)}))
+    assert set(held.tensors) == {"a/w"}
+    assert "a/?: a tensor under a key that is no name" in str(held)
+
+
+def test_an_empty_storage_may_lie_at_the_start_of_a_page(tmp_path: Path) -> None:
+    def made(padding: int) -> int:
+        """Where the bytes of the storage lie."""
+        path = archive(tmp_path, tensor("FloatStorage", "0", 0), {"pad": bytes(padding), "0": b""})
+        with zipfile.ZipFile(path) as held:
+            return held.getinfo("made/data/0").header_offset + 30 + len("made/data/0")
+
+    assert made(-made(0) % mmap.PAGESIZE) % mmap.PAGESIZE == 0
+    assert torch_pt.read(tmp_path / "made.pt").tensors["w"].read().tolist() == []
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from polyak.contents import Contents
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import zips
+from polyak.files.failures import failures_named
 from polyak.files.keras_h5 import contents, first_bytes
 from polyak.files.keras_hdf5 import Hdf5
 
@@ -41,7 +42,7 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Contents:
     """Open an archive; all checksums are verified. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
-    with _damage(origin), zips.opened(path, origin) as archive:
+    with failures_named(path, "read"), _damage(origin), zips.opened(path, origin) as archive:
         if WEIGHTS not in archive.namelist():
             raise UnknownFormat(f"{origin}: expected {WEIGHTS} in the archive, received {archive.namelist()!s:.200}")
         texts = {name: _text(archive, name, origin) for name in _TEXTS if name in archive.namelist()}
@@ -89,5 +90,3 @@ def _damage(origin: str) -> Iterator[None]:
             f"{origin}: expected a zip archive, received one that cannot be unpacked: {error!s:.200}",
             hint="it is truncated or damaged; restore it from a copy",
         ) from error
-    except OSError as error:
-        raise FileError(f"{origin}: cannot be read: {error.strerror or error}") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 import xxhash
 
 from polyak.contents import Contents, Tensor
-from polyak.errors import DamagedFile, FileError
+from polyak.errors import DamagedFile
+from polyak.files.failures import failures_named
 from polyak.files.keras_hdf5 import MAGIC, NOTE, NOTE_DIGEST, Hdf5
 from polyak.files.positioned import PositionedFile
 from polyak.manifest import Manifest, digest
@@ -95,8 +96,5 @@ def facts(held: Hdf5) -> dict[str, object]:
 
 def first_bytes(path: Path, count: int) -> bytes:
     """The start of a file. Raises FileError."""
-    try:
-        with path.open("rb") as file:
-            return file.read(count)
-    except OSError as error:
-        raise FileError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
+    with failures_named(path, "read"), path.open("rb") as file:
+        return file.read(count)

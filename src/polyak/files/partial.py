@@ -18,7 +18,7 @@ from pathlib import Path
 
 import xxhash
 
-if sys.platform != "win32":
+if sys.platform != "win32":  # pragma: no branch - Windows has no fcntl
     import fcntl
 
 PARTIAL = "partial"
@@ -112,21 +112,21 @@ def _locked(
 
 def hold(handle: int) -> None:
     """Lock what is open until it is closed, after whoever holds it now. Some file systems know no locks: none, then."""
-    if sys.platform != "win32":
+    if sys.platform != "win32":  # pragma: no branch - Windows has no fcntl
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def share(handle: int) -> None:
     """Keep what is open from being swept until it is closed, beside others who do; one's own lock becomes shared."""
-    if sys.platform != "win32":
+    if sys.platform != "win32":  # pragma: no branch - Windows has no fcntl
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def lock(handle: int) -> bool:
     """Lock what is open until it is closed; False where somebody else holds it, or nothing can be locked."""
-    if sys.platform == "win32":
+    if sys.platform == "win32":  # pragma: no cover - Windows has no fcntl
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

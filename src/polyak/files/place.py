@@ -12,7 +12,7 @@ from pathlib import Path
 from polyak.errors import FileError
 from polyak.files.failures import no_room
 
-if sys.platform != "win32":
+if sys.platform != "win32":  # pragma: no branch - Windows has no such module
     import resource
 
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -95,7 +95,7 @@ def _unescaped(text: str) -> str:
 
 
 def _attributes(path: Path) -> tuple[tuple[str, bytes], ...]:
-    if sys.platform != "linux":
+    if sys.platform != "linux":  # pragma: no cover - macOS and Windows
         return ()
     try:
         return tuple((name, os.getxattr(path, name)) for name in os.listxattr(path))
@@ -129,7 +129,7 @@ def hand_over(kept: Kept | None, handle: int, path: Path) -> None:
 
 
 def _set_attribute(handle: int, name: str, value: bytes) -> None:
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # pragma: no branch - elsewhere there are no attributes to set
         try:
             os.setxattr(handle, name, value)
         except OSError:
@@ -139,7 +139,7 @@ def _set_attribute(handle: int, name: str, value: bytes) -> None:
 
 def refuse_no_room(path: Path, needed: int) -> None:
     """Raise FileError where the free space, or the longest file that this process may write, is less than needed."""
-    if sys.platform == "win32":
+    if sys.platform == "win32":  # pragma: no cover - Windows has no statvfs
         return
     if (free := _free(path.parent)) is not None and free < needed:
         raise no_room(path, needed, f"{free:,} bytes are free")

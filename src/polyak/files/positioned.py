@@ -105,7 +105,7 @@ class PositionedFile:
                 done += got
 
     def _read_into(self, view: memoryview, start: int) -> int:
-        if sys.platform == "win32":
+        if sys.platform == "win32":  # pragma: no cover - Windows has no preadv
             with self._turn:
                 self._file.seek(start)
                 return int(self._file.readinto(view) or 0)

@@ -268,7 +268,8 @@ class _Turn:
 def _looked_at(turns: Sequence[_Turn], guarded: tuple[str, ...], values: Mapping[str, Any]) -> Any:
     """Whether weights that several averages follow are fit to be averaged. While all of them rest nobody looks."""
     own = [turn for turn in turns if turn.program.guarded == guarded]
-    followed = [values[path] for path in guarded]
+    # Apart from what is averaged: XLA would cast a narrow value once for both, into memory.
+    followed = [_as_stored(values[path]) for path in guarded]
     if not all(turn.rests for turn in own):
         return _are_safe(followed)
     moving = jnp.any(jnp.stack([turn.moving for turn in own]))
