@@ -107,6 +107,17 @@ def test_a_failure_is_raised_at_the_end_of_the_block(tmp_path: Path) -> None:
         block()
 
 
+def test_of_several_failures_the_first_is_raised_and_names_the_others(tmp_path: Path) -> None:
+    background, gate = polyak.Saver(), threading.Event()
+    for name in "ab":
+        background.save(held(1.0, gate), tmp_path / name / "w.safetensors")
+    gate.set()
+    with pytest.raises(FileError, match=r"a.w\.safetensors.*its directory does not exist") as caught:
+        background.close()
+    assert [str(tmp_path / "b" / "w.safetensors") in note for note in caught.value.__notes__] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_exception_of_a_block_comes_first_and_names_the_failed_save(tmp_path: Path) -> None:
     def block() -> None:
         with polyak.Saver() as background:

@@ -180,6 +180,25 @@ def test_most_rules_start_from_the_weights(rule: Rule, origin: str) -> None:
 @pytest.mark.parametrize("rule", [EMA(0.9, "zero"), TFModels(0.9)], ids=str)
 def test_zero_initialised_rules_start_from_zeros(rule: Rule) -> None:
     assert rule.origin == Every(rule, 2).origin == Delayed(rule, 0).origin == "zeros"
+    assert Splice(((0, rule), (9, Mean()))).origin == "zeros"
+    assert Splice(((0, Mean()), (9, rule))).origin == "weights"
+
+
+@pytest.mark.parametrize(
+    ("rule", "rests"),
+    [
+        (InversePower(freq=1), False),
+        (InversePower(freq=2), True),
+        (Every(Mean(), 1), False),
+        (Delayed(Every(Mean(), 2), 5), True),
+        (Splice(((0, Mean()), (9, InversePower(freq=7)))), True),
+        (Splice(((0, Mean()), (9, Copy()))), False),
+    ],
+    ids=str,
+)
+def test_a_rule_that_leaves_the_average_alone_at_most_updates_says_so(rule: Rule, rests: bool) -> None:
+    assert rule.rests == rests
+    assert (np.mean(rule.weight(np.arange(100, 200)) == 0) >= 0.5) == rests
 
 
 # --- laws of all rules ---
@@ -602,6 +621,15 @@ def test_intervals_and_delays_are_those_of_the_nearest_update() -> None:
     assert rule.scaled(8) == Delayed(Every(EMA(0.999**8, "initial"), 12), 125)
     assert rule.scaled(0.5) == Delayed(Every(EMA(0.999**0.5, "initial"), 200), 2000)
     assert Every(Mean(), 2).scaled(8) == Every(Mean(), 1)
+    assert Splice(((0, EMA(0.9)), (6, Mean()), (80, Copy()))).scaled(8) == Splice(
+        ((0, EMA(0.9**8)), (1, Mean()), (10, Copy()))
+    )
+    assert Splice(((0, EMA(0.9)), (3, Mean()))).scaled(8) == Mean()
+
+
+def test_a_scaled_rule_is_scaled_once() -> None:
+    assert Scaled(InverseGamma(), 4).scaled(2) == InverseGamma().scaled(8)
+    assert TFModels(0.999).scaled(8) == TFModels(0.999**8)
 
 
 @given(rules, st.integers(1, 6), st.integers(1, 40))

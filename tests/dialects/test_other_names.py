@@ -117,12 +117,62 @@ def test_another_count_or_shape_is_never_paired(tmp_path: Path) -> None:
         polyak.transfer(path, keras.Model(inputs, keras.layers.Dense(6)(inner(inputs))))
 
 
-def test_branches_that_were_created_in_another_order_are_refused(tmp_path: Path) -> None:
-    def branches(k: Any, swapped: bool) -> Any:
-        inputs = k.Input((6,))
-        one, two = k.layers.Dense(6)(inputs), k.layers.Dense(6)(inputs)
-        return k.Model(inputs, k.layers.Add()([two, one] if swapped else [one, two]))
+def test_layers_of_another_width_are_never_paired(tmp_path: Path) -> None:
+    def two(k: Any, width: int) -> Any:
+        return k.Sequential([k.Input((3,)), k.layers.Dense(6), k.layers.Dense(width)])
 
+    tf1(tmp_path / "m", later(lambda k: two(k, 5), 3))
+    with pytest.raises(MissingWeight, match=r"weight 'dense/kernel'.*nearest: 'dense_3/kernel'"):
+        polyak.transfer(tmp_path / "m", two(keras, 4))
+
+
+def in_itself(k: Any) -> Any:
+    """A layer under the attribute that its owner is under, too: one step of its path follows another of its name."""
+
+    class Inner(k.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = k.layers.Dense(6)
+            self.others = [k.layers.Dense(6), k.layers.LayerNormalization(), k.layers.Dense(6)]
+
+        def call(self, x: Any) -> Any:
+            for layer in (self.inner, *self.others):
+                x = layer(x)
+            return x
+
+    class Net(k.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+    model = Net()
+    model(np.zeros((1, 6), np.float32))
+    return model
+
+
+def numbered() -> polyak.Snapshot:
+    """As many weights as the nested model has, of which nothing is known but numbers and shapes."""
+    return polyak.Snapshot.from_arrays({f"w{i}": a for i, a in enumerate(nested(keras).get_weights())})
+
+
+def test_weights_of_which_too_little_is_known_are_never_paired(tmp_path: Path) -> None:
+    path, out = WRITERS["save_weights"](old(nested), tmp_path), tmp_path / "out.safetensors"
+    for source, like in ((path, numbered()), (numbered(), path), (path, in_itself(keras))):
+        with pytest.raises(MissingWeight):
+            polyak.transfer(source, out, like=like)
+    assert not out.exists()
+
+
+def branches(k: Any, swapped: bool) -> Any:
+    inputs = k.Input((6,))
+    one, two = k.layers.Dense(6)(inputs), k.layers.Dense(6)(inputs)
+    return k.Model(inputs, k.layers.Add()([two, one] if swapped else [one, two]))
+
+
+def test_branches_that_were_created_in_another_order_are_refused(tmp_path: Path) -> None:
     path = WRITERS["save_weights"](filled(branches(tf_keras, False)), tmp_path)
     with pytest.raises(AmbiguousMatch, match="'dense_1/kernel' by creation"):
         polyak.transfer(path, branches(keras, True))
@@ -151,6 +201,17 @@ def tf1(path: Path, build: Callable[[Any], Any], scope: str = "", decay: float |
         return {w.name: session.run(w) for w in model.weights}
 
 
+def later(build: Callable[[Any], Any], before: int) -> Callable[[Any], Any]:
+    """A model that is built after other layers: its automatic names do not begin at zero."""
+
+    def made(k: Any) -> Any:
+        for _ in range(before):
+            k.layers.Dense(2).build((1, 1))
+        return build(k)
+
+    return made
+
+
 def filled_here(model: Any, session: Any) -> None:
     rng = np.random.default_rng(0)
     for w in model.weights:
@@ -162,12 +223,7 @@ def filled_here(model: Any, session: Any) -> None:
 def test_a_tf1_saver_loads_into_the_keras_3_twin_without_help(
     build: Callable[[Any], Any], before: int, tmp_path: Path
 ) -> None:
-    def later(k: Any) -> Any:
-        for _ in range(before):
-            k.layers.Dense(2).build((1, 1))
-        return build(k)
-
-    held = tf1(tmp_path / "m", later)
+    held = tf1(tmp_path / "m", later(build, before))
     twin = build(keras)
     receipt = polyak.transfer(tmp_path / "m", twin)
     assert len(receipt.moved) == len(held)
@@ -198,4 +254,16 @@ def test_variables_of_the_users_own_names_need_a_rename(tmp_path: Path) -> None:
         polyak.transfer(tmp_path / "m", twin)
     rename = {"net/fc1/w": "dense/kernel", "net/fc1/b": "dense/bias", "net/fc2/w": "dense_1/kernel"}
     receipt = polyak.transfer(tmp_path / "m", twin, rename=rename | {"net/fc2/b": "dense_1/bias"})
+    assert len(receipt.renamed) == 4
+
+
+def test_branches_in_another_order_than_their_numbers_are_refused_with_both_readings(tmp_path: Path) -> None:
+    held = tf1(tmp_path / "m", later(lambda k: branches(k, False), 3))
+    assert {name.partition("/")[0] for name in held} == {"dense_3", "dense_4"}
+    twin = branches(keras, True)
+    with pytest.raises(AmbiguousMatch, match=r"'dense/kernel'.* two .*'dense_4/kernel' by order of the") as refused:
+        polyak.transfer(tmp_path / "m", twin)
+    assert "'dense_3/kernel' by order of the layers" in refused.value.message
+    assert 'rename={"dense_4/kernel": "dense/kernel"}' in refused.value.hint
+    receipt = polyak.transfer(tmp_path / "m", twin, rename={"dense_3/*": "dense/*", "dense_4/*": "dense_1/*"})
     assert len(receipt.renamed) == 4

@@ -5,6 +5,7 @@ The greatest difference of each comparison is printed (``pytest -s``) and record
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import subprocess
 import sys
@@ -600,6 +601,81 @@ def test_separable_convolutions_pair_in_order_too() -> None:
     np.testing.assert_allclose(np.asarray(model(x)), theirs, atol=TOLERANCE)
 
 
+# Globs of arrays in Keras and of those in PyTorch that stand for the same.
+APART = [
+    ("dense", "kernel", "weight"),
+    ("depthwise2d", "kernel", "weight"),
+    ("depthwise2d", "bias", "bias"),
+    ("separable2d", "pointwise_kernel", "1.weight"),
+    ("separable2d", "bias", "1.bias"),
+    ("lstm", "cell/bias", "bias_*"),
+    ("gru", "cell/kernel", "weight_ih_l0"),
+    ("gru", "cell/bias", "bias_*"),
+    ("attention", "[!a]*/kernel", "in_proj_weight"),
+    ("attention", "[!a]*/bias", "in_proj_bias"),
+    ("attention", "attention_output/kernel", "out_proj.weight"),
+    ("attention", "attention_output/bias", "out_proj.bias"),
+]
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+@pytest.mark.parametrize(("name", "of_keras", "of_torch"), APART)
+def test_a_layer_goes_over_less_the_arrays_that_are_excluded(
+    name: str, of_keras: str, of_torch: str, to_torch: bool
+) -> None:
+    model, module, _ = pair(name)
+    source, target = (model, module) if to_torch else (module, model)
+    before = polyak.snapshot(target)
+    polyak.transfer(source, target, exclude=[f"inner/{of_keras}", f"inner.{of_torch}"])
+    some = polyak.snapshot(target)
+    polyak.transfer(source, target)
+    out = f"inner.{of_torch}" if to_torch else f"inner/{of_keras}"
+    for path, array in polyak.snapshot(target).items():
+        wanted = before[path] if fnmatch.fnmatchcase(path, out) else array
+        assert some[path].tobytes() == wanted.tobytes(), path
+
+
+def test_a_recurrent_layer_of_narrow_numbers_has_the_sum_of_both_biases_rounded_once() -> None:
+    model = keras.Sequential([L.LSTM(5, recurrent_initializer="zeros", dtype="bfloat16", name="inner")])
+    model.build((None, 6, 4))
+    module = randomised_torch(nn.ModuleDict({"inner": nn.LSTM(4, 5, dtype=torch.bfloat16)}))
+    polyak.transfer(module, model)
+    bias = polyak.snapshot(model)["inner/cell/bias"]
+    wide = (module["inner"].bias_ih_l0.float() + module["inner"].bias_hh_l0.float()).to(torch.bfloat16)
+    assert bias.dtype.name == "bfloat16"
+    np.testing.assert_array_equal(bias.astype(np.float32), wide.float().detach().numpy())
+
+
+def test_a_depthwise_convolution_of_keras_2_goes_over_under_its_own_name() -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    model = tf_keras.Sequential([tf_keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="inner")])
+    images = normal(2, 9, 8, 4)
+    built(model, images)
+    assert "inner/depthwise_kernel" in polyak.snapshot(model)
+    module = nn.Sequential()
+    module.add_module("inner", nn.Conv2d(4, 8, 3, groups=4))
+    polyak.transfer(model, module)
+    assert np.abs(np.asarray(model(images)) - last(answers(module, first(images)))).max() < TOLERANCE
+
+
+def test_classes_are_said_by_several_globs_and_in_order_too() -> None:
+    module = nn.ModuleDict({"a": Theirs(4, 4), "b": Theirs(4, 4)})
+    for asked in ({}, {"by": "position"}):
+        model = keras.Sequential([Own(name="a"), Own(name="b")])
+        model.build((None, 4))
+        with pytest.raises(AmbiguousMatch):
+            polyak.transfer(module, model, layers={"a": "same"}, **asked)
+        polyak.transfer(module, model, layers={"a": "same", "b": "same"}, **asked)
+        np.testing.assert_array_equal(polyak.snapshot(model)["b/weight"], polyak.snapshot(module)["b.weight"])
+
+
+def test_weights_that_lie_as_in_pytorch_are_written_as_they_are(tmp_path: Path) -> None:
+    module = linears(4, 6, 3)
+    polyak.convert(module, tmp_path / "a.pt", layout="torch")
+    held, wanted = polyak.open(tmp_path / "a.pt"), polyak.snapshot(module)
+    assert {n: a.tobytes() for n, a in held.items()} == {n: a.tobytes() for n, a in wanted.items()}
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -731,6 +807,164 @@ def test_arrays_with_another_number_of_axes_are_refused(name: str, tmp_path: Pat
         assert {n: a.tobytes() for n, a in polyak.snapshot(model).items()} == {
             n: a.tobytes() for n, a in before.items()
         }
+
+
+def state_file(path: Path, **arrays: tuple[int, ...]) -> Path:
+    """A file of PyTorch with zeros of these shapes; two underscores stand for a dot."""
+    torch.save({name.replace("__", "."): torch.zeros(shape) for name, shape in arrays.items()}, path)
+    return path
+
+
+def holder(name: str) -> Any:
+    return pair(name)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "text"),
+    [
+        ("dense without bias", {"inner__weight": (5, 7, 1)}, r"expected 2 axes, received \(5, 7, 1\)"),
+        ("conv2d", {"inner__weight": (5,), "inner__bias": (5,)}, r"expected 4 axes, received \(5,\)"),
+        ("prelu", {"inner__weight": (5,)}, r"expected a weight that makes \(1, 1, 4\), received \(5,\)"),
+        (
+            "attention",
+            {"inner__in_proj_weight": (8, 8), "inner__out_proj__weight": (8, 8)},
+            r"expected query, key and value in one array, received \(8, 8\)",
+        ),
+        (
+            "gru",
+            {"inner__weight_ih_l0": (10, 4), "inner__weight_hh_l0": (10, 5)},
+            r"expected three gates, received \(10, 4\)",
+        ),
+        (
+            "gru",
+            {"inner__weight_ih_l0": (15, 4), "inner__bias_ih_l0": (10,), "inner__bias_hh_l0": (10,)},
+            r"expected three gates, received \(10,\)",
+        ),
+    ],
+)
+def test_an_array_that_no_such_layer_has_is_refused_with_what_is_wrong_about_it(
+    name: str, arrays: dict[str, tuple[int, ...]], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ShapeMismatch, match=f"layer 'inner' -> 'inner' .*: {text}"):
+        polyak.transfer(state_file(tmp_path / "a.pt", **arrays), holder(name), layout="torch")
+
+
+@pytest.mark.parametrize("layer", ["DepthwiseConv2D", "PReLU"])
+def test_a_class_that_the_keras_layer_is_not_is_refused_with_what_it_has(layer: str) -> None:
+    with pytest.raises(ShapeMismatch, match="expected a Keras layer with this weight, received one with weight"):
+        polyak.transfer(nn.ModuleDict({"own": Theirs(4, 4)}), own(4), layers={"own": layer})
+
+
+@pytest.mark.parametrize("layer", ["DepthwiseConv2D", "SeparableConv2D", "PReLU", "MultiHeadAttention", "Dense"])
+def test_a_class_whose_rule_knows_no_such_array_is_refused(layer: str) -> None:
+    with pytest.raises(UnexpectedWeight, match=r"weight 'own/weight': 'own' .* has nothing for it"):
+        polyak.transfer(own(4), nn.ModuleDict({"own": Theirs(4, 4)}), layers={"own": layer})
+
+
+def test_a_prelu_of_another_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnexpectedWeight, match=r"weight 'inner.slope': 'inner' .* has nothing for it"):
+        polyak.transfer(state_file(tmp_path / "a.pt", inner__slope=(4,)), holder("prelu"), layout="torch")
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+def test_what_is_left_of_an_array_that_is_made_of_several_is_refused(to_torch: bool) -> None:
+    model, module, _ = pair("attention" if to_torch else "lstm")
+    if to_torch:
+        with pytest.raises(UnexpectedWeight, match=r"weight 'inner/key/kernel': 'inner' .* has nothing for it"):
+            polyak.transfer(model, module, exclude=["inner/query/kernel", "inner.in_proj_weight"])
+    else:
+        with pytest.raises(UnexpectedWeight, match=r"weight 'inner.bias_ih_l0': 'inner' .* has nothing for it"):
+            polyak.transfer(module, model, exclude=["inner.bias_hh_l0", "inner/cell/bias"])
+
+
+def test_a_separable_convolution_of_keras_has_one_bias_and_both_kernels() -> None:
+    model = holder("separable2d")
+    biased = nn.ModuleDict({"inner": nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 5, 1))})
+    for exclude in ((), ("inner.0.weight", "inner/depthwise_kernel")):
+        with pytest.raises(UnexpectedWeight, match=r"weight 'inner.0.bias': 'inner' .* has nothing for it"):
+            polyak.transfer(biased, model, exclude=exclude)
+
+
+def test_two_layers_under_one_name_are_refused_with_both() -> None:
+    with pytest.raises(AmbiguousMatch, match=r"expected one layer 'a', received '0' \(Linear\) and '2' \(Linear\)"):
+        polyak.transfer(linears(4, 6, 6), chain(4, 6, names=("a",)), rename={"0": "a", "2": "a"})
+
+
+def test_a_layer_that_is_missing_is_shown_with_the_nearest_even_of_another_size() -> None:
+    with pytest.raises(MissingWeight, match=r"layer 'a' \(Dense\).*nearest: '0' \(Linear\)"):
+        polyak.transfer(linears(4, 7), chain(4, 6, names=("a",)))
+    with pytest.raises(MissingWeight, match=r"layer 'b' \(Dense\)") as refused:
+        polyak.transfer(linears(4, 6), chain(4, 6, 6, names=("a", "b")), rename={"0": "a"})
+    assert "nearest" not in refused.value.message
+    assert "rename" not in refused.value.hint
+
+
+def test_a_glob_of_the_source_is_no_glob_of_what_is_written() -> None:
+    model = chain(4, 6, names=("a",))
+    with pytest.raises(MissingWeight, match="include='0") as refused:
+        polyak.transfer(linears(4, 6), model, include="0.*")
+    assert "0.weight" not in str(refused.value)
+
+
+def test_a_separable_convolution_needs_two_modules() -> None:
+    model = holder("separable2d")
+    for module in (nn.Conv2d(4, 5, 3), nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 1))):
+        with pytest.raises((AmbiguousMatch, MissingWeight), match="'inner'"):
+            polyak.transfer(model, nn.ModuleDict({"inner": module}))
+
+
+def test_an_order_in_which_classes_or_axes_do_not_fit_is_refused(tmp_path: Path) -> None:
+    two = chain(4, 6, 6)
+    with pytest.raises(AmbiguousMatch, match=r"received 1 from .* and 2 for"):
+        polyak.transfer(linears(4, 6), two, by="position")
+    with pytest.raises(AmbiguousMatch, match=r"number 0 do not fit: 'x' \(Embedding\)"):
+        polyak.transfer(nn.ModuleDict({"x": nn.Embedding(4, 6)}), chain(4, 6), by="position")
+    odd = state_file(tmp_path / "a.pt", x__weight=(6, 4, 1), x__bias=(6,))
+    with pytest.raises(AmbiguousMatch, match=r"number 0 do not fit: 'x' weight \(6, 4, 1\)"):
+        polyak.transfer(odd, chain(4, 6), by="position", layout="torch")
+
+
+def of_names(path: Path, model: Any) -> Path:
+    """A file of names in the layout of Keras, which does not tell the classes of layers."""
+    saved = pytest.importorskip("safetensors.numpy")
+    saved.save_file({n: np.ascontiguousarray(a) for n, a in polyak.snapshot(model).items() if "seed" not in n}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "module", "classes"),
+    [
+        (L.Conv2D(1, 3), (None, 9, 8, 1), nn.Conv2d(1, 1, 3), '"Conv2D" or "DepthwiseConv2D"'),
+        (L.Dense(6), (None, 4), nn.Conv2d(4, 6, 3), '"Conv2D" or "DepthwiseConv2D"'),
+    ],
+)
+def test_names_alone_that_fit_several_rules_or_none_are_refused(
+    layer: Any, shape: tuple[int, ...], module: Any, classes: str, tmp_path: Path
+) -> None:
+    layer.name = "x"
+    model = keras.Sequential([layer])
+    model.build(shape)
+    with pytest.raises(AmbiguousMatch, match="no layout rule is known") as refused:
+        polyak.transfer(of_names(tmp_path / "a.safetensors", model), nn.ModuleDict({"x": module}), layout="keras")
+    assert classes in refused.value.hint
+
+
+def test_names_alone_of_a_gru_without_bias_do_not_show_what_it_computes(tmp_path: Path) -> None:
+    model = keras.Sequential([L.GRU(5, use_bias=False, name="gru")])
+    model.build((None, 6, 4))
+    path = of_names(tmp_path / "a.safetensors", model)
+    with pytest.raises(AmbiguousMatch, match="reset_after"):
+        polyak.transfer(path, nn.ModuleDict({"gru": nn.GRU(4, 5, bias=False)}), layout="keras")
+
+
+def test_only_weights_of_keras_are_named_for_pytorch(tmp_path: Path) -> None:
+    arrays = polyak.Snapshot.from_arrays({"x/kernel": np.zeros((4, 4), np.float32)})
+    for source, layout, received in ((arrays, "torch", "without a word on their layout"), (own(3), "keras", "keras")):
+        with pytest.raises(WeightError, match=f'layout={layout!r}: expected "torch" and weights of a Keras model'):
+            polyak.convert(source, tmp_path / "a.pt", layout=layout)
+        with pytest.raises(WeightError, match=received):
+            polyak.convert(source, tmp_path / "a.pt", layout=layout)
+    assert not (tmp_path / "a.pt").exists()
 
 
 class KerasMixed(keras.Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from polyak.errors import (
     WeightError,
 )
 from polyak.manifest import State
+from polyak.plan_verbs import structure_of
 from polyak.snapshot import Snapshot
+from polyak.transfer.target import Target
 
 STATE = State(rules.EMA(0.9).to_json(), 500)
 Arrays = dict[str, Any]
@@ -204,6 +207,14 @@ def test_a_file_as_target_has_all_the_checks_of_a_model(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="received a structure without values"):
         polyak.plan(source(), like, include="b").apply()
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "use", [lambda t: t.read("a"), lambda t: t.view("a"), lambda t: t.write("a", np.zeros(1)), lambda t: t.hold("a")]
+)
+def test_a_structure_has_no_value_to_read_or_write(use: Callable[[Target], object]) -> None:
+    with pytest.raises(TransferError, match="arrays: expected a model or an average to write into"):
+        use(structure_of(Snapshot.from_arrays({"a": np.zeros(1, np.float32)})))
 
 
 def test_a_plan_for_a_file_may_change_dtypes(tmp_path: Path) -> None:

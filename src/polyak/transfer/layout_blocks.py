@@ -22,7 +22,7 @@ _CELL_ARRAYS = frozenset(("kernel", "recurrent_kernel", "bias"))
 _DIRECTIONS = {"forward_layer": "forward", "backward_layer": "backward"}
 _ATTENTION = {"query": "query", "key": "key", "value": "value", "attention_output": "output"}
 _LEVEL = re.compile(r"(?P<array>(?:weight|bias)_(?:ih|hh|hr))_l(?P<level>\d+)(?P<reverse>_reverse)?")
-_PROJECTIONS = ("in_proj_weight", "q_proj_weight")
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "in_proj_bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +161,13 @@ def _joined_attention(found: list[Block]) -> list[Block]:
 
 def _levels(block: Block) -> list[Block]:
     """The layers that a recurrent module has on top of one another; one layer has the module's own path."""
-    found = {n: _LEVEL.fullmatch(n) for n in block.weights}
-    if not found or not all(found.values()):
+    found = {n: match for n in block.weights if (match := _LEVEL.fullmatch(n))}
+    if not found or len(found) < len(block.weights):
         return [block]
     levels: dict[str, dict[str, Weight]] = {}
     for name, match in found.items():
-        if match:
-            local = f"{match['array']}{match['reverse'] or ''}"
-            levels.setdefault(match["level"], {})[local] = block.weights[name]
+        local = f"{match['array']}{match['reverse'] or ''}"
+        levels.setdefault(match["level"], {})[local] = block.weights[name]
     if len(levels) == 1:
         return [Block(block.path, block.layer, held) for held in levels.values()]
     return [Block(f"{block.path}.l{level}".lstrip("."), block.layer, held) for level, held in levels.items()]
