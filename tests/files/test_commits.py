@@ -158,7 +158,10 @@ def test_what_is_swept_before_it_is_locked_is_made_again_a_number_of_times(
             """Nothing is written."""
         assert names(tmp_path) == ["a"]
         return
-    with pytest.raises(FileError, match="a': cannot be written: no hidden file could be kept beside"), kind(tmp_path / "a"):
+    with (
+        pytest.raises(FileError, match="a': cannot be written: no hidden file could be kept beside"),
+        kind(tmp_path / "a"),
+    ):
         raise AssertionError("the block began")
     assert names(tmp_path) == []
 
@@ -259,7 +262,9 @@ def test_two_paths_change_places_where_the_system_can(tmp_path: Path, monkeypatc
     assert (tmp_path / "d").read_text() == "f"
     with pytest.raises(FileNotFoundError):
         atomic.exchange(tmp_path / "f", tmp_path / "missing")
-    assert not atomic.exchange(tmp_path / "f", tmp_path / "f" / "inner")  # the answer of a system that does not know how
+    assert not atomic.exchange(
+        tmp_path / "f", tmp_path / "f" / "inner"
+    )  # the answer of a system that does not know how
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # an older C library
     assert not atomic.exchange(tmp_path / "f", tmp_path / "d")
 

@@ -174,7 +174,9 @@ def test_large_arrays_are_cut_into_parts(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same(polyak.open(tmp_path / "x")["w"], value)
 
 
-def test_arrays_are_committed_in_batches(tmp_path: Path, arrays: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_are_committed_in_batches(
+    tmp_path: Path, arrays: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("polyak.files.orbax_write._BATCH", 24)
     orbax.write(Snapshot.from_arrays(arrays), tmp_path / "x")
     found = polyak.open(tmp_path / "x")
@@ -195,7 +197,9 @@ def test_what_the_system_refuses_is_an_error_and_nothing_stays(tmp_path: Path) -
 
     try:
         with pytest.raises(FileError, match=r"^file '.*x': cannot be written: .*"):
-            orbax.write(Snapshot([Item("raw", Weight("w", (1 << 20,), "float32", Kind.TRAINABLE), read)]), tmp_path / "x")
+            orbax.write(
+                Snapshot([Item("raw", Weight("w", (1 << 20,), "float32", Kind.TRAINABLE), read)]), tmp_path / "x"
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

@@ -209,7 +209,10 @@ def test_a_shard_of_another_model_is_refused(tmp_path: Path) -> None:
     [
         ('{"metadata": {}}', r"expected a weight_map of names to files, received \['metadata'\]"),
         ('{"weight_map": {}} }', "the index is not readable"),
-        (r'{"weight_map": {"w": "\ud800"}}', r"shard '\\ud800': expected the name of a file: 'utf-8' codec can't encode"),
+        (
+            r'{"weight_map": {"w": "\ud800"}}',
+            r"shard '\\ud800': expected the name of a file: 'utf-8' codec can't encode",
+        ),
     ],
 )
 def test_an_index_is_one_object_with_a_map(text: str, message: str, tmp_path: Path) -> None:
