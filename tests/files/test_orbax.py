@@ -196,7 +196,7 @@ def test_what_the_system_refuses_is_an_error_and_nothing_stays(tmp_path: Path) -
         return np.ones(1 << 20, np.float32)
 
     try:
-        with pytest.raises(FileError, match=r"^file '.*x': cannot be written: .*"):
+        with pytest.raises(FileError, match=r"^checkpoint '.*x': cannot be written: .*Failed writing"):
             orbax.write(
                 Snapshot([Item("raw", Weight("w", (1 << 20,), "float32", Kind.TRAINABLE), read)]), tmp_path / "x"
             )

@@ -59,7 +59,9 @@ class JaxOps:
 
 
 OPS = JaxOps()
-_SMALL = 1 << 12  # numbers: XLA spends more on a sum of squares' parts and its branch than on their largest
+# A small model: so many arrays of so many numbers. XLA spends more on their squares and a branch than on their largest.
+# Of more arrays each would be looked at again for each shadow, because nothing but a branch ends what XLA fuses.
+_FEW, _SMALL = 16, 1 << 12
 
 
 def in_float64() -> Any:
@@ -297,14 +299,12 @@ def _are_safe(values: Sequence[Any]) -> Any:
     """Whether all are finite and below half of the range, so that no difference of two overflows.
 
     A finite sum of squares proves it in one quick pass. If it is not finite, it may only have overflowed, and the
-    values themselves are looked at: for small ones at once, because a branch takes longer than they do.
+    values themselves are looked at: those of a small model at once, because a branch takes longer than they do.
     """
-    small, large = ([v for v in values if (v.size <= _SMALL) == wanted] for wanted in (True, False))
-    safe = _are_within(small)
-    if not large:
-        return safe
-    total = sum(jnp.sum(jnp.square(_wide(v))).astype(jnp.float64) for v in large)
-    return safe & jax.lax.cond(jnp.isfinite(total), lambda: jnp.asarray(True), lambda: _are_within(large))
+    if len(values) <= _FEW and all(v.size <= _SMALL for v in values):
+        return _are_within(values)
+    total = sum(jnp.sum(jnp.square(_wide(v))).astype(jnp.float64) for v in values)
+    return jax.lax.cond(jnp.isfinite(total), lambda: jnp.asarray(True), lambda: _are_within(values))
 
 
 def _are_within(values: Sequence[Any]) -> Any:
