@@ -92,18 +92,22 @@ def _claimed(data: dict[int, Path], final: Path, held: ExitStack) -> int:
 
 def _takes(data: dict[int, Path], final: Path, count: int, held: ExitStack) -> bool:
     """Give the data files their names; the first one, which must not be there, and is held, decides."""
-    for number in sorted(data):
-        try:
-            os.link(data[number], _named(final, number, count))
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
-            data[number].rename(_named(final, number, count))
-        handle = os.open(_named(final, number, count), os.O_RDWR)
-        held.callback(os.close, handle)
-        hold(handle)
-        if not is_at(handle, _named(final, number, count)):
-            return False
+    with (
+        ExitStack() as taken
+    ):  # let go on failure: the next name may be one more of the same file, which it would wait for
+        for number in sorted(data):
+            try:
+                os.link(data[number], _named(final, number, count))
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                data[number].rename(_named(final, number, count))
+            handle = os.open(_named(final, number, count), os.O_RDWR)
+            taken.callback(os.close, handle)
+            hold(handle)
+            if not is_at(handle, _named(final, number, count)):
+                return False
+        held.push(taken.pop_all())
     return True
 
 
