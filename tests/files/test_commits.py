@@ -550,3 +550,22 @@ def test_a_file_that_is_written_again_at_each_opening_is_refused(
     with pytest.raises(FileError, match="it was written again at each of 3 attempts to open it"):
         polyak.open(path)
     assert len(tries) == 3
+
+
+def test_a_file_that_is_half_written_when_it_is_opened_is_opened_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole, read = tmp_path / "a.safetensors", tmp_path / "whole", polyak.files._read
+    polyak.save(held(3), path)
+    path.rename(whole)
+    path.write_bytes(whole.read_bytes()[:-5])
+
+    def meanwhile_written(path: Path) -> object:
+        try:
+            return read(path)
+        finally:
+            if whole.exists():
+                whole.replace(path)
+
+    monkeypatch.setattr("polyak.files._read", meanwhile_written)
+    assert value(path) == 3

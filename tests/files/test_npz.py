@@ -78,7 +78,9 @@ def test_files_of_numpy_open_as_numpy_opens_them(
 
 def test_ours_open_in_numpy_and_keep_every_bit_and_the_state(arrays: dict[str, Any], tmp_path: Path) -> None:
     state = State({"rule": "mean"}, 3)
-    extended = {"bf": ml_dtypes.bfloat16, "f8": ml_dtypes.float8_e4m3fn, "i4": ml_dtypes.int4}
+    extended = {
+        "bf": ml_dtypes.bfloat16, "f8": ml_dtypes.float8_e4m3fn, "f8_e5m2": ml_dtypes.float8_e5m2, "i4": ml_dtypes.int4
+    }  # fmt: skip
     arrays |= {name: np.array([[1, -2, 3]], dtype) for name, dtype in extended.items()}
     arrays |= {"scalar": np.array(1, ml_dtypes.bfloat16), "empty": np.zeros((2, 0), np.float32)}
     held = Snapshot.from_arrays(arrays, "average", state)
@@ -285,6 +287,10 @@ def test_a_manifest_of_other_weights_is_refused(tmp_path: Path) -> None:
         np.savez(tmp_path / "b.npz", **arrays, **{"polyak.json": manifest})
         with pytest.raises(DamagedFile, match=message):
             polyak.open(tmp_path / "b.npz")
+    unknown = np.frombuffer(manifest.tobytes().replace(b'"float32"', b'"float31"'), np.uint8)
+    np.savez(tmp_path / "b.npz", w=np.float32([1]), **{"polyak.json": unknown})
+    with pytest.raises(DamagedFile, match=r"weight 'w': expected \(1,\) of an unknown dtype by the manifest, received"):
+        polyak.open(tmp_path / "b.npz")
     np.savez(tmp_path / "b.npz", **{"polyak.json": np.float32([1])})
     with pytest.raises(DamagedFile, match="the manifest is not readable: expected a short text, received"):
         polyak.open(tmp_path / "b.npz")

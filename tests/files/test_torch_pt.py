@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import mmap
 import pickle
 import struct
 import subprocess
@@ -247,17 +246,6 @@ def test_a_tensor_under_a_key_that_is_no_name_is_named_as_not_read(tmp_path: Pat
     held = torch_pt.read(archive(tmp_path, {"a": {"w": W, (1, 2): W}}, {"0": bytes(16)}))
     assert set(held.tensors) == {"a/w"}
     assert held.facts == {"not read/a/?": "a tensor under a key that is no name"}
-
-
-def test_an_empty_storage_may_lie_at_the_start_of_a_page(tmp_path: Path) -> None:
-    def made(padding: int) -> int:
-        """Where the bytes of the storage lie."""
-        path = archive(tmp_path, tensor("FloatStorage", "0", 0), {"pad": bytes(padding), "0": b""})
-        with zipfile.ZipFile(path) as held:
-            return held.getinfo("made/data/0").header_offset + 30 + len("made/data/0")
-
-    assert made(-made(0) % mmap.PAGESIZE) % mmap.PAGESIZE == 0
-    assert torch_pt.read(tmp_path / "made.pt").tensors["w"].read().tolist() == []
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------

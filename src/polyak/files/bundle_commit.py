@@ -92,9 +92,7 @@ def _claimed(data: dict[int, Path], final: Path, held: ExitStack) -> int:
 
 def _takes(data: dict[int, Path], final: Path, count: int, held: ExitStack) -> bool:
     """Give the data files their names; the first one, which must not be there, and is held, decides."""
-    with (
-        ExitStack() as taken
-    ):  # let go on failure: the next name may be one more of the same file, which it would wait for
+    with ExitStack() as taken:  # let go on failure: the next name is one more of a file that is locked here
         for number in sorted(data):
             try:
                 os.link(data[number], _named(final, number, count))
