@@ -262,9 +262,8 @@ def test_two_paths_change_places_where_the_system_can(tmp_path: Path, monkeypatc
     assert (tmp_path / "d").read_text() == "f"
     with pytest.raises(FileNotFoundError):
         atomic.exchange(tmp_path / "f", tmp_path / "missing")
-    assert not atomic.exchange(
-        tmp_path / "f", tmp_path / "f" / "inner"
-    )  # the answer of a system that does not know how
+    # What a system answers that does not know how.
+    assert not atomic.exchange(tmp_path / "f", tmp_path / "f" / "inner")
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # an older C library
     assert not atomic.exchange(tmp_path / "f", tmp_path / "d")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from tests.files.bounded import file_sizes, read_under
 from tests.frameworks.zoo import ZOO
 
 import polyak
@@ -142,24 +144,16 @@ def test_a_dtype_that_keras_does_not_store_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 def test_what_the_system_refuses_to_write_is_an_error_and_the_old_file_stands(tmp_path: Path) -> None:
     """HDF5 itself would take it for written, or end the process; here there is no room for a while."""
-    import resource
-
-    path, limits = tmp_path / "a.weights.h5", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "a.weights.h5"
     path.write_bytes(b"old")
 
-    def limited(name: str, most: int) -> Item:
-        def read() -> Any:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
-            return np.ones(1 << 20, np.float32)
+    def weight(name: str, read: Callable[[], Any]) -> Item:
+        return Item("raw", replace(item(name, f"layers/{name}/vars/0").weight, shape=(1 << 20,)), read)
 
-        described = item(name, f"layers/{name}/vars/0").weight
-        return Item("raw", replace(described, shape=(1 << 20,)), read)
-
-    try:
+    with file_sizes() as bound:
+        held = polyak.Snapshot([weight("a", read_under(bound, 1 << 20)), weight("b", read_under(bound))])
         with pytest.raises(FileError, match="cannot be written: File too large"):
-            keras_write.write(polyak.Snapshot([limited("a", 1 << 20), limited("b", limits[0])]), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            keras_write.write(held, path)
     assert path.read_bytes() == b"old"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.files.bounded import file_sizes, unwritable
 from tests.files.jax_golden import GOLDEN, assert_same, expected
 
 import polyak
@@ -187,21 +188,9 @@ def test_arrays_are_committed_in_batches(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 def test_what_the_system_refuses_is_an_error_and_nothing_stays(tmp_path: Path) -> None:
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def read() -> Any:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        return np.ones(1 << 20, np.float32)
-
-    try:
-        with pytest.raises(FileError, match=r"^checkpoint '.*x': cannot be written: .*Failed writing"):
-            orbax.write(
-                Snapshot([Item("raw", Weight("w", (1 << 20,), "float32", Kind.TRAINABLE), read)]), tmp_path / "x"
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = r"^checkpoint '.*x': cannot be written: .*Failed writing"
+    with file_sizes() as bound, pytest.raises(FileError, match=message):
+        orbax.write(unwritable(bound), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.files.bounded import file_sizes
 
 from polyak.errors import FileError
 from polyak.files import place
@@ -89,14 +89,11 @@ def test_what_is_mounted_is_not_replaced(kind: Replacing, tmp_path: Path, monkey
 
 
 def test_a_file_longer_than_this_process_may_write_is_refused(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
+    with file_sizes() as bound:
+        bound(1000)
         refused(lambda path: replacing(path, 1001), tmp_path / "a", "a file of this process may have 1,000 bytes")
         with replacing(tmp_path / "a", 1000) as file:
             file.write(bytes(1000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @BOTH

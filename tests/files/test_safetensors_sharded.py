@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.files.bounded import file_sizes, unwritable
 
 import polyak
 from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnknownFormat
 from polyak.files import safetensors_sharded as sharded
 from polyak.manifest import State
-from polyak.snapshot import Item, Snapshot
-from polyak.weights import Kind, Weight
+from polyak.snapshot import Snapshot
 
 INDEX = "model.safetensors.index.json"
 
@@ -234,20 +234,9 @@ def test_a_flipped_bit_in_a_shard_is_found(arrays: dict[str, Any], tmp_path: Pat
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 def test_a_shard_that_the_system_refuses_is_told_of_the_index(tmp_path: Path) -> None:
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def read() -> Any:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        return np.ones(1 << 20, np.float32)
-
-    held = Snapshot([Item("raw", Weight("w", (1 << 20,), "float32", Kind.TRAINABLE), read)])
-    try:
-        with pytest.raises(FileError, match=rf"^file '.*/{INDEX}': file '.*': cannot be written: File too large"):
-            sharded.write(held, tmp_path / INDEX)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = rf"^file '.*/{INDEX}': file '.*': cannot be written: File too large"
+    with file_sizes() as bound, pytest.raises(FileError, match=message):
+        sharded.write(unwritable(bound), tmp_path / INDEX)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-import polyak
 from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, WeightError
 from polyak.manifest import State
 from polyak.renaming import apply_rename
@@ -20,8 +19,6 @@ from polyak.transfer.match import Pairing, nearest, pair
 from polyak.transfer.plan import make_plan
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Evidence, Kind, Weight
-
-keras = pytest.importorskip("keras")
 
 STEPS = st.sampled_from(["a", "b", "net", "blocks", "0", "1", "2", "kernel"])
 PATHS = st.lists(STEPS, min_size=1, max_size=4).map("/".join)
@@ -206,30 +203,6 @@ def test_a_scope_beside_other_weights_is_refused() -> None:
     source = [weight("net/w"), weight("optimizer/m", (5,))]
     with pytest.raises(WeightError, match="'optimizer/m': expected no such weight"):
         make_plan(snapshot(source), Memory([weight("w")]), {})
-
-
-class Scale(keras.layers.Layer):
-    """Two weights of one shape, made in the order of their names."""
-
-    def __init__(self, *names: str) -> None:
-        super().__init__()
-        self.held = [self.add_weight(name=name, shape=(3,), initializer="ones") for name in names]
-
-    def call(self, x: Any) -> Any:
-        return x * self.held[0] + self.held[1]
-
-
-def scales(*names: str) -> Any:
-    model = keras.Sequential([Scale(*names)])
-    model.build((None, 3))
-    return model
-
-
-def test_a_position_that_pairs_a_kernel_with_a_bias_is_refused() -> None:
-    source, target = scales("kernel", "bias"), scales("bias", "kernel")
-    with pytest.raises(AmbiguousMatch, match="expected 'bias' at position 0, received 'kernel'"):
-        polyak.transfer(source, target, by="position")
-    assert len(polyak.transfer(source, scales("kernel", "bias"), by="position").moved) == 2
 
 
 def test_the_nearest_weight_has_the_shape_or_a_similar_name() -> None:

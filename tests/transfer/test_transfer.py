@@ -410,6 +410,30 @@ def test_a_reshaped_weight_names_one_that_would_fit() -> None:
     assert message.startswith("weight 'a/bias': expected (5,), received (4,) from Sequential 'u'; nearest: 'b/bias'\n")
 
 
+class Scale(keras.layers.Layer):
+    """Two weights of one shape, made in the order of their names."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.held = [self.add_weight(name=name, shape=(3,), initializer="ones") for name in names]
+
+    def call(self, x: Any) -> Any:
+        return x * self.held[0] + self.held[1]
+
+
+def scales(*names: str) -> Any:
+    model = keras.Sequential([Scale(*names)])
+    model.build((None, 3))
+    return model
+
+
+def test_a_position_that_pairs_a_kernel_with_a_bias_is_refused() -> None:
+    source, target = scales("kernel", "bias"), scales("bias", "kernel")
+    with pytest.raises(AmbiguousMatch, match="expected 'bias' at position 0, received 'kernel'"):
+        polyak.transfer(source, target, by="position")
+    assert len(polyak.transfer(source, scales("kernel", "bias"), by="position").moved) == 2
+
+
 # --- dtypes ----------------------------------------------------------------------------------------------------------
 
 
