@@ -25,6 +25,13 @@ def read(content: bytes, at: int = 0, count: int = 4096) -> bytes:
     return held.read(count)
 
 
+def test_it_is_what_python_calls_a_file_to_read() -> None:
+    content = bytes(range(256)) * 40
+    held = io.BufferedReader(Watched(io.BytesIO(content), "file 'x'"))
+    assert held.seek(10) == 10
+    assert held.read() == content[10:]
+
+
 def free(size: int) -> tuple[int, int]:
     return 0, size
 

@@ -34,6 +34,12 @@ class Watched(io.RawIOBase):
         self.size = file.seek(0, os.SEEK_END)
         self.watching = True
 
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
     def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
         return self._file.seek(place, whence)
 
