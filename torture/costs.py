@@ -10,7 +10,7 @@ MOST_RATIO, LEAST_VERIFIED = 1.5, 0.9
 _TURNS = 3
 _BOUND = (
     "HDF5 computes Fletcher-32, by which Keras notices damage, in the thread that writes, and takes longer for it than "
-    "the whole bare save; CRC-32 of npz and .pt has a second thread, which gains nothing where no core is free"
+    "the whole bare save"
 )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable
 from typing import BinaryIO, TypeVar
+
+from isal.isal_zlib import crc32
 
 from polyak.files.positioned import flat_bytes
 from polyak.manifest import digest
@@ -78,4 +79,4 @@ def meanwhile(do: Callable[[], object], compute: Callable[[], T]) -> T:
 
 def _written(file: BinaryIO, head: bytes, array: Array) -> tuple[int, str]:
     body = flat_bytes(array).data if array.size else b""
-    return written(file, array, lambda: (zlib.crc32(body, zlib.crc32(head)), digest(array)))
+    return written(file, array, lambda: (crc32(body, crc32(head)), digest(array)))

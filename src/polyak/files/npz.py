@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from isal.isal_zlib import crc32
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnexpectedWeight, UnknownFormat
@@ -251,7 +252,7 @@ def _stored(source: _Source, m: _Member) -> Array:
     if source.marked:
         return body
     header = source.data.array(begin, (m.start,), "uint8")
-    if zlib.crc32(flat_bytes(body).data, zlib.crc32(flat_bytes(header).data)) != m.info.CRC:
+    if crc32(flat_bytes(body).data, crc32(flat_bytes(header).data)) != m.info.CRC:
         raise zipfile.BadZipFile(f"Bad CRC-32 of the bytes from {begin} on")
     return body
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from isal.isal_zlib import crc32
 
 from polyak.errors import DamagedFile
 from polyak.files.torch_globals import View
@@ -88,7 +89,7 @@ class Block:
             return
         found = 0
         for at in range(0, len(data), _PAGES):
-            found = zlib.crc32(data[at : at + _PAGES], found)
+            found = crc32(data[at : at + _PAGES], found)
             self._release(at, _PAGES)
         if found != self.crc:
             raise DamagedFile(
