@@ -218,7 +218,9 @@ def some(modules: Collection[str], count: int) -> Outcome:
 _MEANING = [module for module in TESTS if module.startswith(("averaging/", "transfer/", "renaming"))]
 _KEEPING = [module for module in TESTS if module not in _MEANING]
 CAMPAIGNS = (
-    Campaign("28a", "No check, bound, lock, fsync or rename can be removed unnoticed", partial(some, _KEEPING), 1, 1000),
+    Campaign(
+        "28a", "No check, bound, lock, fsync or rename can be removed unnoticed", partial(some, _KEEPING), 1, 1000
+    ),
     Campaign("28b", "Nor can one of rules, matching, layouts and transfers", partial(some, _MEANING), 1, 1000),
 )
 
