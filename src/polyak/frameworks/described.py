@@ -84,7 +84,21 @@ def _weight(found: Found, position: int, kinds: Mapping[str, Kind], saved: Saved
         saved.names,
     )
     kind = next((k for glob, k in kinds.items() if glob_match(step.path, glob)), found.own.kind)
-    return Weight(step.path, tuple(variable.shape), dtype, kind, evidence)
+    return Weight(step.path, _shape(variable, step.path), dtype, kind, evidence)
+
+
+def _shape(variable: Any, path: str) -> tuple[int, ...]:
+    """A weight's shape; that of the value which it holds, where TensorFlow lets a variable take values of several."""
+    is_fixed = getattr(variable.shape, "is_fully_defined", lambda: True)
+    if is_fixed():
+        return tuple(variable.shape)
+    value = variable.read_value().shape
+    if not value.is_fully_defined():
+        raise ModelError(
+            f"weight {path!r}: expected a shape, received one that is unknown while a function is traced",
+            hint="do this outside of the function, where the weight has a value",
+        )
+    return tuple(value)
 
 
 def _refuse_unmatched_kinds(kinds: Mapping[str, Kind], found: Sequence[Found], model: object) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import NonFinite
+from polyak.errors import ModelError, NonFinite
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.tensorflow_exchange import raw_value
 from polyak.frameworks.tensorflow_placing import Place
@@ -48,11 +48,13 @@ def bind(raw: Variables, rule: Rule | Parts, tracking: Tracking, kept: Mapping[s
 
     Raises:
         RuleError: a glob matches nothing, or a weight has no rule.
+        ModelError: a weight may take values of several shapes.
         NonFinite: a weight is NaN or infinite.
     """
     if isinstance(rule, Parts) and not kept:
         rule.check([w.path for w in raw.weights])
     followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
+    _refuse_unfixed(followed, raw)
     _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
     weights = list(map(tracking.shadowed, followed))
     place = Place.asked(tracking, None, raw.variables.values())
@@ -112,6 +114,16 @@ def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:
     own = _rule_of(rule, weight)
     zeros = own is not None and weight.kind is Kind.TRAINABLE and own.origin == "zeros"
     return tf.zeros_like(value) if zeros else tf.identity(value)
+
+
+def _refuse_unfixed(followed: list[Weight], raw: Variables) -> None:
+    for w in followed:
+        shape = raw.variables[w.path].shape
+        if not shape.is_fully_defined():
+            raise ModelError(
+                f"weight {w.path!r}: expected one shape for as long as an average follows it, received {shape}",
+                hint=f'leave it out: track(model, {{"{w.path}": None, "*": rule}})',
+            )
 
 
 def _refuse_nonfinite(followed: tuple[Weight, ...] | list[Weight], raw: Variables) -> None:
