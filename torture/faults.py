@@ -21,12 +21,12 @@ _OF_OTHERS = 40  # trials of another library's writer
 _WRITES = ("write", "pwrite64")
 
 
-def _saving(way: Way, place: Path) -> Callable[[], object]:
+def saving(way: Way, place: Path, size: int = SMALL) -> Callable[[], object]:
     """A save that answers how it failed: the kind of the error and its text; None if it did not."""
 
     def save() -> object:
         try:
-            way.saver(SMALL)(place / way.file, NEW)
+            way.saver(size)(place / way.file, NEW)
         except Exception as error:  # judged by the parent
             return [isinstance(error, FileError), f"{type(error).__name__}: {error}"]
         return None
@@ -45,9 +45,9 @@ def failing(way: Way, top: Path, most: int) -> tuple[int, list[str]]:
     for point, error in chosen:
         _copied(old, place)
         hit: list[str] = []
-        ended = watched(_saving(way, place), place, _fault(point, error, hit))
+        ended = watched(saving(way, place), place, _fault(point, error, hit))
         held = in_child(lambda: _as_list(found(way, place)))
-        if (fault := _judged(ended.said, held, error, way)) or ended.signal:
+        if (fault := judged(ended.said, held, error, way)) or ended.signal:
             lost.append(
                 f"{errno.errorcode.get(error, 'short')} at call {point} ({hit}): {fault}, signal {ended.signal}"
             )
@@ -69,7 +69,7 @@ def _fault(point: int, error: int, hit: list[str]) -> Callable[[Call], Verdict]:
     return watcher
 
 
-def _judged(said: object, held: list[int] | str, error: int, way: Way) -> str:
+def judged(said: object, held: list[int] | str, error: int, way: Way) -> str:
     """What is wrong with the end of a save, or nothing."""
     if said is None:
         return "" if held == [NEW] else f"it returned, and {held} is found"
@@ -98,11 +98,11 @@ def limited(way: Way, top: Path, trials: int) -> tuple[int, list[str]]:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             ready = way.saver(SMALL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            return _saving(Way(way.name, way.file, lambda _: ready, way.load), place)()
+            return saving(Way(way.name, way.file, lambda _: ready, way.load), place)()
 
         said = _survived(bounded)
         held = in_child(lambda: _as_list(found(way, place)))
-        fault = _judged(said, held, errno.EFBIG, way)
+        fault = judged(said, held, errno.EFBIG, way)
         if (
             not fault
             and isinstance(said, list)
@@ -137,7 +137,7 @@ def interrupted(way: Way, top: Path, trials: int) -> tuple[int, list[str]]:
 
         signal.signal(signal.SIGALRM, count)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-        said = _saving(way, place)()
+        said = saving(way, place)()
         signal.setitimer(signal.ITIMER_REAL, 0)
         return [arrived[0], said]
 
@@ -149,7 +149,7 @@ def interrupted(way: Way, top: Path, trials: int) -> tuple[int, list[str]]:
     return trials, lost
 
 
-def _outcome(ways: Sequence[Way], others: Sequence[Way], trial: object, most: int) -> Outcome:
+def outcome_of(ways: Sequence[Way], others: Sequence[Way], trial: object, most: int) -> Outcome:
     broken, counts = tried(ways, trial, most)
     _, theirs = tried(others, _kept_old(trial), min(most, _OF_OTHERS))
     each = ", ".join(f"{name} {done}" for name, (_, done) in counts.items())
@@ -169,23 +169,23 @@ def _kept_old(trial: object) -> object:
 
 
 def _calls_fail(most: int) -> Outcome:
-    return _outcome(POLYAK, OTHERS if most > 50 else OTHERS[1:2], failing, most)
+    return outcome_of(POLYAK, OTHERS if most > 50 else OTHERS[1:2], failing, most)
 
 
 def _calls_fail_tensorflow(most: int) -> Outcome:
-    return _outcome(TENSORFLOW[:2], OTHERS_TENSORFLOW, failing, most)
+    return outcome_of(TENSORFLOW[:2], OTHERS_TENSORFLOW, failing, most)
 
 
 def _no_room(trials: int) -> Outcome:
-    return _outcome(POLYAK, OTHERS if trials > 5 else OTHERS[1:2], limited, trials)
+    return outcome_of(POLYAK, OTHERS if trials > 5 else OTHERS[1:2], limited, trials)
 
 
 def _no_room_tensorflow(trials: int) -> Outcome:
-    return _outcome(TENSORFLOW[:2], OTHERS_TENSORFLOW, limited, trials)
+    return outcome_of(TENSORFLOW[:2], OTHERS_TENSORFLOW, limited, trials)
 
 
 def _storm(trials: int) -> Outcome:
-    return _outcome(POLYAK, (), interrupted, trials)
+    return outcome_of(POLYAK, (), interrupted, trials)
 
 
 CAMPAIGNS = (

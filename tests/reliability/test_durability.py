@@ -5,21 +5,22 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from torture import crowds, faults, kills, places, power
+from torture import crowds, faults, full, kills, places, power
 from torture.campaign import Campaign
 from torture.kills import at_calls, left_over
 from torture.power import cut
 from torture.tracing import AVAILABLE
-from torture.ways import OTHERS, POLYAK, Save, Way
+from torture.ways import OTHERS, POLYAK, Save, Way, arrays
 
 from polyak.files import atomic, bundle_commit, partial
 from polyak.files.atomic import replacing_directory, standing
 from polyak.files.bundle_commit import replacing_bundle
 
 INDEX = Path(__file__).resolve().parents[1] / "golden" / "tensorflow" / "module.index"
-TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "5b"}
-ALL = [*kills.CAMPAIGNS, *power.CAMPAIGNS, *faults.CAMPAIGNS, *crowds.CAMPAIGNS, *places.CAMPAIGNS]
+TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "4g", "5b"}
+ALL = [campaign for module in (kills, power, faults, full, crowds, places) for campaign in module.CAMPAIGNS]
 WAYS = {way.name: way for way in OTHERS}
 # A trial forks; pytest's process may hold threads of a framework by then, so campaigns run in processes of their own.
 traced = pytest.mark.skipif(not AVAILABLE, reason="system calls are watched on Linux on x86-64 alone")
@@ -143,6 +144,16 @@ def test_power_cuts_lose_nothing_that_is(way: Way, tmp_path: Path) -> None:
 def test_faults_lose_a_file_that_is_written_in_place(tmp_path: Path) -> None:
     _, lost = faults.failing(WAYS["h5py in place, as Keras"], tmp_path, 12)
     assert any("is found" in text for text in lost)
+
+
+@pytest.mark.skipif(not full.CAMPAIGNS, reason="the system lets nobody mount a file system of his own")
+def test_a_full_file_system_loses_a_file_that_is_written_in_place_and_grows(tmp_path: Path) -> None:
+    def growing(size: int) -> Save:
+        return lambda path, version: np.savez(path, **arrays(version, size * version))
+
+    way = Way("growing", "m.npz", growing, WAYS["np.savez"].load)
+    _, lost = full.full(way, tmp_path, 4)
+    assert any("is found after OSError: [Errno 28]" in text for text in lost)
 
 
 def test_readers_of_a_file_that_is_written_in_place_fail() -> None:
