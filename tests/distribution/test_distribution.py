@@ -168,3 +168,26 @@ def free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
+
+
+def joined(manner: str, folder: Path) -> list[dict[str, Any]]:
+    """What two processes of JAX have said."""
+    address = f"localhost:{free_ports(1)[0]}"
+    programs = [start("joined.py", manner, str(rank), address, str(folder), KERAS_BACKEND="jax") for rank in range(2)]
+    return [answer(program) for program in programs]
+
+
+def test_processes_of_jax_have_one_average_bit_for_bit(tmp_path: Path) -> None:
+    first, second = joined("data", tmp_path)
+    assert (first["devices"], first["here"]) == (4, 2)
+    assert_written_once(first, second)
+
+
+@pytest.mark.slow
+def test_a_weight_that_other_processes_hold_parts_of_is_refused(tmp_path: Path) -> None:
+    for said in joined("model", tmp_path):
+        assert said["refused"].startswith(
+            "weight 'wide/kernel' of ema:0.9,start=copy of Sequential: expected a value that"
+        )
+        assert said["count"] == 8
+    assert not (tmp_path / "average.safetensors").exists()

@@ -108,6 +108,11 @@ class Engine(ABC):
     def view(self, array: Any) -> Array:
         """The array's own memory where it can be had, to be looked at only."""
 
+    def is_parted(self, array: Any) -> bool:
+        """Whether other processes hold parts of it, which this one cannot read."""
+        del array
+        return False
+
     def drifted(self, array: Any) -> bool:
         """Whether devices that should hold the same part of it hold other bits."""
         del array

@@ -114,6 +114,9 @@ class JaxEngine(Engine):
     def view(self, array: Any) -> Array:
         return np.asarray(array)
 
+    def is_parted(self, array: Any) -> bool:
+        return not (array.is_fully_addressable or array.is_fully_replicated)
+
     def drifted(self, array: Any) -> bool:
         seen: dict[str, bytes] = {}
         for shard in array.addressable_shards if len(array.sharding.device_set) > 1 else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class KerasVariables(Target):
                 f"weight {path!r} of {self.label}: expected one value on all devices that hold a copy, received others",
                 hint="they have drifted apart: an update ran on some devices only; go on from a file",
             )
-        return self._engine.view(value)
+        return _seen(self._engine, value, f"weight {path!r} of {self.label}")
 
     def write(self, path: str, value: Array) -> None:
         variable = self.variables[path]
@@ -93,10 +94,11 @@ class Shadows(Target):
         return self._weights
 
     def read(self, path: str) -> Array:
-        return self._average.engine.to_numpy(self._average.held.shadows[path])
+        return np.array(self.view(path))
 
     def view(self, path: str) -> Array:
-        return self._average.engine.view(self._average.held.shadows[path])
+        shadow = self._average.held.shadows[path]
+        return _seen(self._average.engine, shadow, f"weight {path!r} of {self.label}")
 
     def write(self, path: str, value: Array) -> None:
         shadows = self._average.held.shadows
@@ -106,3 +108,14 @@ class Shadows(Target):
         # Writing puts a new array in the place of the old one, which stays as it is.
         old = self._average.held.shadows[path]
         return lambda: self._average.held.shadows.__setitem__(path, old)
+
+
+def _seen(engine: Engine, value: Any, what: str) -> Array:
+    """The value, if it can be read here. Raises ModelError."""
+    if engine.is_parted(value):
+        raise ModelError(
+            f"{what}: expected a value that this process can read, received one of which other processes hold parts",
+            hint="save with Orbax, which writes the parts of each process, or give each process the whole first: "
+            "jax.experimental.multihost_utils.process_allgather(value, tiled=True)",
+        )
+    return engine.view(value)
