@@ -13,7 +13,18 @@ from pathlib import Path
 
 from torture.campaign import Campaign, Outcome
 from torture.tracing import AVAILABLE, PASS, Call, Verdict, in_child, watched
-from torture.ways import OTHERS, OTHERS_TENSORFLOW, POLYAK, SMALL, TENSORFLOW, Way, found, start
+from torture.ways import (
+    EXPORTS,
+    OTHERS,
+    OTHERS_EXPORTS,
+    OTHERS_TENSORFLOW,
+    POLYAK,
+    SMALL,
+    TENSORFLOW,
+    Way,
+    found,
+    start,
+)  # fmt: skip
 
 MEBI = 1 << 20
 OLD, NEW = 1, 2
@@ -201,6 +212,10 @@ def _every_tensorflow(most: int) -> Outcome:
     return _outcome(TENSORFLOW, OTHERS_TENSORFLOW, at_calls, most)
 
 
+def _every_export(most: int) -> Outcome:
+    return _outcome(EXPORTS, OTHERS_EXPORTS, at_calls, most)
+
+
 def _left(most: int) -> Outcome:
     return _outcome(POLYAK, OTHERS if most > 20 else OTHERS[:1], left_over, most, "with something left or missing")
 
@@ -218,6 +233,7 @@ CAMPAIGNS = (
             "2a", "A process killed before any call that changes a file leaves the old one or the new", _every, 4, 500
         ),
         Campaign("2b", "So it is with what TensorFlow writes for polyak", _every_tensorflow, 3, 500),
+        Campaign("2c", "An export that is killed is no version that a server would take", _every_export, 3, 500),
         Campaign("5a", "The next good save removes what killed ones left, and nothing else", _left, 3, 500),
         Campaign("5b", "So it is with what TensorFlow writes for polyak", _left_tensorflow, 2, 500),
     )

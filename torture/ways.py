@@ -126,6 +126,62 @@ def _managed(size: int) -> Save:
     return save
 
 
+def _served(size: int) -> Callable[[int], tuple[object, object]]:
+    """A module that can be served, and its signature."""
+    import tensorflow as tf
+
+    made = _checkpoint(size)
+    tf.zeros(1)
+
+    class Served(tf.Module):
+        def __init__(self, version: int) -> None:
+            super().__init__()
+            self.held = made(version).module.held
+
+        @tf.function
+        def __call__(self, x: tf.Tensor) -> tf.Tensor:
+            return x + sum(tf.reduce_sum(v) for v in self.held.values())
+
+    return lambda version: (Served(version), tf.TensorSpec((None,), tf.float32))
+
+
+def _exported(size: int) -> Save:
+    """A SavedModel below the number of its version, as servers look for them."""
+    from polyak import tensorflow
+
+    made = _served(size)
+
+    def save(path: Path, version: int) -> None:
+        module, signature = made(version)
+        path.mkdir(exist_ok=True)
+        tensorflow.export(polyak.track(module, "ema:0.9"), path / str(version), signature)
+
+    return save
+
+
+def _bare_export(size: int) -> Save:
+    made = _served(size)
+
+    def save(path: Path, version: int) -> None:
+        import tensorflow as tf
+
+        module, signature = made(version)
+        signatures = {"serving_default": tf.function(module, input_signature=[signature])}
+        tf.saved_model.save(module, str(path / str(version)), signatures)
+
+    return save
+
+
+def _last_served(path: Path) -> set[int]:
+    """The weights of the newest version, as a server would load it."""
+    import tensorflow as tf
+
+    newest = max((p for p in path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    tf.saved_model.load(str(newest)).signatures["serving_default"]
+    held = polyak.open(newest)
+    return _found(held.select(held.roles[0]).values())
+
+
 def _bare_safetensors(size: int) -> Save:
     from safetensors.numpy import save_file
 
@@ -203,6 +259,8 @@ OTHERS = (
     Way("np.savez", "m.npz", _bare_npz, _load_npz),
     Way("h5py in place, as Keras", "m.weights.h5", _bare_h5, _load_h5, ("h5py",)),
 )
+EXPORTS = (Way("polyak.tensorflow.export", "served", _exported, _last_served, ("polyak.tensorflow",)),)
+OTHERS_EXPORTS = (Way("tf.saved_model.save", "served", _bare_export, _last_served, ("polyak.tensorflow",)),)
 OTHERS_TENSORFLOW = (Way("tf.train.Checkpoint.write", "m", _bare_tensorflow, _opened, ("polyak.tensorflow",)),)
 
 

@@ -19,7 +19,7 @@ from polyak.files.atomic import replacing_directory, standing
 from polyak.files.bundle_commit import replacing_bundle
 
 INDEX = Path(__file__).resolve().parents[1] / "golden" / "tensorflow" / "module.index"
-TENSORFLOW = {"1b", "2b", "3b", "4b", "4d", "4g", "5b"}
+TENSORFLOW = {"1b", "2b", "2c", "3b", "4b", "4d", "4g", "5b"}
 ALL = [campaign for module in (kills, power, faults, full, crowds, places) for campaign in module.CAMPAIGNS]
 WAYS = {way.name: way for way in OTHERS}
 # A trial forks; pytest's process may hold threads of a framework by then, so campaigns run in processes of their own.
