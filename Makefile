@@ -32,7 +32,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format typecheck pytest coverage slow kill peers torture bench pins clean distclean
+.PHONY: help demo test lint format typecheck pytest coverage slow kill peers torture fuzz bench pins clean distclean
 
 help: ## this list
 	@echo "polyak: make TARGET"
@@ -78,6 +78,9 @@ peers: $(VENV)/peers/.installed ## side by side with other libraries, which it i
 
 torture: $(VENV)/.test ## the campaigns of docs/reliability.md with their full counts; writes that page (ONLY=9: one row)
 	$(BIN)/python -m torture --minutes $(MINUTES) $(addprefix --only ,$(ONLY))
+
+fuzz: $(VENV)/peers/.installed ## the readers under libFuzzer, which keeps what reaches new code (MINUTES=5); finds are left in build/finds
+	$(VENV)/peers/bin/python -m torture._libfuzzer $$((60 * $(MINUTES)))
 
 bench: $(VENV)/peers/.installed ## speed and memory beside other tools, as tables: all, or BENCH=update (docs/performance.md)
 	$(BIN)/python -m bench $(BENCH) $(BENCH_ARGS)
