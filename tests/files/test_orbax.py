@@ -226,6 +226,13 @@ def test_what_is_no_single_tree_is_not_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine", "steps"]
 
 
+@pytest.mark.parametrize("name", [".", "..", "", "/".join("x" * 129)], ids=["dot", "dots", "empty", "deep"])
+def test_a_name_that_no_array_can_have_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnexpectedWeight, match=r"weight '.*: expected a path of at most 128 steps"):
+        orbax.write(Snapshot.from_arrays({name: np.float32([1])}), tmp_path / "m.orbax")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("names", [("a", "a/b"), ("a.b", "a/b")])
 def test_names_that_a_tree_cannot_hold_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     with pytest.raises(UnexpectedWeight, match="cannot hold it beside"):

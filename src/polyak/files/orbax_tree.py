@@ -6,6 +6,7 @@ are in ``_METADATA``; a checkpoint without it has the stored names alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -95,15 +96,19 @@ def read_tree(directory: Path, origin: str) -> Tree:
 
 def _leaf(key: str, entry: _Entry, origin: str) -> Leaf:
     try:
-        steps = [step.key for step in entry.key_metadata]
-        if len(steps) > _MOST_STEPS:
-            raise ValueError(len(steps))
-        leaf = Leaf("/".join(steps), ".".join(steps))
-        leaf.path.encode()
-        if leaf.stored and not _NO_NAMES.isdisjoint(leaf.stored.split("/")):
-            raise ValueError(leaf.stored)
+        return named([step.key for step in entry.key_metadata])
     except ValueError as error:
         raise DamagedFile(f"{origin}: {METADATA}: {key!r:.120} is not readable ({error!r:.80})") from error
+
+
+def named(steps: Sequence[str]) -> Leaf:
+    """The leaf at the end of these steps. Raises ValueError if it can have no array in a checkpoint."""
+    if len(steps) > _MOST_STEPS:
+        raise ValueError(f"{len(steps)} steps, more than {_MOST_STEPS}")
+    leaf = Leaf("/".join(steps), ".".join(steps))
+    leaf.path.encode()
+    if leaf.stored and not _NO_NAMES.isdisjoint(leaf.stored.split("/")):
+        raise ValueError(leaf.stored)
     return leaf
 
 

@@ -19,6 +19,7 @@ from polyak.errors import DtypeMismatch, FileError, ShapeMismatch, UnexpectedWei
 from polyak.files.atomic import Check, replacing_directory
 from polyak.files.orbax_path import ARRAY_HEADERS, MANIFEST, METADATA, STEP_METADATA
 from polyak.files.orbax_store import base, tensorstore
+from polyak.files.orbax_tree import named
 from polyak.manifest import Manifest, Stored, digest, encode_note
 from polyak.snapshot import Array, Snapshot, tool, versions
 from polyak.weights import numpy_dtype
@@ -88,6 +89,7 @@ def _refuse(stored: Sequence[Stored], origin: str) -> None:
             raise UnexpectedWeight(
                 f"weight {s.name!r}: {origin} cannot hold it beside {other!r}", hint="rename one of the two"
             )
+        _refuse_unnamed(s.name, steps)
         if s.weight.dtype not in _DTYPES:
             raise DtypeMismatch(
                 f"weight {s.name!r}: expected a dtype that Orbax stores, received {s.weight.dtype}",
@@ -98,6 +100,18 @@ def _refuse(stored: Sequence[Stored], origin: str) -> None:
                 f"weight {s.name!r}: expected elements, received {s.weight.shape}; Orbax stores no empty arrays",
                 hint=f'leave it out with exclude="{s.name}"',
             )
+
+
+def _refuse_unnamed(name: str, steps: Sequence[str]) -> None:
+    try:
+        readable = named(steps).stored
+    except ValueError:
+        readable = ""
+    if not readable:
+        raise UnexpectedWeight(
+            f"weight {name!r:.120}: expected a path of at most 128 steps that a directory can have, for Orbax' trees",
+            hint="rename it, or write a safetensors file",
+        )
 
 
 def _refuse_other(final: Path) -> None:
