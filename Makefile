@@ -25,6 +25,7 @@ BUILD  := "hatchling>=1.27" "editables>=0.5" "setuptools>=70"
 
 # The tests of what pyproject.toml calls the core.
 OF_CORE := tests/averaging tests/files tests/transfer tests/dialects/test_other_names.py tests/dialects/test_keras_file.py \
+  tests/dialects/test_diffusers.py tests/frameworks/test_torch_target.py \
   $(wildcard tests/test_*.py)
 
 # Also set by tests/conftest.py; set here too for the doctests and the demo.

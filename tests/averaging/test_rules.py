@@ -17,6 +17,7 @@ from tests.averaging.strategies import COPYING, RULES, STARTS, rules
 from polyak.averaging.base import Ops, Rule
 from polyak.averaging.kernel import lerp
 from polyak.averaging.parse import parse
+from polyak.averaging.parts import Parts, continued
 from polyak.averaging.profile import profile
 from polyak.averaging.rules import (
     EMA,
@@ -707,3 +708,11 @@ def test_deeply_spliced_json_is_refused() -> None:
         data = {"rule": "every", "k": 2, "of": {"rule": "splice", "pieces": [[0, data], [5, {"rule": "copy"}]]}}
     with pytest.raises(RuleError, match="eight deep"):
         from_json(data)
+
+
+def test_a_rule_that_follows_another_is_spliced_for_all_weights_or_by_part() -> None:
+    assert str(continued(parse("mean"), 10, parse("ema:0.9"), [])) == "mean until 10 then ema:0.9"
+    by_part = Parts.of({"head/*": "mean", "*": None})
+    assert str(continued(by_part, 10, Parts.of({"head/*": "copy", "*": "mean"}), [])) == (
+        "{head/*: mean until 10 then copy, *: left out}"
+    )

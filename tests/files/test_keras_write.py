@@ -170,3 +170,10 @@ def test_the_name_must_be_one_that_keras_takes(tmp_path: Path) -> None:
         keras_write.write(
             polyak.snapshot(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])), tmp_path / "a.h5"
         )
+
+
+def test_a_file_of_many_weights_is_written_though_hdf5_reads_in_it_meanwhile(tmp_path: Path) -> None:
+    """HDF5 holds a part of its own structure, and reads again what it has let go."""
+    held = polyak.Snapshot([item(f"w{i}", f"layers/layer_{i}/vars/0") for i in range(1500)])
+    keras_write.write(held, tmp_path / "m.weights.h5")
+    assert len(polyak.open(tmp_path / "m.weights.h5")) == 1500

@@ -125,3 +125,9 @@ def test_keys_of_other_checkpoints_are_not_split() -> None:
     assert split_key("net/kernel/ExponentialMovingAverage") is None
     assert split_key("_CHECKPOINTABLE_OBJECT_GRAPH") is None
     assert split_key(".ATTRIBUTES/VARIABLE_VALUE") == ObjectKey((), "VARIABLE_VALUE")
+
+
+def test_a_slot_without_a_key_is_none() -> None:
+    message = graph({0: [("model", 1), ("opt", 2)]}, {1: "w", 3: ""}, 4)
+    message.nodes[2].slot_variables.add(original_variable_node_id=1, slot_name="m", slot_variable_node_id=3)
+    assert set(parse_graph(message.SerializeToString()).tensors) == {"w"}

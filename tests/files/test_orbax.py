@@ -24,7 +24,7 @@ from tests.files.jax_golden import GOLDEN, assert_same, expected
 
 import polyak
 from polyak.errors import DamagedFile, DtypeMismatch, FileError, PolyakError, ShapeMismatch, UnexpectedWeight
-from polyak.files import orbax
+from polyak.files import orbax, orbax_write
 from polyak.files.orbax_write import NOTE
 from polyak.manifest import State
 from polyak.snapshot import Item, Snapshot
@@ -393,3 +393,24 @@ def test_a_manifest_of_other_arrays_is_refused(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "y" / NOTE, tmp_path / "x" / NOTE)
     with pytest.raises(DamagedFile, match="by the manifest"):
         polyak.open(tmp_path / "x")
+
+
+def test_nothing_is_a_checkpoint_of_nothing(tmp_path: Path) -> None:
+    orbax.write(Snapshot([]), tmp_path / "m.orbax")
+    assert len(polyak.open(tmp_path / "m.orbax")) == 0
+
+
+def test_arrays_are_committed_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orbax_write, "_BATCH", 100)
+    held = {f"w{i}": np.full(10, i, np.float32) for i in range(5)}
+    orbax.write(Snapshot.from_arrays(held), tmp_path / "m.orbax")
+    assert {name: int(value[0]) for name, value in polyak.open(tmp_path / "m.orbax").items()} == {
+        f"w{i}": i for i in range(5)
+    }
+
+
+def test_a_weight_that_changes_while_it_is_written_is_refused(tmp_path: Path) -> None:
+    item = Item("raw", Weight("w", (3,), "float32", Kind.TRAINABLE), lambda: np.zeros(4, np.float32))
+    with pytest.raises(ShapeMismatch, match=r"weight 'w': expected \(3,\) float32, received \(4,\)"):
+        orbax.write(Snapshot([item]), tmp_path / "m.orbax")
+    assert not list(tmp_path.iterdir())

@@ -15,8 +15,10 @@ from tests.files.test_orbax import copy, described
 
 import polyak
 from polyak.errors import DamagedFile, FileError
+from polyak.files import orbax, pinned
 from polyak.files.limits import MOST_HEADER
 from polyak.files.orbax_write import NOTE
+from polyak.files.pinned import Pinned
 from polyak.snapshot import Snapshot
 
 HEADERS = {"plain_zarr": "w/.zarray", "plain_zarr3": "w/zarr.json"}
@@ -121,7 +123,9 @@ def test_a_leaf_that_is_stored_under_no_name_is_refused(made: Path, step: str) -
 
 def test_a_leaf_that_is_too_deep_is_refused(made: Path) -> None:
     with_leaf(made, *["d"] * 129)
-    with pytest.raises(DamagedFile, match=r"_METADATA: .* is not readable \(ValueError\(129\)\)"):
+    with pytest.raises(
+        DamagedFile, match=r"_METADATA: .* is not readable \(ValueError\('129 steps, more than 128'\)\)"
+    ):
         polyak.open(made)
 
 
@@ -200,3 +204,35 @@ def test_a_checkpoint_that_is_open_is_read_to_its_end_after_another_took_its_pla
     del opened
     polyak.save(Snapshot.from_arrays(new), path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.orbax"]
+
+
+def test_a_name_that_no_file_can_have_is_damage(made: Path) -> None:
+    with_leaf(made, "a\0b")
+    with pytest.raises(DamagedFile, match=r"a.*b"):
+        polyak.open(made)
+
+
+def test_arrays_of_no_numbers_are_named_by_their_item_too(tmp_path: Path, made: Path) -> None:
+    step = copy("steps", tmp_path) / "9"
+    shutil.copytree(made, step / "more")
+    described(step / "more" / "w", lambda held: held.update({"dtype": "nonsense"}), ".zarray")
+    assert orbax.read(step).facts["not read/more/w"] == "an array of no numbers"
+
+
+def test_a_tree_of_nothing_has_no_arrays(made: Path) -> None:
+    described(made, lambda held: held.update({"tree_metadata": {}}), "_METADATA")
+    assert orbax.read(made).tensors == {}
+
+
+def test_a_link_to_another_file_of_the_checkpoint_is_followed(made: Path) -> None:
+    chunk = next(p for p in sorted((made / "w").iterdir()) if not p.name.startswith("."))
+    kept = polyak.open(made)["w"].tobytes()
+    chunk.rename(made / "w.data")
+    chunk.symlink_to(made / "w.data")
+    assert polyak.open(made)["w"].tobytes() == kept
+
+
+def test_where_no_directory_can_be_held_its_name_serves(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "_OPEN", made / "no such directory")
+    assert Pinned(made).path == made
+    assert polyak.open(made)["w"].shape == (3, 4)

@@ -14,7 +14,7 @@ import pytest
 from tests.files.jax_golden import GOLDEN
 from tests.files.test_torch_dcp import changed
 
-from polyak.errors import DamagedFile
+from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_dcp
 
 torch = pytest.importorskip("torch")
@@ -155,3 +155,18 @@ def test_a_chunk_whose_storage_is_too_short_is_refused(sharded: Path) -> None:
     as_chunk(sharded, packed(members))
     with pytest.raises(DamagedFile, match="weight 'whole': expected a storage of 140 bytes, received 136"):
         torch_dcp.read(sharded).tensors["whole"].read()
+
+
+def test_a_list_without_chunks_is_recognised_and_refused(sharded: Path) -> None:
+    for chunk in sharded.glob("*.distcp"):
+        chunk.unlink()
+    assert torch_dcp.recognises(sharded)
+    with pytest.raises(FileError, match="is missing"):
+        torch_dcp.read(sharded)
+
+
+def test_an_object_that_is_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_dcp, "_LARGEST_OBJECT", 0)
+    facts = torch_dcp.read(GOLDEN / "dcp").facts
+    assert facts["not read/note"] == "a large or coded object"
+    assert "note" not in facts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import pickle
 import struct
 import subprocess
@@ -22,9 +23,10 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import DamagedFile, PolyakError, UnknownFormat
+from polyak.errors import DamagedFile, FileError, PolyakError, UnknownFormat
 from polyak.files import torch_pt
 from polyak.files.torch_legacy import MAGIC
+from polyak.files.torch_storage import Block
 from polyak.weights import numpy_dtype
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "torch"
@@ -690,3 +692,16 @@ def survives(job: Callable[[], object]) -> None:
     with contextlib.suppress(PolyakError):
         job()
     assert time.process_time() - start < 1
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"missing\.pt': cannot be read: No such file"):
+        torch_pt.read(tmp_path / "missing.pt")
+
+
+def test_an_empty_block_lets_go_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pages").write_bytes(bytes(2 * mmap.PAGESIZE))
+    with (tmp_path / "pages").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        empty = Block(view, "a block", mmap.PAGESIZE, 0, 0)
+        assert bytes(empty.read()) == b""
+        empty.release()

@@ -12,7 +12,7 @@ from tests.files.test_torch_tar import Keyed, Made, dumped, entry, named, refuse
 
 import polyak
 from polyak.errors import DamagedFile
-from polyak.files import torch_pt
+from polyak.files import torch_pt, torch_tar
 
 torch = pytest.importorskip("torch")
 
@@ -170,3 +170,17 @@ def test_a_part_of_a_storage_must_be_described_and_lie_in_it(
 def test_a_tensor_of_a_tensor_is_refused(made: Made, tmp_path: Path) -> None:
     made.tensors[2] = (1, (2,), (1,), 0)
     refused(made, tmp_path, "a tensor without a storage")
+
+
+def test_a_module_beside_its_source_is_a_class_by_name(made: Made, tmp_path: Path) -> None:
+    made.tree = {"w": Keyed("1"), "made by": Keyed((3, "source of it"))}
+    assert torch_pt.read(write(made, tmp_path / "m.pth")).facts == {"made by": 3}
+
+
+def test_a_tensor_where_none_can_be_is_refused(made: Made, tmp_path: Path) -> None:
+    refused(made, tmp_path, "a tensor where there is none", storages=dumped(Keyed("1")))
+
+
+def test_an_archive_of_members_without_end_is_read_to_a_bound(made: Made, tmp_path: Path) -> None:
+    many = {f"more {i}": b"" for i in range(torch_tar._MOST_HEADERS)}
+    assert set(torch_pt.read(write(made, tmp_path / "m.pth", **many)).tensors) == {"w"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickletools
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 
 import polyak
 from polyak.errors import DamagedFile, DtypeMismatch, FileError
-from polyak.files import torch_write
+from polyak.files import torch_pickled, torch_write
 from polyak.manifest import State
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight, numpy_dtype
@@ -153,3 +154,9 @@ def test_a_dtype_that_pytorch_lacks_is_refused_and_nothing_is_written(tmp_path: 
     with pytest.raises(DtypeMismatch, match="'x': expected a dtype that PyTorch has, received float8_e3m4"):
         polyak.save(Snapshot.from_arrays({"x": np.ones(2, numpy_dtype("float8_e3m4"))}), tmp_path / "a.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_beyond_four_bytes_are_whole_numbers_of_eight() -> None:
+    text = torch_pickled.pickled({"w": torch_pickled.Described("0", (1 << 31, 2), "uint8")})
+    numbers = [value for _, value, _ in pickletools.genops(text) if isinstance(value, int)]
+    assert {1 << 31, 1 << 32} <= set(numbers)

@@ -15,7 +15,7 @@ from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, WeightErro
 from polyak.manifest import State
 from polyak.renaming import apply_rename
 from polyak.snapshot import Array, Item, Snapshot
-from polyak.transfer.match import Pairing, nearest, pair
+from polyak.transfer.match import Pairing, key_of, nearest, pair
 from polyak.transfer.plan import make_plan
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Evidence, Kind, Weight
@@ -217,3 +217,7 @@ def test_the_nearest_weight_has_the_shape_or_a_similar_name() -> None:
         "by name": "head/kernel",
         "none": None,
     }
+
+
+def test_the_key_of_a_path_is_the_path() -> None:
+    assert key_of(Weight("a/kernel", (1,), "float32", Kind.TRAINABLE), "path") == "a/kernel"
