@@ -32,10 +32,24 @@ def test_they_are_saved_and_transferred_as_they_are_now(shape: Any, tmp_path: Pa
 
 
 @SHAPES
-def test_an_average_refuses_them_unless_they_are_left_out(shape: Any) -> None:
+def test_an_average_follows_them_while_they_stay_as_they_are(shape: Any) -> None:
     made = module(shape, [1.0, 2.0])
-    with pytest.raises(ModelError, match=r"weight 'known': expected one shape .*\n.*\"known\": None"):
-        polyak.track(made, "ema:0.9")
+    average = polyak.track(made, "ema:0.5,start=initial")
+    made.known.assign([3.0, 4.0])
+    made.kernel.assign([[2.0]])
+    average.update()
+    np.testing.assert_array_equal(average.values()["known"], [2.0, 3.0])
+    assert "2 weights averaged" in repr(average)
+    made.known.assign([3.0, 4.0, 5.0])
+    made.kernel.assign([[9.0]])
+    with pytest.raises(ModelError, match=r"weight 'known': expected the shape \(2,\) .*, received \(3,\)\n.*None"):
+        average.update()
+    assert average.count == 1
+    np.testing.assert_array_equal(average.values()["kernel"], [[1.5]])
+
+
+def test_one_that_is_left_out_may_change() -> None:
+    made = module([None], [1.0, 2.0])
     average = polyak.track(made, {"known": None, "*": "ema:0.9"})
     made.known.assign([1.0, 2.0, 3.0])
     average.update()

@@ -30,6 +30,7 @@ class Bound:
         moved: for each rule its (shadow, weight) pairs.
         copied: pairs whose shadow is a plain copy.
         guarded: weights that must be finite, with their paths.
+        unfixed: pairs whose weight may take values of several shapes, with its path.
     """
 
     raw: Variables
@@ -37,6 +38,7 @@ class Bound:
     moved: tuple[tuple[Rule, tuple[Pair, ...]], ...] = ()
     copied: tuple[Pair, ...] = ()
     guarded: tuple[tuple[str, tf.Variable], ...] = ()
+    unfixed: tuple[tuple[str, Pair], ...] = ()
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -48,13 +50,11 @@ def bind(raw: Variables, rule: Rule | Parts, tracking: Tracking, kept: Mapping[s
 
     Raises:
         RuleError: a glob matches nothing, or a weight has no rule.
-        ModelError: a weight may take values of several shapes.
         NonFinite: a weight is NaN or infinite.
     """
     if isinstance(rule, Parts) and not kept:
         rule.check([w.path for w in raw.weights])
     followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
-    _refuse_unfixed(followed, raw)
     _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
     weights = list(map(tracking.shadowed, followed))
     place = Place.asked(tracking, None, raw.variables.values())
@@ -75,7 +75,9 @@ def group(bound: Bound, rule: Rule | Parts) -> Bound:
         else:
             copied.append(pair)
     groups = tuple((r, tuple(pairs)) for r, pairs in moved.items())
-    return replace(bound, moved=groups, copied=tuple(copied), guarded=_guarded(bound))
+    known = zip(bound.shadows.variables, bound.pairs, strict=True)
+    unfixed = tuple((path, pair) for path, pair in known if not pair[1].shape.is_fully_defined())
+    return replace(bound, moved=groups, copied=tuple(copied), guarded=_guarded(bound), unfixed=unfixed)
 
 
 def restart(bound: Bound, rule: Rule | Parts) -> None:
@@ -116,13 +118,13 @@ def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:
     return tf.zeros_like(value) if zeros else tf.identity(value)
 
 
-def _refuse_unfixed(followed: list[Weight], raw: Variables) -> None:
-    for w in followed:
-        shape = raw.variables[w.path].shape
-        if not shape.is_fully_defined():
+def refuse_resized(bound: Bound) -> None:
+    """Raise ModelError if a weight that may take values of several shapes has another one than its shadow now."""
+    for path, (shadow, weight) in bound.unfixed:
+        if (now := raw_value(weight).shape) != shadow.shape:
             raise ModelError(
-                f"weight {w.path!r}: expected one shape for as long as an average follows it, received {shape}",
-                hint=f'leave it out: track(model, {{"{w.path}": None, "*": rule}})',
+                f"weight {path!r}: expected the shape {tuple(shadow.shape)} of its average, received {tuple(now)}",
+                hint=f'track the model again; to leave the weight out: track(model, {{"{path}": None, "*": rule}})',
             )
 
 

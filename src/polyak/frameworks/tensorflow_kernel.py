@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
@@ -55,7 +55,8 @@ class TensorFlowOps:
 OPS = TensorFlowOps()
 
 
-# One compiled loop over a tensor reads and writes each number once; it costs some milliseconds a tensor to compile.
+# One compiled loop over a tensor reads and writes each number once. Starting it costs tens of microseconds a weight,
+# compiling it tens of milliseconds a shape.
 _MOST_FUSED = 512
 _LEAST_FUSED = 2**20
 # Up to so many numbers, what each operation costs TensorFlow outweighs what it computes, and a branch has several.
@@ -140,8 +141,8 @@ def _proof(value: tf.Tensor) -> tf.Tensor:
     A sum of squares is one. So is the sum of four times each value: what cancels there has not overflowed before. XLA
     takes it, as a product with a vector, on all cores and in a quarter of the time.
     """
-    last = value.shape[-1] or 0
-    if value.shape.rank < 2 or last < _WIDE_ROW:
+    last = value.shape[-1] or 0 if (value.shape.rank or 0) > 1 else 0
+    if last < _WIDE_ROW:
         return tf.nn.l2_loss(value)
     rows = tf.reshape(value, [-1, last])
     return tf.reduce_sum(tf.linalg.matvec(rows, tf.fill([last], tf.constant(4, value.dtype))))
@@ -185,7 +186,8 @@ def _are_worth_fusing(parts: Sequence[Part]) -> bool:
     shadows = [shadow for part in parts for shadow, _ in part.pairs]
     if any(shadow.device != weight.device for part in parts for shadow, weight in part.pairs):
         return False  # a program of XLA lives on one device
-    few, large = len(shadows) <= _MOST_FUSED, sum(s.shape.num_elements() for s in shadows) >= _LEAST_FUSED
+    few = len({id(weight) for part in parts for _, weight in part.pairs}) <= _MOST_FUSED
+    large = sum(s.shape.num_elements() for s in shadows) >= _LEAST_FUSED
     return few and large and not _is_spread(shadows)
 
 
@@ -194,22 +196,31 @@ def _is_spread(variables: Iterable[tf.Variable]) -> bool:
 
 
 def _fused(parts: Sequence[Part]) -> None:
-    """``move`` as one program of XLA without branches: every case is a scalar that selects among values.
+    """``move`` as programs of XLA without branches: every case is a scalar that selects among values.
 
-    Shadows of one weight stand together, so that it is in the cache when the second one asks for it.
+    A program moves all shadows of one weight, which is in the cache when the second one asks for it. What XLA compiles
+    for one weight serves all others of its shape.
     """
-    order: dict[int, list[tuple[tf.Variable, tf.Variable, int]]] = {}
+    together: dict[int, tuple[tf.Variable, list[tf.Variable], list[int]]] = {}
     for i, part in enumerate(parts):
         for shadow, weight in part.pairs:
-            order.setdefault(id(weight), []).append((shadow, weight, i))
-
-    def program(w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> None:
-        for shadow, weight, i in (one for together in order.values() for one in together):
-            shadow.assign(_moved(shadow, weight, _Share.of(w[i], rest[i], go[i])))
-
+            _, shadows, numbers = together.setdefault(id(weight), (weight, [], []))
+            shadows.append(shadow)
+            numbers.append(i)
     w, go = (tf.stack(scalars) for scalars in zip(*((part.w, part.go) for part in parts), strict=True))
-    compiled = tf.function(program, jit_compile=True, autograph=False)
-    tf.cond(tf.reduce_any(go), lambda: _without_result(compiled, w, 1 - w, go), _nothing)
+    compiled = tf.function(_move_together, jit_compile=True, autograph=False)
+
+    def run() -> None:
+        chosen = {of: (tf.gather(w, of), tf.gather(go, of)) for of in {tuple(of) for _, _, of in together.values()}}
+        for weight, shadows, numbers in together.values():
+            compiled(weight, shadows, *chosen[tuple(numbers)])
+
+    tf.cond(tf.reduce_any(go), run, _nothing)
+
+
+def _move_together(weight: tf.Variable, shadows: Sequence[tf.Variable], w: tf.Tensor, go: tf.Tensor) -> None:
+    for i, shadow in enumerate(shadows):
+        shadow.assign(_moved(shadow, weight, _Share.of(w[i], 1 - w[i], go[i])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +275,6 @@ def _copy(pairs: Pairs) -> None:
 
 def _cast_once(scalar: tf.Tensor, pairs: Pairs) -> dict[tf.DType, tf.Tensor]:
     return {dtype: tf.cast(scalar, dtype) for dtype in {shadow.dtype for shadow, _ in pairs}}
-
-
-def _without_result(function: Callable[..., Any], *arguments: tf.Tensor) -> None:
-    function(*arguments)
 
 
 def _nothing() -> None:

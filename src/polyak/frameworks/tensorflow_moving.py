@@ -11,7 +11,7 @@ import tensorflow as tf
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import Watcher, together
 from polyak.frameworks.stateful import APPLIED
-from polyak.frameworks.tensorflow_binding import Bound
+from polyak.frameworks.tensorflow_binding import Bound, refuse_resized
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
 from polyak.frameworks.tensorflow_placing import HOST
 from polyak.frameworks.tensorflow_state import Counters
@@ -53,6 +53,7 @@ class Moving:
         with together(self._averages):
             for average in self._averages:
                 average.refuse_applied()
+                refuse_resized(average.bound)
             self._step()
         for average in self._averages:
             average.report_skips()
