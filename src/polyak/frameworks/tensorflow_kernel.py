@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
 from operator import not_
@@ -84,28 +84,28 @@ def move(parts: Sequence[Part]) -> None:
         for part in parts:
             _by_case(part.pairs, part.w, part.go)
         return
-    if _are_worth_fusing(parts):
-        _fused(parts)
-        return
-    for part in parts:
-        plain, others = _sorted(part.pairs)
+    small, large = _sorted(parts)
+    for part in small:
         share = _Share.of(part.w, 1 - part.w, part.go)
-        for shadow, weight in plain:
+        for shadow, weight in part.pairs:
             shadow.assign(_moved(shadow, weight, share))
-        if others:
-            _by_case(others, part.w, part.go)
+    if _are_worth_fusing(large):
+        _fused(large)
+        return
+    for part in large:
+        _by_case(part.pairs, part.w, part.go)
 
 
 def glide(parts: Sequence[Part]) -> None:
     """``move``, in a function, for weights that are known to be 0 or below one half: a graph of a third of the size."""
-    if _are_worth_fusing(parts):
-        _fused(parts)
+    small, large = _sorted(parts)
+    for part in small:
+        _nudged(part.pairs, tf.where(part.go, part.w, 0))
+    if _are_worth_fusing(large):
+        _fused(large)
         return
-    for part in parts:
-        plain, others = _sorted(part.pairs)
-        _nudged(plain, tf.where(part.go, part.w, 0))
-        if others:
-            tf.cond(part.go & (part.w > 0), partial(_near, others, part.w), _nothing)
+    for part in large:
+        tf.cond(part.go & (part.w > 0), partial(_near, part.pairs, part.w), _nothing)
 
 
 def _by_case(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
@@ -166,13 +166,16 @@ def _is_small(variable: tf.Variable) -> bool:
     return (variable.shape.num_elements() or _SMALL + 1) <= _SMALL
 
 
-def _sorted(pairs: Pairs) -> tuple[Pairs, Pairs]:
-    """Small pairs of one dtype, which need no branch, and the others.
+def _sorted(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
+    """Small pairs of one dtype, which need no branch, and the others; of each, parts that have some.
 
     Where a cast to a wider dtype stands beside the optimizer's assignment, XLA leaves out that the weight is rounded to
     its own dtype; it does not look into a branch.
     """
-    return _parted(pairs, (_is_small(shadow) and shadow.dtype == weight.dtype for shadow, weight in pairs))
+    split = [_parted(part.pairs, (_is_small(s) and s.dtype == w.dtype for s, w in part.pairs)) for part in parts]
+    small = [replace(part, pairs=pairs) for part, (pairs, _) in zip(parts, split, strict=True) if pairs]
+    large = [replace(part, pairs=pairs) for part, (_, pairs) in zip(parts, split, strict=True) if pairs]
+    return small, large
 
 
 def _parted(things: Sequence[T], first: Iterable[bool]) -> tuple[list[T], list[T]]:
