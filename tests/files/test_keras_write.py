@@ -177,3 +177,9 @@ def test_a_file_of_many_weights_is_written_though_hdf5_reads_in_it_meanwhile(tmp
     held = polyak.Snapshot([item(f"w{i}", f"layers/layer_{i}/vars/0") for i in range(1500)])
     keras_write.write(held, tmp_path / "m.weights.h5")
     assert len(polyak.open(tmp_path / "m.weights.h5")) == 1500
+
+
+def test_hdf5_may_read_in_what_it_writes(file: Path) -> None:
+    with file.open("r+b") as opened, h5py.File(keras_write._Patient(opened), "r+") as held:
+        values = held["layers"].visititems(lambda _, found: found[()] if isinstance(found, h5py.Dataset) else None)
+    assert values.size

@@ -17,6 +17,7 @@ import polyak
 from polyak.errors import DamagedFile, FileError
 from polyak.files import orbax, pinned
 from polyak.files.limits import MOST_HEADER
+from polyak.files.orbax_store import Store
 from polyak.files.orbax_write import NOTE
 from polyak.files.pinned import Pinned
 from polyak.snapshot import Snapshot
@@ -236,3 +237,8 @@ def test_where_no_directory_can_be_held_its_name_serves(made: Path, monkeypatch:
     monkeypatch.setattr(pinned, "_OPEN", made / "no such directory")
     assert Pinned(made).path == made
     assert polyak.open(made)["w"].shape == (3, 4)
+
+
+def test_a_name_that_is_no_text_is_damage(made: Path) -> None:
+    with pytest.raises(DamagedFile, match=r"weight '.*d800'"):
+        Store(made, "a checkpoint", 1 << 20, True).headers(["\ud800"])

@@ -705,3 +705,9 @@ def test_an_empty_block_lets_go_of_nothing(tmp_path: Path) -> None:
         empty = Block(view, "a block", mmap.PAGESIZE, 0, 0)
         assert bytes(empty.read()) == b""
         empty.release()
+
+
+def test_an_old_file_of_a_module_beside_its_source_is_read(tmp_path: Path) -> None:
+    module = Identity("module", Global("torch.nn.modules.linear", "Linear"), "linear.py", "class Linear: ...")
+    (tmp_path / "old.pt").write_bytes(legacy({"made by": module, "step": 3}))
+    assert torch_pt.read(tmp_path / "old.pt").facts["step"] == 3

@@ -221,3 +221,8 @@ def test_the_nearest_weight_has_the_shape_or_a_similar_name() -> None:
 
 def test_the_key_of_a_path_is_the_path() -> None:
     assert key_of(Weight("a/kernel", (1,), "float32", Kind.TRAINABLE), "path") == "a/kernel"
+
+
+def test_a_random_seed_has_no_position() -> None:
+    seed = Weight("seed", (2,), "uint32", Kind.SEED, Evidence("", "seed", "", "", "", 3, "uint32"))
+    assert key_of(seed, "position") is None
