@@ -181,5 +181,5 @@ def test_a_file_of_many_weights_is_written_though_hdf5_reads_in_it_meanwhile(tmp
 
 def test_hdf5_may_read_in_what_it_writes(file: Path) -> None:
     with file.open("r+b") as opened, h5py.File(keras_write._Patient(opened), "r+") as held:
-        values = held["layers"].visititems(lambda _, found: found[()] if isinstance(found, h5py.Dataset) else None)
+        values = held.visititems(lambda _, found: found[()] if isinstance(found, h5py.Dataset) else None)
     assert values.size
