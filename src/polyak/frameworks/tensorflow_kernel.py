@@ -61,6 +61,8 @@ _MOST_FUSED = 512
 _LEAST_FUSED = 2**20
 # Up to so many numbers, what each operation costs TensorFlow outweighs what it computes, and a branch has several.
 _SMALL = 2**12
+# The largest number of 16 bits that is below half of the range of the float32 in which it is averaged.
+_LARGEST = {tf.bfloat16: tf.bfloat16.max / 2, tf.float16: tf.float16.max}
 # Rows of so many numbers are worth a product of their own.
 _WIDE_ROW = 32
 
@@ -129,10 +131,28 @@ def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     if not variables:
         return tf.constant(True)
     small, large = _parted(variables, map(_is_small, variables))
+    narrow, large = _parted(large, map(_has_order_in_its_bits, large))
     flats = _end_to_end(small)
     sums = [tf.cast(_proof(value), tf.float64) for value in (*flats, *map(_wide, large))]
-    finite = tf.math.is_finite(tf.add_n(sums))
-    return tf.cond(finite, lambda: tf.constant(True), lambda: _all_safe([*flats, *_end_to_end(large)]))
+    finite = tf.math.is_finite(tf.add_n(sums)) if sums else tf.constant(True)
+    rest = tf.cond(finite, lambda: tf.constant(True), lambda: _all_safe([*flats, *_end_to_end(large)]))
+    return tf.reduce_all([rest, *map(_is_tame_by_its_bits, narrow)])
+
+
+def _has_order_in_its_bits(variable: tf.Variable) -> bool:
+    """Of 16 bits, where XLA will not compile: XLA would take far longer than for a cast, TensorFlow takes half."""
+    return variable.dtype in _LARGEST and not _is_compiled()
+
+
+def _is_tame_by_its_bits(variable: tf.Variable) -> tf.Tensor:
+    """Whether all values are within what may be averaged: numbers of one sign are in the order of their bits.
+
+    Read with a sign, the largest bits are those of the largest positive number; without one, of the lowest negative.
+    """
+    most = tf.bitcast(tf.constant(_LARGEST[variable.dtype], variable.dtype), tf.int16)
+    positive = tf.reduce_max(tf.bitcast(variable, tf.int16))
+    negative = tf.bitcast(tf.reduce_max(tf.bitcast(variable, tf.uint16)), tf.int16) & 0x7FFF
+    return (positive <= most) & (negative <= most)
 
 
 def _proof(value: tf.Tensor) -> tf.Tensor:
@@ -162,17 +182,26 @@ def _wide(variable: tf.Variable) -> tf.Tensor:
     return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
 
 
+def _is_compiled() -> bool:
+    """Whether XLA will compile the function that is being traced, or one around it."""
+    return tf.__internal__.get_enclosing_xla_context() is not None
+
+
 def _is_small(variable: tf.Variable) -> bool:
     return (variable.shape.num_elements() or _SMALL + 1) <= _SMALL
 
 
 def _sorted(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-    """Small pairs of one dtype, which need no branch, and the others; of each, parts that have some.
+    """Small pairs, which need no branch, and the others; of each, parts that have some.
 
     Where a cast to a wider dtype stands beside the optimizer's assignment, XLA leaves out that the weight is rounded to
     its own dtype; it does not look into a branch.
     """
-    split = [_parted(part.pairs, (_is_small(s) and s.dtype == w.dtype for s, w in part.pairs)) for part in parts]
+    any_dtype = not _is_compiled()
+    split = [
+        _parted(part.pairs, (_is_small(s) and (any_dtype or s.dtype == w.dtype) for s, w in part.pairs))
+        for part in parts
+    ]
     small = [replace(part, pairs=pairs) for part, (pairs, _) in zip(parts, split, strict=True) if pairs]
     large = [replace(part, pairs=pairs) for part, (_, pairs) in zip(parts, split, strict=True) if pairs]
     return small, large

@@ -1,0 +1,49 @@
+"""The look at all weights on TensorFlow: eagerly, in a graph, and compiled, it judges every dtype alike."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+from polyak.frameworks.tensorflow_kernel import is_safe  # noqa: E402
+
+LARGEST = {"float64": float(np.finfo("float64").max) / 2, "float32": float(np.finfo("float32").max) / 2}
+# What is averaged in float32 may be as large as half of that.
+LARGEST |= {"bfloat16": float(tf.bfloat16.max) / 2, "float16": float(tf.float16.max)}
+SMALL, LARGE = 10, 5000
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("dtype", list(LARGEST))
+def test_the_look_accepts_what_may_be_averaged_and_nothing_else(dtype: str, size: int) -> None:
+    largest = LARGEST[dtype]
+    followed = tf.Variable(tf.zeros(size, dtype))
+    looks = [is_safe, tf.function(is_safe), tf.function(is_safe, jit_compile=True)]
+    good = [0.0, -0.0, 1.0, -1.0, largest, -largest]
+    bad = [1.01 * largest, np.inf, np.nan]
+    for others, value in product((0.0, 1.0, -1.0), (*good, *bad, *(-b for b in bad))):
+        followed.assign(_with(followed, others, value))
+        wanted = value in good
+        assert [bool(look([followed])) for look in looks] == [wanted] * 3, (dtype, others, value)
+
+
+def _with(followed: Any, others: float, value: float) -> Any:
+    values = np.full(followed.shape, others, np.float64)
+    values[followed.shape[0] // 2] = value
+    return tf.cast(values, followed.dtype)
+
+
+def test_one_of_several_dtypes_is_enough_to_refuse_all() -> None:
+    followed = [tf.Variable(tf.ones(LARGE, dtype)) for dtype in LARGEST]
+    look = tf.function(is_safe)
+    assert look(followed)
+    for one in followed:
+        one.assign(_with(one, 1.0, np.nan))
+        assert not look(followed)
+        one.assign(_with(one, 1.0, 1.0))
+    assert look(followed)
