@@ -10,6 +10,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
+import polyak  # noqa: E402
 from polyak.frameworks.tensorflow_kernel import is_safe  # noqa: E402
 
 LARGEST = {"float64": float(np.finfo("float64").max) / 2, "float32": float(np.finfo("float32").max) / 2}
@@ -47,3 +48,21 @@ def test_one_of_several_dtypes_is_enough_to_refuse_all() -> None:
         assert not look(followed)
         one.assign(_with(one, 1.0, 1.0))
     assert look(followed)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_function_that_ran_in_a_graph_follows_rounded_weights_under_xla_too(size: int) -> None:
+    """Small narrow weights move without a branch in a graph. XLA would hand them over before they are rounded."""
+    model = tf.Module()
+    model.w = tf.Variable(tf.ones(size, tf.bfloat16))
+    ema = polyak.EMA(model, 0.75, start="zero")
+
+    @tf.function
+    def step() -> None:
+        model.w.assign_sub(tf.fill([size], tf.constant(0.001, tf.bfloat16)))  # less than half of the last place
+        ema.update()
+
+    step()
+    tf.function(step, jit_compile=True)()
+    assert ema.count == 2
+    np.testing.assert_array_equal(ema.values()["w"], np.full(size, 1 - 0.75**2, np.float32))

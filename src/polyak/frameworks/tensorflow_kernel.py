@@ -187,21 +187,30 @@ def _is_compiled() -> bool:
     return tf.__internal__.get_enclosing_xla_context() is not None
 
 
+def _is_kept(weight: tf.Variable, dtype: tf.DType) -> bool:
+    """Whether ``_as_stored`` sees to it that XLA follows what the weight holds. It never looks into a branch."""
+    return weight.dtype == dtype or (weight.dtype, dtype) == (tf.bfloat16, tf.float32)
+
+
+def _as_stored(weight: tf.Variable, dtype: tf.DType) -> tf.Tensor:
+    """A weight in the dtype of its shadow. Of bfloat16, the upper half of the bits of a float32.
+
+    Where a cast to a wider dtype stands beside the optimizer's assignment, XLA leaves out that the weight is rounded to
+    its own dtype: the two casts are one to it.
+    """
+    if (weight.dtype, dtype) != (tf.bfloat16, tf.float32):
+        return tf.cast(weight, dtype)
+    bits = tf.cast(tf.bitcast(weight, tf.uint16), tf.uint32)
+    return tf.bitcast(tf.bitwise.left_shift(bits, tf.constant(16, tf.uint32)), tf.float32)
+
+
 def _is_small(variable: tf.Variable) -> bool:
     return (variable.shape.num_elements() or _SMALL + 1) <= _SMALL
 
 
 def _sorted(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-    """Small pairs, which need no branch, and the others; of each, parts that have some.
-
-    Where a cast to a wider dtype stands beside the optimizer's assignment, XLA leaves out that the weight is rounded to
-    its own dtype; it does not look into a branch.
-    """
-    any_dtype = not _is_compiled()
-    split = [
-        _parted(part.pairs, (_is_small(s) and (any_dtype or s.dtype == w.dtype) for s, w in part.pairs))
-        for part in parts
-    ]
+    """Small pairs, which need no branch, and the others; of each, parts that have some."""
+    split = [_parted(part.pairs, (_is_small(s) and _is_kept(w, s.dtype) for s, w in part.pairs)) for part in parts]
     small = [replace(part, pairs=pairs) for part, (pairs, _) in zip(parts, split, strict=True) if pairs]
     large = [replace(part, pairs=pairs) for part, (_, pairs) in zip(parts, split, strict=True) if pairs]
     return small, large
@@ -273,7 +282,7 @@ def _moved(shadow: tf.Variable, weight: tf.Variable, share: _Share) -> tf.Tensor
     """The largest number changes nothing, for guarded steps stay below it; but it stands between the product and the
     difference, which XLA would fuse into one operation that rounds once. So the bits are NumPy's.
     """
-    a, x = shadow.read_value(), tf.cast(weight, shadow.dtype)
+    a, x = shadow.read_value(), _as_stored(weight, shadow.dtype)
     base, other = tf.where(share.from_average, a, x), tf.where(share.to_value, x, a)
     return base - tf.minimum(tf.cast(share.step, a.dtype) * (base - other), a.dtype.max)
 
@@ -282,7 +291,7 @@ def _nudged(pairs: Pairs, w: tf.Tensor) -> None:
     """``_near`` without a branch: where ``w`` is 0 nothing moves, whatever the weights hold."""
     by_dtype = _cast_once(w, pairs)
     for shadow, weight in pairs:
-        distance = shadow - tf.cast(weight, shadow.dtype)
+        distance = shadow - _as_stored(weight, shadow.dtype)
         shadow.assign_sub(tf.math.multiply_no_nan(distance, by_dtype[shadow.dtype]))
 
 
