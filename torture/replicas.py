@@ -17,8 +17,8 @@ import polyak
 from torture.campaign import Campaign, Outcome
 
 PROGRAMS = Path(__file__).parents[1] / "tests" / "distribution"
-# Those that batches of 16 can be divided among: Keras itself fails in `fit` where parts are unequal.
-SIZES = (2, 4, 8)
+# Those that batches of 24 can be divided among: Keras itself fails in `fit` where parts are unequal.
+SIZES = (2, 3, 4, 8)
 
 
 def mirrored(sizes: int) -> Outcome:
@@ -103,7 +103,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 CAMPAIGNS = (
-    Campaign("20a", "All replicas have one average, and a restore elsewhere has it, too", mirrored, 1, 3),
-    Campaign("20b", "Statistics have a rule, and weights that drift apart are refused", statistics, 1, 3),
+    Campaign("20a", "All replicas have one average, and a restore elsewhere has it, too", mirrored, 1, 4),
+    Campaign("20b", "Statistics have a rule, and weights that drift apart are refused", statistics, 1, 4),
     Campaign("20c", "Of processes that save together one writes, and each verifies", processes, 1, 2),
 )

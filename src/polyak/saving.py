@@ -39,6 +39,11 @@ class Saving:
         """Whether it has ended, well or not."""
         return self._future.done()
 
+    @property
+    def has_failed_unheard(self) -> bool:
+        """Whether it has failed and nobody has asked for its result."""
+        return self.done and not self.seen and self._future.exception() is not None
+
     def result(self, timeout: float | None = None) -> Receipt:
         """The receipt, once the file has its name.
 
@@ -95,7 +100,7 @@ class Saver:
             raise
         future.add_done_callback(lambda _: self._room.release())
         saving = Saving(os.fspath(path), future)
-        self._savings = [s for s in self._savings if not s.done] + [saving]
+        self._savings = [s for s in self._savings if not s.done or s.has_failed_unheard] + [saving]
         return saving
 
     def wait(self) -> tuple[Receipt, ...]:
@@ -138,5 +143,5 @@ class Saver:
     def _raise_unseen(self) -> None:
         """Raise for a save that failed and that nobody has heard of; at the end of the program all are done."""
         for saving in self._savings:
-            if saving.done and not saving.seen and saving._future.exception() is not None:
+            if saving.has_failed_unheard:
                 saving.result()

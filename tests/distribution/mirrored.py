@@ -24,7 +24,7 @@ import polyak.keras  # noqa: E402
 
 strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(COUNT)])
 rng = np.random.default_rng(0)
-x = rng.standard_normal((64, 4)).astype(np.float32)
+x = rng.standard_normal((96, 4)).astype(np.float32)
 y = x.sum(1, keepdims=True)
 
 
@@ -48,7 +48,7 @@ def fitted(within: bool) -> tuple[keras.Model, polyak.keras.Averaging]:
     else:
         made = model()
     averaging = polyak.keras.Averaging("ema:0.9,start=copy", evaluate="both")
-    made.fit(x, y, 16, 2, verbose=0, validation_data=(x, y), callbacks=[averaging], shuffle=False)
+    made.fit(x, y, 24, 2, verbose=0, validation_data=(x, y), callbacks=[averaging], shuffle=False)
     return made, averaging
 
 
@@ -72,7 +72,7 @@ def looped() -> object:
 
         strategy.run(one, args=batch)
 
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(24)
     for batch in strategy.experimental_distribute_dataset(data):
         step(batch)
         other.update()
@@ -89,7 +89,7 @@ _, alone = fitted(within=False)
 inside, outside = looped()
 before = [np.array(part) for v in made.weights for part in v.value.values]
 with averaging.average.applied():
-    applied = made.predict(x, verbose=0)
+    applied = made.predict(x, 24, verbose=0)
 after = [np.array(part) for v in made.weights for part in v.value.values]
 checkpoint = tf.train.Checkpoint(model=made, average=averaging.average).write(str(FOLDER / "checkpoint"))
 polyak.save(averaging.average, FOLDER / "average.safetensors")

@@ -26,14 +26,14 @@ import polyak.keras  # noqa: E402
 PATH = "batch_normalization/moving_mean"
 strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(COUNT)])
 rng = np.random.default_rng(0)
-x = rng.standard_normal((64, 4)).astype(np.float32) * np.linspace(1, 9, 64, dtype=np.float32)[:, None]
+x = rng.standard_normal((96, 4)).astype(np.float32) * np.linspace(1, 9, 96, dtype=np.float32)[:, None]
 with strategy.scope():
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((4,)), *layers])
     model.compile(keras.optimizers.SGD(0.01), "mse")
 averaging = polyak.keras.Averaging("ema:0.9,start=copy")
-model.fit(x, x.sum(1, keepdims=True), 16, 2, verbose=0, callbacks=[averaging], shuffle=False)
+model.fit(x, x.sum(1, keepdims=True), 24, 2, verbose=0, callbacks=[averaging], shuffle=False)
 average = averaging.average
 
 
