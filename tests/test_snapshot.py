@@ -203,3 +203,16 @@ def test_a_snapshot_of_a_model_does_not_follow_it() -> None:
     module.w.assign([2.0])
     assert snap["w"].tolist() == lazy["w"].tolist() == [1.0]
     assert (snap.roles, lazy.roles, lazy.state.count) == (("raw",), ("average",), 0)
+
+
+@pytest.mark.parametrize("array", [np.zeros(2, "V2"), np.zeros(2, "V3"), np.zeros(2, [("a", "f4")]), np.zeros(2, "U3")])
+def test_what_is_no_number_is_refused_by_name(array: Any) -> None:
+    with pytest.raises(DtypeMismatch, match="weight 'w': expected an array of numbers"):
+        Snapshot.from_arrays({"w": array})
+
+
+def test_a_mask_is_not_left_out_without_a_word() -> None:
+    masked = np.ma.masked_array([1.0, 2.0], [False, True])
+    with pytest.raises(DtypeMismatch, match="masked elements"):
+        Snapshot.from_arrays({"w": masked})
+    assert Snapshot.from_arrays({"w": masked.filled(0)})["w"].tolist() == [1, 0]

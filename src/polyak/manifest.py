@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from polyak.errors import AmbiguousRole, DamagedFile, UnknownFormat
+from polyak.errors import AmbiguousRole, DamagedFile, UnexpectedWeight, UnknownFormat
 from polyak.weights import Weight
 
 VERSION = 1
@@ -31,6 +32,9 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     rule: Any
     count: Count
     skipped: Count = 0
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,6 +73,12 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         return all(s.digest for s in self.weights)
 
     def to_json(self) -> str:
+        """As text. Raises UnexpectedWeight for a name that is none in Unicode."""
+        for s in self.weights:
+            if _SURROGATE.search(s.name):
+                raise UnexpectedWeight(
+                    f"weight {s.name!r}: expected a name in Unicode, received half of a character", hint="rename it"
+                )
         return msgspec.json.encode(self).decode()
 
     @classmethod

@@ -267,9 +267,17 @@ def refuse_unmatched(paths: Sequence[str], include: Globs, exclude: Globs, where
 
 
 def _held(path: str, value: Array, role: str) -> Item:
+    if np.ma.is_masked(value):
+        raise DtypeMismatch(
+            f"weight {path!r}: expected an array of numbers, received one with masked elements",
+            hint="fill them first: array.filled(0)",
+        )
     array = np.array(value, order="C")
-    if array.dtype.kind not in "biufcV" or array.dtype.names:
-        raise DtypeMismatch(f"weight {path!r}: expected an array of numbers, received {array.dtype}")
+    if array.dtype.kind not in "biufcV" or array.dtype.type is np.void:
+        raise DtypeMismatch(
+            f"weight {path!r}: expected an array of numbers, received {array.dtype}",
+            hint="NumPy loads bfloat16 as V2: array.view(ml_dtypes.bfloat16)" if array.dtype.str == "|V2" else None,
+        )
     array = array.astype(numpy_dtype(array.dtype.name), copy=False)  # the machine's byte order
     kind = Kind.TRAINABLE if is_floating(array.dtype.name) else Kind.COUNTER
     return Item(role, Weight(path, array.shape, array.dtype.name, kind), array.copy)

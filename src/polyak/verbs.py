@@ -12,14 +12,15 @@ from polyak.averaging.rules import EMA as EMARule
 from polyak.averaging.rules import Mean, Rule
 from polyak.averaging.rules import PowerEMA as PowerRule
 from polyak.averaging.wrappers import Delayed, Every
+from polyak.combine.average import common_layout
 from polyak.combine.convert import format_of
 from polyak.errors import FileError, RuleError, UnknownFormat
 from polyak.file_verbs import PathLike, Writer, held_by, moment_of, shared, source_of, writer, written
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.base import Placement, Tracking
 from polyak.frameworks.hand_over import model_target
-from polyak.manifest import AVERAGE, RAW
-from polyak.snapshot import Snapshot
+from polyak.manifest import AVERAGE, RAW, Manifest
+from polyak.snapshot import Snapshot, tool, versions
 from polyak.transfer.receipt import Receipt
 from polyak.weights import Kind
 
@@ -176,7 +177,9 @@ def both_of(source: Any) -> Snapshot:
     with moment_of(source):
         sets = [source_of(source, RAW).copy(), source_of(source, AVERAGE).copy()]
     states = {s.roles[0]: s.state for s in sets}
-    return Snapshot((i for s in sets for i in s.items_by_path.values()), states, sets[1].origin)
+    origin = sets[1].origin
+    written = Manifest(tool(), {}, (), source=origin, versions=versions(), layout=common_layout(sets))
+    return Snapshot((i for s in sets for i in s.items_by_path.values()), states, origin, written=written)
 
 
 def _refuse_unknown(following: Following) -> None:

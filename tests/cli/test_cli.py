@@ -147,11 +147,6 @@ def test_an_interruption_is_no_difference() -> None:
     assert end.value.code == 130
 
 
-def test_a_bug_stays_a_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), output.reporting():
-        raise ZeroDivisionError
-
-
 def test_warnings_of_polyak_are_lines_and_others_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")

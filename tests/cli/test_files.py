@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -359,3 +360,47 @@ except AttributeError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "module 'polyak' has no attribute 'nothing'\n", done.stderr
+
+
+def test_a_file_whose_name_is_no_text_is_verified_as_data() -> None:
+    path = Path(os.fsdecode(b"a\xff.safetensors"))
+    try:
+        Path("ema.safetensors").rename(path)
+    except OSError:
+        pytest.skip("the file system takes only names that are text")
+    for verb in ("verify", "doctor", "inspect"):
+        answer = call(verb, "--json", str(path))
+        assert answer.exit_code in (0, 1), answer.stderr
+        json.loads(answer.stdout)
+
+
+def in_a_shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    started = {**os.environ, "POLYAK": f"{sys.executable} -m polyak", **environment}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=started, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such shell")
+def test_a_reader_that_leaves_early_is_no_difference() -> None:
+    done = in_a_shell("set -o pipefail; $POLYAK inspect a.safetensors | true")
+    assert (done.returncode, done.stderr) in ((141, ""), (0, ""))  # 0 where the pipe has taken all before it broke
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such shell")
+def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
+    polyak.save(Snapshot.from_arrays({"π": np.ones(1)}), "p.safetensors")
+    done = in_a_shell("$POLYAK inspect p.safetensors", PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u03c0" in done.stdout
+
+
+def test_what_polyak_did_not_expect_ends_with_status_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, output.reporting():
+        raise ZeroDivisionError("by zero")
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "error: ZeroDivisionError: by zero\nhint: polyak did not expect this: please report it" in said
+
+
+def test_an_option_without_a_value_is_not_left_out() -> None:
+    assert call("convert", "a.safetensors", "x.npz", "--cast", "").exit_code == 2

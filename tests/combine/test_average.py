@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 import polyak
 from polyak.averaging.rules import Mean
 from polyak.combine import average, blocks
-from polyak.errors import AmbiguousRole, DtypeMismatch, MissingWeight, NonFinite, ShapeMismatch, WeightError
-from polyak.manifest import State
+from polyak.errors import (
+    AmbiguousMatch,
+    AmbiguousRole,
+    DtypeMismatch,
+    MissingWeight,
+    NonFinite,
+    ShapeMismatch,
+    WeightError,
+)
+from polyak.manifest import Manifest, State
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
 
@@ -226,3 +234,38 @@ def test_a_greedy_soup_of_mixed_roles_or_structures_is_refused_before_any_score(
         polyak.greedy_soup([one, held("average", w=np.float32(1))], score)
     with pytest.raises(MissingWeight, match="weight 'v': in arrays, not in arrays"):
         polyak.greedy_soup([one, held(w=np.float32(1), v=np.float32(1))], score)
+
+
+@pytest.mark.parametrize("made", [np.complex64, np.int8, np.uint8])
+def test_weights_that_have_no_mean_are_not_taken_from_the_last_without_a_word(made: type) -> None:
+    one, other = held(w=made([1, 2]), s=np.float32([1])), held(w=made([3, 2]), s=np.float32([3]))
+    mean = polyak.average([one, other])
+    assert mean["s"].tolist() == [2.0]
+    with pytest.raises(DtypeMismatch, match="weight 'w': expected floating-point numbers to average"):
+        _ = mean["w"]
+    assert polyak.average([one, one])["w"].tolist() == one["w"].tolist()
+
+
+def test_counters_and_seeds_are_those_of_the_last() -> None:
+    one, other = held(step=np.int64(3), seed=np.uint32([1, 2])), held(step=np.int64(5), seed=np.uint32([1, 7]))
+    mean = polyak.average([one, other])
+    assert (int(mean["step"]), mean["seed"].tolist()) == (5, [1, 7])
+
+
+def test_weights_whose_sum_is_out_of_all_range_are_refused() -> None:
+    with pytest.raises(WeightError, match="positive sum"):
+        polyak.average([held(w=np.float32([1]))] * 2, [1e308, 1e308])
+
+
+def laid_out(layout: str) -> Snapshot:
+    plain = held(w=np.float32([1]))
+    manifest = Manifest("a tool", {}, (), layout=layout)
+    return Snapshot(plain.items_by_path.values(), plain.states, layout or "nobody", written=manifest)
+
+
+def test_a_mean_lies_as_its_members_do() -> None:
+    assert polyak.average([laid_out("torch"), laid_out("torch")]).manifest.layout == "torch"
+    assert polyak.average([laid_out(""), laid_out("keras")]).manifest.layout == "keras"
+    assert polyak.greedy_soup([laid_out("torch")], lambda soup: 1.0)[0].manifest.layout == "torch"
+    with pytest.raises(AmbiguousMatch, match="members of one layout, received 'keras' from keras beside 'torch'"):
+        polyak.average([laid_out("torch"), laid_out("keras")])

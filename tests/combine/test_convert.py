@@ -114,3 +114,11 @@ def test_bytes_are_compared_with_their_digest_before_a_cast(tmp_path: Path) -> N
     for cast in (None, "float64"):
         with pytest.raises(DamagedFile, match="expected bytes with digest"):
             polyak.convert(damaged, tmp_path / "x.npz", cast=cast)
+
+
+def test_a_conversion_that_leaves_all_out_is_refused(tmp_path: Path) -> None:
+    held = Snapshot.from_arrays({"w": np.float32([1])})
+    for move in (polyak.convert, polyak.transfer):
+        with pytest.raises(MissingWeight, match="expected at least one weight to take, received none of 1"):
+            move(held, tmp_path / "x.npz", exclude="*")
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import polyak
-from polyak.errors import DamagedFile
+from polyak.errors import DamagedFile, UnknownFormat
 
 WEIGHTS = {"conv_in.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "conv_in.bias": np.float32([1, 2])}
 # What EMAModel.save_pretrained adds to the model's own configuration.
@@ -47,6 +47,19 @@ def test_a_folder_of_shards_holds_one_too(tmp_path: Path) -> None:
     held = polyak.open(place)
     assert held.roles == ("average",)
     assert held["conv_in.weight"].tobytes() == WEIGHTS["conv_in.weight"].tobytes()
+
+
+def test_a_folder_with_weights_and_shards_is_refused(tmp_path: Path) -> None:
+    """One of the two is left over, and tools disagree about which they load."""
+    place = folder(tmp_path / "unet")
+    whole = place / "diffusion_pytorch_model.safetensors"
+    shards = place / "diffusion_pytorch_model.safetensors.index.json"
+    shards.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(UnknownFormat, match="expected one file of weights, received") as caught:
+        polyak.open(place)
+    assert repr(str(whole)) in str(caught.value)
+    assert repr(str(shards)) in str(caught.value)
+    assert set(polyak.open(whole)) == set(WEIGHTS)
 
 
 def test_the_folder_of_the_model_does_not_say(tmp_path: Path) -> None:

@@ -183,3 +183,22 @@ def test_a_convertible_tree_keeps_every_role(tmp_path: Path) -> None:
     assert back.roles == source.roles
     assert back.select(role="average").state == source.select(role="average").state
     assert {n: a.tobytes() for n, a in back.items()} == {n: a.tobytes() for n, a in source.items()}
+
+
+def test_a_place_that_denies_an_average_is_none() -> None:
+    assert opened({"params/d/k": (2,), "non_ema_params/d/k": (2,)}).roles == ("raw",)
+    assert set(opened({"params/d/k": (2,), "ema_params/d/k": (2,)}).roles) == {"raw", "average"}
+
+
+@pytest.mark.parametrize("root", ["params/", ""])
+def test_layers_that_are_alike_and_called_so_are_no_two_sets(root: str) -> None:
+    layers = {f"{root}{layer}/kernel": (2, 3) for layer in ("avg_branch", "max_branch")}
+    held = opened(layers | {f"{root}stem/kernel": (5, 2), f"{root}head/kernel": (3, 4)})
+    assert held.roles == ("raw",)
+    assert {path.rpartition("/")[0].rpartition("/")[2] for path in held} == {"avg_branch", "max_branch", "stem", "head"}
+
+
+def test_other_models_beside_an_average_leave_it_one() -> None:
+    """As of a generator, whose discriminator has none."""
+    held = opened({"params/d/k": (2,), "ema_params/d/k": (2,), "critic/c/k": (7, 7), "step": ()})
+    assert {"raw", "average"} <= set(held.roles)

@@ -194,3 +194,9 @@ def test_nemos_twin_file_is_an_average_by_its_name() -> None:
 
 def test_an_optimizers_own_file_holds_no_weights() -> None:
     assert opened({"state/0/exp_avg": W, "state/0/step": N}).roles == ("optimizer",)
+
+
+@pytest.mark.parametrize("key", ["model_non_ema", "non_averaged", "pre_ema", "no-ema", "before.ema"])
+def test_a_key_that_denies_an_average_is_none(key: str) -> None:
+    assert "average" not in opened({"model/a": W, f"{key}/a": 2 * W}).roles
+    assert opened({"model/a": W, "model_ema/a": 2 * W}).roles == ("raw", "average")

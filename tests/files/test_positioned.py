@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import polyak
 from polyak.errors import DamagedFile, FileError
@@ -80,3 +83,69 @@ def test_flat_bytes_are_the_arrays_own() -> None:
     array = np.zeros((2, 3), np.float32)
     flat_bytes(array)[3] = 0x3F
     assert array[0, 0] == 0.5
+
+
+# Written again
+
+
+def _safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.write_bytes(save(arrays))
+
+
+def _zipped(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+
+
+def _legacy(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+
+
+def _flax(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.write_bytes(pytest.importorskip("flax.serialization").to_bytes(arrays))
+
+
+WRITERS = [("a.safetensors", _safetensors), ("a.pt", _zipped), ("old.pt", _legacy), ("a.msgpack", _flax)]
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS, ids=[name for name, _ in WRITERS])
+def test_a_file_written_again_in_its_place_is_refused(tmp_path: Path, name: str, write: Any) -> None:
+    """Its head was read before; what lies at the same places now are parts of other arrays."""
+    path = tmp_path / name
+    write(path, {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)})
+    held = polyak.open(path)
+    assert held["a"].tolist() == [1] * 4
+    write(path, {"a": np.full((2, 4), 5, np.float32), "b": np.full(4, 7, np.float32)})
+    later = path.stat().st_mtime_ns + 10**9  # within one tick of the clock no time tells the two apart
+    os.utime(path, ns=(later, later))
+    for weight in "ab":
+        with pytest.raises(DamagedFile, match="was written again after it was opened"):
+            _ = held[weight]
+
+
+def test_a_file_that_another_one_replaced_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    _safetensors(path, {"a": np.ones(4, np.float32)})
+    held = polyak.open(path)
+    _safetensors(tmp_path / "b", {"a": np.full(4, 7, np.float32)})
+    (tmp_path / "b").replace(path)
+    path.chmod(0o600)
+    assert held["a"].tolist() == [1] * 4
+
+
+def test_a_part_and_a_stream_have_places_of_their_own(path: Path) -> None:
+    file = PositionedFile(path)
+    part = file.part(4000, 400)
+    assert part.array(4, (1,), "uint32").tolist() == [1001]
+    assert part.piece(396, 10**6) == file.piece(4396, 4400)
+    one, other = part.stream(), part.stream(8)
+    assert one.read(4) == other.read(4) == file.piece(4000, 4004)
+    assert other.read() == file.piece(4004, 4008)
+    assert one.seek(-4, os.SEEK_END) == 396
+    assert one.read() == file.piece(4396, 4400)
+    assert one.seek(8) == one.tell() == 8
+    del file
+    gc.collect()
+    assert part.array(0, (1,), "uint32").tolist() == [1000]

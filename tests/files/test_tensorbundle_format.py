@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import polyak
-from polyak.errors import DamagedFile
+from polyak.errors import DamagedFile, FileError
 
 tf = pytest.importorskip("tensorflow")
 
@@ -62,3 +62,12 @@ def test_a_manifest_longer_than_one_of_so_few_tensors_can_be_is_refused(tmp_path
     note.write_bytes(text + b" " * 1_000_000)
     with pytest.raises(DamagedFile, match=r"polyak\.json': expected a manifest, received 1,\d\d\d,\d\d\d bytes"):
         polyak.open(tmp_path / "served")
+
+
+def test_every_file_of_a_checkpoint_leads_to_it(tmp_path: Path) -> None:
+    prefix = trained(tmp_path)
+    for end in ("", ".index", ".data-00000-of-00001"):
+        assert set(polyak.open(Path(f"{prefix}{end}"))) == set(polyak.open(prefix))
+    Path(f"{prefix}.index").unlink()
+    with pytest.raises(FileError, match=r"expected ckpt-1\.index beside it"):
+        polyak.open(Path(f"{prefix}.data-00000-of-00001"))

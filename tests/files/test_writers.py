@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import PolyakError
+from polyak.errors import FileError, PolyakError, UnexpectedWeight
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
 
@@ -28,3 +29,33 @@ def test_an_array_that_is_not_as_it_was_described_is_not_written(name: str, valu
     with pytest.raises(PolyakError, match=r"weight 'w': expected .*float32.*, received .*\nhint: it changed while it"):
         polyak.save(described(value), tmp_path / name)
     assert polyak.open(tmp_path / name)["w"].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("name", [*NAMES, "m.weights.h5"])
+def test_a_name_with_half_a_character_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    half = Snapshot.from_arrays({"a\udc80": np.ones(2, np.float32)})
+    with pytest.raises(UnexpectedWeight, match=r"weight 'a\\udc80'"):
+        polyak.save(half, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_no_file_can_have_is_an_error_of_polyak_s(tmp_path: Path) -> None:
+    for path in (tmp_path / "a\0b", tmp_path / ("x" * 300)):
+        with pytest.raises(FileError):
+            polyak.open(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such users")
+def test_a_directory_that_may_not_be_entered_is_an_error_of_polyak_s(tmp_path: Path) -> None:
+    polyak.save(Snapshot.from_arrays({"w": np.ones(2)}), tmp_path / "m.safetensors")
+    tmp_path.chmod(0)
+    was_root = os.geteuid() == 0
+    try:
+        if was_root:
+            os.seteuid(65534)
+        with pytest.raises(FileError, match="Permission denied"):
+            polyak.open(tmp_path / "m.safetensors")
+    finally:
+        if was_root:
+            os.seteuid(0)
+        tmp_path.chmod(0o700)

@@ -285,3 +285,30 @@ def test_another_transfer_works_after_a_failed_one(held: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         apply(Faulty(target, "write", 3, raising(KeyboardInterrupt)))
     assert len(apply(target).moved) == 4
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.int32([-1]), "uint32"),
+        (np.uint64([2**63 + 5]), "int64"),
+        (np.int64([-5]), "uint64"),
+        (np.int64([2**40]), "int32"),
+        (np.int8([-1]), "uint64"),
+    ],
+)
+def test_a_cast_never_changes_a_sign(array: Any, dtype: str) -> None:
+    with pytest.raises(DtypeMismatch, match=f"expected values in the range of {dtype}"):
+        value_of("w", array, dtype, "source", finite=True)
+    assert value_of("w", array - array, dtype, "source", finite=True).dtype.name == dtype
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_modules_that_share_variables_under_other_names_change_them(names: tuple[str, str]) -> None:
+    shared = {"a": tf.Variable([1.0, 2.0]), "b": tf.Variable([3.0, 4.0])}
+    source, target = tf.Module(), tf.Module()
+    source.first, source.second = shared["a"], shared["b"]
+    target.first, target.second = shared[names[0]], shared[names[1]]
+    polyak.transfer(source, target, by="path")
+    assert target.first.numpy().tolist() == [1.0, 2.0]
+    assert target.second.numpy().tolist() == [3.0, 4.0]

@@ -25,7 +25,7 @@ def doctor(file: str, as_json: bool) -> None:
     with output.progress() as watch:
         found = polyak.doctor(file, watch)
     if as_json:
-        output.json(findings_json(file, found))
+        output.json(findings_json(output.shown(file), found))
     else:
         output.data(findings(file, found))
     output.leave(1 if found else 0)

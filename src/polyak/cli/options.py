@@ -45,7 +45,8 @@ def pairing(command: Decorated) -> Decorated:
 
 def asked(rename: tuple[str, ...], **given: Any) -> dict[str, Any]:
     """What was given, as the functions take it; for the rest they have their own defaults."""
-    return {name: value for name, value in given.items() if value} | ({"rename": patterns(rename)} if rename else {})
+    said = {name: value for name, value in given.items() if value not in (None, ())}
+    return said | ({"rename": patterns(rename)} if rename else {})
 
 
 def refuse_existing(path: str, force: bool) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ import click
 
 from polyak.errors import PolyakError, PolyakWarning
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
 Watch = Callable[[str, int, int], None]
 
 
@@ -35,6 +37,11 @@ def raw(content: bytes) -> None:
     click.echo(content, nl=False)
 
 
+def shown(path: str) -> str:
+    """A path as text that JSON can hold: the system lets names be no text at all."""
+    return path.encode(errors="backslashreplace").decode()
+
+
 def say(text: str) -> None:
     """Words beside the data."""
     click.echo(text, err=True)
@@ -48,20 +55,30 @@ def leave(status: int) -> None:
 @contextmanager
 def reporting() -> Iterator[None]:
     """Say polyak's warnings and errors as one line each, with the hint on the next; an error ends with status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of weights have any letters; terminals have not
     with warnings.catch_warnings():
         warnings.simplefilter("always", PolyakWarning)
         warnings.showwarning = _warn(warnings.showwarning)
         try:
             yield
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
         except PolyakError as error:
             _fail(error.message, error.hint)
+        except BrokenPipeError:
+            # Status 1 means "different". What is left unwritten must not raise again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            leave(NOBODY_READS)
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             _fail(f"file {error.filename!r}: {error.strerror}" if error.filename else str(error), None)
         except KeyboardInterrupt:
             # click would end with 1, which means "different".
             leave(INTERRUPTED)
+        except Exception as error:
+            say(traceback.format_exc())
+            _fail(f"{type(error).__name__}: {error}", "polyak did not expect this: please report it")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def verify(file: str, as_json: bool) -> None:
         for name in held:
             held.verify(name)
     nbytes = sum(weight.nbytes for weight in held.weights)
-    answer = {"file": file, "weights": len(held), "bytes": nbytes, "integrity": held.integrity}
+    answer = {"file": output.shown(file), "weights": len(held), "bytes": nbytes, "integrity": held.integrity}
     if as_json:
         import msgspec
 

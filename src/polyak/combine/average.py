@@ -17,11 +17,20 @@ from typing import Any
 import numpy as np
 
 from polyak.combine.blocks import Array, blocks, count_nonfinite, wide
-from polyak.errors import AmbiguousRole, DtypeMismatch, MissingWeight, NonFinite, ShapeMismatch, WeightError
+from polyak.errors import (
+    AmbiguousMatch,
+    AmbiguousRole,
+    DtypeMismatch,
+    MissingWeight,
+    NonFinite,
+    ShapeMismatch,
+    WeightError,
+)
 from polyak.manifest import AVERAGE, RAW, Manifest, State
 from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
 from polyak.weights import Kind, Weight, numpy_dtype
 
+_QUANTISED = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 ROOM = 1 << 27  # bytes of float64 that one read may take whatever the array's own size
 
 Watch = Callable[[str, int, int], None]
@@ -75,7 +84,9 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     turn = count()
     watched = [watched_read(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
     items = (Item(AVERAGE, w, read) for w, read in zip(last.weights, watched, strict=True))
-    written = Manifest(tool(), {}, (), versions=versions(), evidence=_provenance(members, shares))
+    written = Manifest(
+        tool(), {}, (), versions=versions(), evidence=_provenance(members, shares), layout=common_layout(members)
+    )
     origin = f"mean of {', '.join(m.origin for m in members)}"
     return Snapshot(items, {AVERAGE: _state(members, weights)}, origin, written=written)
 
@@ -97,7 +108,10 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
     given = tuple(float(w) for w in weights) if weights is not None else (1.0,) * members
     if len(given) != members:
         raise WeightError(f"expected {members} weights, one for each member, received {len(given)}")
-    total = math.fsum(given)
+    try:
+        total = math.fsum(given)
+    except OverflowError:
+        total = math.inf
     if any(w < 0 for w in given) or not 0 < total < math.inf:
         raise WeightError(
             f"expected weights of at least 0 with a positive sum, received {', '.join(f'{w:g}' for w in given)}",
@@ -117,6 +131,19 @@ def refuse_mixed(members: Sequence[Snapshot]) -> None:
                 hint="average raw weights with raw ones, averages with averages",
             )
         _refuse_other_structure(first, member)
+
+
+def common_layout(members: Sequence[Snapshot]) -> str:
+    """How the arrays of all members lie. Raises AmbiguousMatch where two say different things."""
+    said = {m.manifest.layout: m for m in members if m.manifest.layout}
+    if len(said) > 1:
+        (one, first), (other, second) = list(said.items())[:2]
+        raise AmbiguousMatch(
+            f"expected members of one layout, received {other!r} from {second.origin} beside {one!r} from "
+            f"{first.origin}",
+            hint=f'make them alike first: polyak.convert(source, path, layout="{one}")',
+        )
+    return next(iter(said), "")
 
 
 def _refuse_other_structure(first: Snapshot, member: Snapshot) -> None:
@@ -146,11 +173,25 @@ def averaged(w: Weight) -> bool:
     return w.floating and w.kind in (Kind.TRAINABLE, Kind.STATISTIC)
 
 
+def _is_weight(w: Weight) -> bool:
+    """Whether numbers that have no mean here are those of a layer, complex or quantised, and no counters or seeds."""
+    return w.dtype.startswith("complex") or (bool(w.shape) and w.dtype in _QUANTISED)
+
+
 def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> Read:
     def last() -> Array:
-        return members[-1][w.path]
+        found = members[-1][w.path]
+        if _is_weight(w) and any(not np.array_equal(member[w.path], found) for member in members[:-1]):
+            raise DtypeMismatch(
+                f"weight {w.path!r}: expected floating-point numbers to average, received {w.dtype} that differ "
+                "between the members",
+                hint=f'leave it out with exclude="{w.path}", or dequantise the members first',
+            )
+        return found
 
-    return (lambda: in_parts(w, lambda part: _wide_mean(members, shares, w, part))) if averaged(w) else last
+    if averaged(w):
+        return lambda: in_parts(w, lambda part: _wide_mean(members, shares, w, part))
+    return last
 
 
 def watched_read(

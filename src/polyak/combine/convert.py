@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import numpy as np
 
 from polyak.combine.blocks import Array, count_nonfinite
-from polyak.errors import DtypeMismatch, UnexpectedWeight, UnknownFormat
+from polyak.errors import DtypeMismatch, MissingWeight, UnexpectedWeight, UnknownFormat
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Item, Snapshot, refuse_unmatched
 from polyak.weights import Globs, glob_match, is_floating, numpy_dtype
@@ -115,6 +115,8 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     rename = _renamer(paths, choosing.get("rename"), held.origin)
     cast = _castable(choosing.get("cast"))
     kept = [n for n, i in held.items_by_path.items() if _wanted(i.weight.path, include, exclude)]
+    if paths and not kept:
+        raise MissingWeight(f"{held.origin}: expected at least one weight to take, received none of {len(paths):,}")
     items = [_item(held, name, rename, cast) for name in kept]
     _refuse_twins(items, held.origin)
     view = Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)

@@ -10,7 +10,7 @@ from typing import final
 
 import numpy as np
 
-from polyak.combine.average import Read, Watch, finite, in_parts, refuse_mixed, watched_read
+from polyak.combine.average import Read, Watch, common_layout, finite, in_parts, refuse_mixed, watched_read
 from polyak.combine.blocks import Array, blocks, same_bits, wide
 from polyak.errors import WeightError
 from polyak.manifest import AVERAGE, Manifest, State, digest
@@ -78,8 +78,8 @@ class Synthesis(Snapshot):
         norm: Euclidean norm of the coefficients, by which independent rounding errors of the ingredients grow.
     """
 
-    def __init__(self, items: Sequence[Item], recipe: Recipe) -> None:
-        written = Manifest(tool(), {}, (), versions=versions(), evidence=recipe.evidence())
+    def __init__(self, items: Sequence[Item], recipe: Recipe, layout: str = "") -> None:
+        written = Manifest(tool(), {}, (), versions=versions(), evidence=recipe.evidence(), layout=layout)
         super().__init__(items, {AVERAGE: recipe.state}, f"synthesized {recipe.rule}", written=written)
         self.rule = recipe.rule
         self.ingredients = recipe.ingredients
@@ -119,6 +119,7 @@ def mixed(members: Sequence[Snapshot], recipe: Recipe, watch: Watch | None = Non
             for w in weights
         ],
         recipe,
+        common_layout(members),
     )
 
 

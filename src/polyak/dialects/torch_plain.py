@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, same, sets, snapshot, usual
+from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, same, says_average, sets, snapshot, usual
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
 
 _GUIDED = re.compile(r"ema_(?P<decay>0?\.\d+)_(?P<step>\d+)\.\w+")
-_AVERAGED = re.compile(r"(^|[^a-z])(ema|swa|avg|averaged?|teacher)([^a-z]|$)")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|teacher)(?![a-z])")
 _TWIN_FILE = re.compile(r".*-EMA\.ckpt")
 
 
@@ -50,7 +50,7 @@ def _twins(found: Mapping[str, Named]) -> Reading | None:
 
 
 def _called_average(key: str) -> bool:
-    return bool(_AVERAGED.search(key.lower()))
+    return says_average(key, _AVERAGED)
 
 
 def _alone(found: Mapping[str, Named], contents: Contents) -> Reading:

@@ -8,6 +8,7 @@ from pathlib import Path
 from polyak.contents import Contents
 from polyak.errors import FileError, UnknownFormat
 from polyak.files.atomic import standing
+from polyak.files.failures import failures_named
 
 # A module with ``recognises(path)`` and ``read(path)`` each; the first that recognises a path reads it.
 _FORMATS = (
@@ -35,14 +36,17 @@ def read(path: Path) -> Contents:
     One that is written again while it is opened is opened once more: its parts are of one writing.
 
     Raises:
-        FileError: there is nothing at the path.
+        FileError: there is nothing at the path, or it cannot be looked at.
         UnknownFormat: no format recognises it.
         DamagedFile: it contradicts itself.
     """
+    if "\0" in str(path):
+        raise FileError(f"file {str(path)!r}: no file has such a name")
     for _ in range(_TRIES):
         before = _stamps(path)
         try:
-            contents = _read(standing(path))
+            with failures_named(path, "read"):
+                contents = _read(standing(path))
         except FileError:
             if _stamps(path) == before:
                 raise

@@ -11,6 +11,12 @@ from polyak.files.sstable import has_magic
 
 AGAIN = "copy or download the checkpoint again"
 _STATE_LIMIT = 1 << 20
+_DATA = r"\.data-\d{5}-of-\d{5}$"
+
+
+def is_data(path: Path) -> bool:
+    """Whether the name is that of one of a checkpoint's data files."""
+    return re.search(_DATA, path.name) is not None
 
 
 def find_prefix(path: Path) -> Path:
@@ -29,7 +35,7 @@ def find_prefix(path: Path) -> Path:
             return _existing(path / "variables" / "variables", path)
         if (path / "checkpoint").is_file():
             return _existing(_latest(path / "checkpoint"), path / "checkpoint")
-    stem = path.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", path.name)) if path.name else path
+    stem = path.with_name(re.sub(rf"\.index$|{_DATA}", "", path.name)) if path.name else path
     for prefix in (path, stem):
         if _has_index(prefix):
             return prefix

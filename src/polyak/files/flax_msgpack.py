@@ -63,18 +63,17 @@ def read(path: Path) -> Contents:
     """
     origin = f"file {str(path)!r}"
     data = PositionedFile(path)
-    with failures_named(path, "read"), path.open("rb") as file:
-        parser = Parser(file, data.size)
-        try:
-            tree = parser.value()
-            if parser.position != data.size:
-                raise Malformed(f"{data.size - parser.position} more bytes behind the tree")
-            leaves = list(_leaves(tree, ""))
-        except Malformed as error:
-            raise DamagedFile(
-                f"{origin}: not readable at byte {parser.position}: expected a tree of arrays, received {error}",
-                hint="the file is truncated or damaged; restore it from a copy",
-            ) from error
+    parser = Parser(data.stream(), data.size)
+    try:
+        tree = parser.value()
+        if parser.position != data.size:
+            raise Malformed(f"{data.size - parser.position} more bytes behind the tree")
+        leaves = list(_leaves(tree, ""))
+    except Malformed as error:
+        raise DamagedFile(
+            f"{origin}: not readable at byte {parser.position}: expected a tree of arrays, received {error}",
+            hint="the file is truncated or damaged; restore it from a copy",
+        ) from error
     tensors: dict[str, Tensor] = {}
     facts: dict[str, object] = {}
     for name, leaf in leaves:

@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 
 from polyak.contents import Contents
-from polyak.errors import DamagedFile
+from polyak.errors import DamagedFile, UnknownFormat
 from polyak.files.failures import failures_named
 
 _CONFIG = "config.json"
+_SHARDED, _WHOLE = ".safetensors.index.json", ".safetensors"
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_ENDS = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")
+_ENDS = (_SHARDED, _WHOLE, ".bin", ".bin.index.json")
 _LARGEST = 2_000_000
 
 
@@ -30,6 +31,7 @@ def read(path: Path) -> Contents:
     """Open a folder. Raises DamagedFile, UnknownFormat, FileError."""
     weights = _weights(path)
     assert weights is not None
+    _refuse_both(weights)
     contents: Contents = import_module("polyak.files").read(weights)
     return replace(contents, facts={**contents.facts, **_facts(path / _CONFIG)})
 
@@ -37,6 +39,17 @@ def read(path: Path) -> Contents:
 def _weights(path: Path) -> Path | None:
     """The file of weights; safetensors, which run no code anywhere, come first."""
     return next((path / f"{s}{e}" for e in _ENDS for s in _STEMS if (path / f"{s}{e}").is_file()), None)
+
+
+def _refuse_both(weights: Path) -> None:
+    """One of the two is left over from an earlier save; tools disagree about which they read."""
+    whole = weights.with_name(f"{weights.name.removesuffix(_SHARDED)}{_WHOLE}")
+    if weights.name.endswith(_SHARDED) and whole.is_file():
+        raise UnknownFormat(
+            f"directory {str(weights.parent)!r}: expected one file of weights, received {whole.name!r} and "
+            f"{weights.name!r}",
+            hint=f"open the one that is meant: {str(whole)!r} or {str(weights)!r}",
+        )
 
 
 def _facts(path: Path) -> dict[str, object]:

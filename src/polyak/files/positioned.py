@@ -1,11 +1,14 @@
 """Files that are read at given places, straight into the arrays that are asked for.
 
 A memory map would do the same with less code, but its pages count as the process's memory for as long as it lives, and
-the system ends the process when somebody makes the file shorter meanwhile. Here that is an error like any other.
+the system ends the process when somebody makes the file shorter meanwhile. Here that is an error like any other, and so
+is a file that somebody writes again: what its head said would be read into other bytes.
 """
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 import os
 import sys
@@ -51,14 +54,15 @@ class PositionedFile:
             self._file = file or path.open("rb", buffering=0)
             if file is None:
                 weakref.finalize(self, self._file.close)
-            self.size = os.fstat(self._file.fileno()).st_size
-        self._turn = threading.Lock()
+            self._opened = self._stamp()
+        self._turn, self._first, self.size = threading.Lock(), 0, self._opened[0]
+        self._whole: PositionedFile | None = None
 
     def array(self, start: int, shape: tuple[int, ...], dtype: str) -> Array:
         """A new array of the bytes from ``start`` on; the caller has compared its size with the file's.
 
         Raises:
-            DamagedFile: the file has become shorter.
+            DamagedFile: the file has become shorter, or was written again.
             FileError: it cannot be read.
         """
         return self.gathered([(start, math.prod(shape) * numpy_dtype(dtype).itemsize)], shape, dtype)
@@ -68,7 +72,7 @@ class PositionedFile:
         made = np.empty(shape, numpy_dtype(dtype))
         view, done = flat_bytes(made).data, 0
         for start, count in runs:
-            self._fill(view[done : done + count], start)
+            self.fill(view[done : done + count], start)
             done += count
         return made
 
@@ -87,12 +91,30 @@ class PositionedFile:
         for start, count in runs:
             for at in range(0, count, _PIECE):
                 part = piece[: min(_PIECE, count - at)]
-                self._fill(part, start + at)
+                self.fill(part, start + at)
                 mark.update(part)
         return mark.hexdigest()
 
-    def _fill(self, view: memoryview, start: int) -> None:
-        done = 0
+    def piece(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` to ``end``, or to the end of the file. Raises as ``array``."""
+        made = bytearray(max(min(end, self.size) - start, 0))
+        self.fill(memoryview(made), start)
+        return bytes(made)
+
+    def part(self, start: int, size: int) -> PositionedFile:
+        """So many bytes of the file as one of their own."""
+        made = copy.copy(self)
+        made._whole = self  # which closes the file when nothing refers to it any more
+        made._first, made.size = self._first + start, size
+        return made
+
+    def stream(self, end: int | None = None) -> io.BufferedReader:
+        """The file, or its first bytes, for who reads one piece after the other."""
+        return io.BufferedReader(_Stream(self, self.size if end is None else min(end, self.size)))
+
+    def fill(self, view: memoryview, start: int) -> None:
+        """Read as many bytes as a memory has room for. Raises as ``array``."""
+        done, start = 0, self._first + start
         with failures_named(self._path, "read"):
             while done < len(view):
                 got = self._read_into(view[done:], start + done)
@@ -103,6 +125,15 @@ class PositionedFile:
                         hint="whoever writes it should write another file and rename that",
                     )
                 done += got
+            if self._stamp() != self._opened:
+                raise DamagedFile(
+                    f"file {str(self._path)!r}: it was written again after it was opened",
+                    hint="open it once more; whoever writes it should write another file and rename that",
+                )
+
+    def _stamp(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def _read_into(self, view: memoryview, start: int) -> int:
         if sys.platform == "win32":  # pragma: no cover - Windows has no preadv
@@ -110,6 +141,29 @@ class PositionedFile:
                 self._file.seek(start)
                 return int(self._file.readinto(view) or 0)
         return os.preadv(self._file.fileno(), [view], start)
+
+
+class _Stream(io.RawIOBase):
+    """A place in a file that nobody else moves, as a process would that has the same file open by a fork."""
+
+    def __init__(self, data: PositionedFile, end: int) -> None:
+        self._data, self._at, self._end = data, 0, end
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, view: Any) -> int:
+        count = min(len(view), max(self._end - self._at, 0))
+        self._data.fill(memoryview(view)[:count], self._at)
+        self._at += count
+        return count
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self._at = place + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        return self._at
 
 
 def flat_bytes(array: Array) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -60,18 +60,16 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Contents:
     """Open a file; only the header is read. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
-    with failures_named(path, "read"), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, MOST_HEADER):
-            raise DamagedFile(
-                f"{origin}: expected a header of {length} bytes, received {max(size - 8, 0)} bytes in all",
-                hint="it is truncated; restore it from a copy",
-            )
-        header, metadata = _parsed(file.read(length), origin)
     data = PositionedFile(path)
+    length = int.from_bytes(data.piece(0, 8), "little")
+    if not 2 <= length <= min(data.size - 8, MOST_HEADER):
+        raise DamagedFile(
+            f"{origin}: expected a header of {length} bytes, received {max(data.size - 8, 0)} bytes in all",
+            hint="it is truncated; restore it from a copy",
+        )
+    header, metadata = _parsed(data.piece(8, 8 + length), origin)
     tensors = {name: _tensor(name, entry, data, 8 + length, origin) for name, entry in header.items()}
-    _refuse_gaps(header, size - 8 - length, origin)
+    _refuse_gaps(header, data.size - 8 - length, origin)
     manifest = _manifest(metadata, tensors, origin)
     return Contents(origin, "safetensors", tensors, "none" if manifest is None else "xxh3-128", manifest)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from polyak.contents import Contents, Slot, Tensor
 from polyak.errors import DamagedFile
 from polyak.files.bundle_entries import Entry
-from polyak.files.bundle_path import AGAIN
+from polyak.files.bundle_path import AGAIN, is_data
 from polyak.files.object_graph import ObjectGraph
 from polyak.files.tensorbundle import TensorBundle
 from polyak.manifest import Manifest, decode_note, longest_manifest
@@ -18,10 +18,10 @@ NOTE = Path("assets.extra") / "polyak.json"
 
 
 def recognises(path: Path) -> bool:
-    """Whether the path is a checkpoint's prefix or index, a checkpoint directory, or a SavedModel."""
+    """Whether the path is a checkpoint's prefix or one of its files, a checkpoint directory, or a SavedModel."""
     if path.is_dir():
         return any((path / name).is_file() for name in ("checkpoint", "saved_model.pb"))
-    return path.suffix == ".index" or Path(f"{path}.index").is_file()
+    return path.suffix == ".index" or is_data(path) or Path(f"{path}.index").is_file()
 
 
 def read(path: Path) -> Contents:

@@ -7,7 +7,6 @@ have: the containers joined with slashes, and within a ``state_dict`` the dots t
 
 from __future__ import annotations
 
-import mmap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_zip
 from polyak.files.failures import failures_named
 from polyak.files.limits import MOST_HEADER
+from polyak.files.positioned import PositionedFile
 from polyak.files.torch_dcp_metadata import Chunk, Entry, Metadata, Place, read_metadata
 from polyak.files.torch_globals import View
 from polyak.files.torch_pt import FORMAT, NOT_READ
@@ -117,17 +117,13 @@ def _size(path: Path, name: str, origin: str) -> int:
 
 
 def _unpacked(path: Path, place: Place, origin: str) -> tuple[Any, Storages]:
-    """The tree that ``torch.save`` stored at a place, and its storages, in memory of their own."""
+    """The tree that ``torch.save`` stored at a place, and its storages."""
     file = path / place.file
     where = f"{origin}: {place.file!r:.120} at byte {place.start}"
-    held = mmap.mmap(-1, max(place.length, 1))
-    with failures_named(file, "read"), file.open("rb") as opened:
-        opened.seek(place.start)
-        opened.readinto(memoryview(held)[: place.length])
-    if held[: len(torch_zip.MAGIC)] != torch_zip.MAGIC:
+    held = PositionedFile(file).part(place.start, place.length)
+    if held.piece(0, len(torch_zip.MAGIC)) != torch_zip.MAGIC:
         raise DamagedFile(f"{where}: expected an archive of torch.save, received something else")
-    archive: Any = held  # a map can be read like a file
-    return torch_zip.read(archive, held, where)
+    return torch_zip.read(held, where)
 
 
 def _facts(path: Path, metadata: Metadata, origin: str) -> dict[str, object]:

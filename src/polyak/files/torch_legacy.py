@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 from polyak.errors import DamagedFile, UnknownFormat
 from polyak.files import torch_globals
 from polyak.files.limits import most_described, most_steps
+from polyak.files.positioned import PositionedFile
 from polyak.files.torch_globals import NotRead, Storage
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
@@ -17,25 +17,6 @@ from polyak.weights import numpy_dtype
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _PROTOCOL = 1001
 _SIZE = 8
-
-
-class _Head:
-    """The start of a file; no more of it is read than its pickles may be long."""
-
-    def __init__(self, view: mmap.mmap) -> None:
-        self._view, self._at, self._end = view, 0, min(len(view), most_described(len(view) // 4096))
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int, /) -> bytes:
-        got = self._view[self._at : min(self._at + size, self._end)]
-        self._at += len(got)
-        return got
-
-    def readline(self) -> bytes:
-        end = self._view.find(b"\n", self._at, self._end)
-        return self.read((self._end if end < 0 else end + 1) - self._at)
 
 
 class _Roots:
@@ -60,18 +41,18 @@ def recognises(start: bytes) -> bool:
     return start[:1] == b"\x80" and MAGIC in start[:32]
 
 
-def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
+def read(data: PositionedFile, origin: str) -> tuple[Any, Storages]:
     """The tree of a file, and where its storages lie. Raises DamagedFile, UnknownFormat."""
-    head, roots = _Head(view), _Roots()
+    head, roots = data.stream(most_described(data.size // 4096)), _Roots()
     _, protocol, _ = (load(head, _machine(_Roots(), Budget()), origin) for _ in range(3))
     if protocol != _PROTOCOL:
         raise UnknownFormat(f"{origin}: expected the protocol {_PROTOCOL} of PyTorch, received {shown(protocol)}")
-    budget = Budget(most_steps(len(view), 0))
+    budget = Budget(most_steps(data.size, 0))
     tree = load(head, _machine(roots, budget), origin)
     keys = _keys(load(head, _machine(_Roots(), budget), origin))
     if set(keys) != set(roots.known) or len(keys) != len(roots.known):
         raise DamagedFile(f"{origin}: expected the keys of its {len(roots.known)} storages, received others")
-    return tree, Storages(_blocks(keys, roots, head.tell(), view, origin), origin)
+    return tree, Storages(_blocks(keys, roots, head.tell(), data, origin), origin)
 
 
 def _keys(value: Any) -> list[str]:
@@ -82,16 +63,16 @@ def _machine(roots: _Roots, budget: Budget) -> Machine:
     return Machine(torch_globals.find, torch_globals.call, roots.persistent, budget)
 
 
-def _blocks(keys: list[str], roots: _Roots, position: int, view: mmap.mmap, origin: str) -> dict[str, Block]:
+def _blocks(keys: list[str], roots: _Roots, position: int, data: PositionedFile, origin: str) -> dict[str, Block]:
     blocks = {}
     for key in keys:
         wide, expected = roots.known[key]
-        size = int.from_bytes(view[position : position + _SIZE], "little")
+        size = int.from_bytes(data.piece(position, position + _SIZE), "little")
         if size != expected:
             raise DamagedFile(
                 f"{origin}: storage {key!r:.60} at byte {position}: expected {expected} elements, received {size}",
                 hint="it is truncated or damaged; restore it from a copy",
             )
-        blocks[key] = Block(view, f"{origin}: storage {key!r:.60}", position + _SIZE, size * wide, size * wide)
+        blocks[key] = Block(data, f"{origin}: storage {key!r:.60}", position + _SIZE, size * wide, size * wide)
         position += _SIZE + size * wide
     return blocks

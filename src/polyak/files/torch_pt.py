@@ -7,7 +7,6 @@ the digests of polyak's manifest or by the CRC-32 of the archive; torch writes t
 
 from __future__ import annotations
 
-import mmap
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_legacy, torch_tar, torch_zip
 from polyak.files.limits import most_steps
+from polyak.files.positioned import PositionedFile
 from polyak.files.torch_storage import Storages
 from polyak.files.torch_tree import Tree
 from polyak.manifest import Manifest
@@ -43,14 +43,13 @@ def read(path: Path) -> Contents:
     gives are kept: ``state_dict/encoder.0.weight``. A fact ``not read/<path>`` says what a tensor is that is not read.
     """
     origin = f"file {str(path)!r}"
-    start = _start(path)
+    data = PositionedFile(path)
+    start = data.piece(0, _START)
     zipped = start.startswith(torch_zip.MAGIC)
-    with path.open("rb") as file:
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    value, storages = torch_zip.read(path, view, origin) if zipped else _older(start).read(view, origin)
-    tree = Tree(origin, most_steps(len(view), len(storages.blocks)))
+    value, storages = _format(start).read(data, origin)
+    tree = Tree(origin, most_steps(data.size, len(storages.blocks)))
     tree.add(value)
-    _refuse_excess(sum(storages.check(name, held) for name, held in tree.views.items()), len(view), origin)
+    _refuse_excess(sum(storages.check(name, held) for name, held in tree.views.items()), data.size, origin)
     facts = tree.facts | {NOT_READ + name: what for name, what in tree.not_read.items()}
     marked = storages.manifest is not None and storages.manifest.marked
     tensors = _tensors(tree, storages.unchecked() if marked else storages)
@@ -60,7 +59,9 @@ def read(path: Path) -> Contents:
     return Contents(origin, FORMAT, tensors, "crc32" if zipped else "none", facts=facts)
 
 
-def _older(start: bytes) -> ModuleType:
+def _format(start: bytes) -> ModuleType:
+    if start.startswith(torch_zip.MAGIC):
+        return torch_zip
     return torch_tar if torch_tar.recognises(start) else torch_legacy
 
 

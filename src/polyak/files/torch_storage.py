@@ -1,10 +1,8 @@
-"""Where the bytes of PyTorch's storages lie in a file, and the arrays in them, read through a memory map."""
+"""Where the bytes of PyTorch's storages lie in a file, and the arrays in them, read when they are asked for."""
 
 from __future__ import annotations
 
 import math
-import mmap
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,14 +14,16 @@ import xxhash
 from isal.isal_zlib import crc32
 
 from polyak.errors import DamagedFile
+from polyak.files.positioned import PositionedFile
 from polyak.files.torch_globals import View
 from polyak.manifest import Manifest
 from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _SPREAD = 2**26  # bytes by which a view may be larger than its storage: torch stores expanded tensors as views
 _MOST_DEFLATED = 2**31
-_PAGES = 2**23  # bytes of the map that are held at a time
+_PIECE = 1 << 19  # bytes: it stays in the processor's cache
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Block:
         crc: CRC-32 of the content, or None where the file has none.
     """
 
-    view: mmap.mmap
+    data: PositionedFile
     place: str
     start: int
     stored: int
@@ -48,65 +48,66 @@ class Block:
 
     def __post_init__(self) -> None:
         most = min(_MOST_DEFLATED, 1040 * self.stored + 64) if self.deflated else self.stored
-        if self.start + self.stored > len(self.view) or not 0 <= self.size <= most:
+        if self.start + self.stored > self.data.size or not 0 <= self.size <= most:
             raise DamagedFile(
                 f"{self.place} at byte {self.start}: expected {self.size} bytes in {self.stored}, "
-                f"received {max(len(self.view) - self.start, 0)} to the end of the file",
+                f"received {max(self.data.size - self.start, 0)} to the end of the file",
                 hint="the file is truncated or damaged; restore it from a copy",
             )
 
-    def read(self) -> memoryview:
+    def read(self) -> bytes:
         """The content, verified when it is first read. Raises DamagedFile."""
-        if self.deflated:
-            data = memoryview(self._inflated(memoryview(self.view)[self.start : self.start + self.stored]))
-            self._verify(data)
-            return data
-        self._verify(memoryview(self.view)[self.start : self.start + self.stored])
-        return memoryview(self.view)[self.start : self.start + self.stored]
+        if not self.deflated:
+            return self.copy(0, self.size).tobytes()
+        content = self._inflated(self.data.piece(self.start, self.start + self.stored))
+        self._compare(crc32(content))
+        return content
 
-    def copy(self, first: int, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """A copy of so many bytes of the content; only few pages of the map are held at a time."""
-        content, made = self.read(), np.empty(count, np.uint8)
-        for at in range(0, count, _PAGES):
-            made[at : at + _PAGES] = content[first + at : first + min(at + _PAGES, count)]
-            self._release(first + at, _PAGES)
+    def copy(self, first: int, count: int) -> Bytes:
+        """A copy of so many bytes of the content. Raises as ``read``."""
+        if self.deflated:
+            return np.frombuffer(self.read(), np.uint8)[first : first + count].copy()
+        if count < self.size:
+            self._verify()
+        made, found = np.empty(count, np.uint8), 0
+        for at in range(0, count, _PIECE):
+            piece = made[at : at + _PIECE].data
+            self.data.fill(piece, self.start + first + at)
+            found = crc32(piece, found) if self._is_due else 0
+        self._compare(found)
         return made
 
     def digest(self, first: int, count: int) -> str:
-        """What ``manifest.digest`` says of so many bytes of the content; only few pages are held at a time."""
-        content, mark = self.read(), xxhash.xxh3_128()
-        for at in range(0, count, _PAGES):
-            mark.update(content[first + at : first + min(at + _PAGES, count)])
-            self._release(first + at, _PAGES)
-        return mark.hexdigest()
+        """What ``manifest.digest`` says of so many bytes of the content; only a piece of them is held at a time."""
+        if self.deflated:
+            return xxhash.xxh3_128_hexdigest(self.read()[first : first + count])
+        self._verify()
+        return self.data.digest([(self.start + first, count)])
 
-    def release(self) -> None:
-        """Let go of the pages that were read; they would count as the process's memory for as long as the map lives."""
-        self._release(0, self.stored)
+    @property
+    def _is_due(self) -> bool:
+        return self.crc is not None and not self.verified
 
-    def _verify(self, data: memoryview) -> None:
-        if self.crc is None or self.verified:
+    def _verify(self) -> None:
+        """Read the whole content once, piece by piece, where it has a CRC-32."""
+        if not self._is_due:
             return
-        found = 0
-        for at in range(0, len(data), _PAGES):
-            found = crc32(data[at : at + _PAGES], found)
-            self._release(at, _PAGES)
-        if found != self.crc:
+        found, held = 0, memoryview(bytearray(min(_PIECE, self.size)))
+        for at in range(0, self.size, _PIECE):
+            piece = held[: min(_PIECE, self.size - at)]
+            self.data.fill(piece, self.start + at)
+            found = crc32(piece, found)
+        self._compare(found)
+
+    def _compare(self, found: int) -> None:
+        if self._is_due and found != self.crc:
             raise DamagedFile(
                 f"{self.place} at byte {self.start}: expected bytes with CRC-32 {self.crc:08x}, received {found:08x}",
                 hint="the file is damaged; restore it from a copy",
             )
         self.verified = True
 
-    def _release(self, first: int, count: int) -> None:
-        if sys.platform != "linux" or self.deflated:
-            return
-        start = (self.start + first) // mmap.PAGESIZE * mmap.PAGESIZE
-        end = min(self.start + first + count, self.start + self.stored)
-        if end > start:
-            self.view.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-    def _inflated(self, data: memoryview) -> bytes:
+    def _inflated(self, data: bytes) -> bytes:
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
         except zlib.error as error:
@@ -164,11 +165,10 @@ class Storages:
         if 0 in view.shape:
             return np.empty(view.shape, dtype)
         block = self.blocks[view.storage.key]
-        first, count = _place(view)
         if _is_whole(view):
-            array: Array = block.copy(first, count).view(dtype).reshape(view.shape)
+            array: Array = block.copy(*_place(view)).view(dtype).reshape(view.shape)
         else:
-            array = _strided(block, view, first, dtype)
+            array = _strided(block, view, dtype)
         return _signed(_swapped(array) if self.swapped else array, view)
 
 
@@ -178,11 +178,10 @@ def _is_whole(view: View) -> bool:
     return all(n <= 1 or s == step for n, s, step in zip(view.shape, view.strides, steps, strict=True))
 
 
-def _strided(block: Block, view: View, first: int, dtype: np.dtype[Any]) -> Array:
-    data = block.read()
+def _strided(block: Block, view: View, dtype: np.dtype[Any]) -> Array:
+    first, end = _start(view) + view.offset * dtype.itemsize, _start(view) + view.reach * dtype.itemsize
     steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(view.shape, view.strides, strict=True))
-    array: Array = np.ndarray(view.shape, dtype, data, first, steps).copy(order="C")
-    block.release()
+    array: Array = np.ndarray(view.shape, dtype, block.copy(first, end - first), 0, steps).copy(order="C")
     return array
 
 
@@ -205,5 +204,8 @@ def _swapped(array: Array) -> Array:
 
 def _signed(array: Array, view: View) -> Array:
     """PyTorch keeps conjugation and negation as marks, and applies them when the values are used."""
-    array = np.conjugate(array) if view.conjugate else array
-    return np.negative(array) if view.negative else array
+    if view.conjugate:
+        np.conjugate(array, out=array)
+    if view.negative:
+        np.negative(array, out=array)
+    return array

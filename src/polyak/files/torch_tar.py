@@ -7,7 +7,6 @@ member's time, in a header of their own before that of the member.
 
 from __future__ import annotations
 
-import mmap
 import re
 import struct
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 from polyak.errors import DamagedFile
 from polyak.files import torch_globals
 from polyak.files.limits import most_described, most_steps
+from polyak.files.positioned import PositionedFile
 from polyak.files.torch_globals import Storage
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
@@ -40,14 +40,14 @@ _SIZE = 8
 class _Cursor:
     """A place in one member. Reading past its end is refused."""
 
-    view: mmap.mmap
+    data: PositionedFile
     origin: str
     at: int
     end: int
 
     def value(self, machine: Machine, window: int = _WINDOW) -> Any:
         """The pickle that starts here."""
-        head = BytesIO(self.view[self.at : min(self.at + window, self.end)])
+        head = BytesIO(self.data.piece(self.at, min(self.at + window, self.end)))
         value = load(head, machine, self.origin)
         self.at += head.tell()
         return value
@@ -69,7 +69,7 @@ class _Cursor:
 
     def numbers(self, form: str) -> tuple[Any, ...]:
         start = self.skip(struct.calcsize(form))
-        return struct.unpack(form, self.view[start : self.at])
+        return struct.unpack(form, self.data.piece(start, self.at))
 
     def refuse(self, what: str) -> NoReturn:
         raise DamagedFile(
@@ -110,9 +110,9 @@ def recognises(start: bytes) -> bool:
     return start[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC and name.rstrip(b"\0") in _NAMES
 
 
-def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
+def read(data: PositionedFile, origin: str) -> tuple[Any, Storages]:
     """The tree of a file, and where its storages lie. Raises DamagedFile."""
-    members = dict(_members(view, origin))
+    members = dict(_members(data, origin))
     for name in _NAMES[1:]:
         if name not in members:
             raise DamagedFile(f"{origin}: the archive has no {name.decode()}", hint="restore it from a copy")
@@ -122,36 +122,36 @@ def read(view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
         _read_tensors(members[b"tensors"], archive)
     except Refused as error:
         raise DamagedFile(f"{origin}: it asks for {error}: refused") from error
-    budget = Budget(most_steps(len(view), len(archive.objects)))
+    budget = Budget(most_steps(data.size, len(archive.objects)))
     machine = Machine(torch_globals.find, torch_globals.call, archive.persistent, budget)
     most = most_described(len(archive.objects))
     return members[b"pickle"].value(machine, most), Storages(archive.blocks, origin)
 
 
-def _members(view: mmap.mmap, origin: str) -> Iterator[tuple[bytes, _Cursor]]:
+def _members(data: PositionedFile, origin: str) -> Iterator[tuple[bytes, _Cursor]]:
     seen = set[bytes]()
-    for name, at, size in _headers(view, origin):
+    for name, at, size in _headers(data, origin):
         start = at + _UNIT
-        if name in seen or size > len(view) - start:
+        if name in seen or size > data.size - start:
             raise DamagedFile(
                 f"{origin}: member {name!r:.60} at byte {at}: expected once and {size} bytes, "
-                f"received {len(view) - start} to the end of the file",
+                f"received {data.size - start} to the end of the file",
                 hint="it is truncated or damaged; restore it from a copy",
             )
         seen.add(name)
-        yield name, _Cursor(view, f"{origin}: member {name.decode('ascii', 'replace')!r:.60}", start, start + size)
+        yield name, _Cursor(data, f"{origin}: member {name.decode('ascii', 'replace')!r:.60}", start, start + size)
 
 
-def _headers(view: mmap.mmap, origin: str) -> Iterator[tuple[bytes, int, int]]:
+def _headers(data: PositionedFile, origin: str) -> Iterator[tuple[bytes, int, int]]:
     """The name of each member, where its header is, and its size, which a pax header before it may give."""
     at, noted = 0, None
     for _ in range(_MOST_HEADERS):
-        head = view[at : at + _UNIT]
+        head = data.piece(at, at + _UNIT)
         if len(head) < _UNIT or not any(head):
             return
         size = _header_size(head, at, origin)
         if head[_KIND] == _PAX:
-            found = _PAX_SIZE.search(view[at + _UNIT : at + _UNIT + min(size, _WINDOW)])
+            found = _PAX_SIZE.search(data.piece(at + _UNIT, at + _UNIT + min(size, _WINDOW)))
             noted = int(found[1]) if found else None
         else:
             size, noted = size if noted is None else noted, None
@@ -194,7 +194,7 @@ def _read_storages(member: _Cursor, archive: _Archive) -> None:
         name = torch_globals.storage_key(key)
         archive.enter(key, Storage(name, dtype, size))
         place = f"{archive.origin}: storage {name!r:.60}"
-        archive.blocks[name] = Block(member.view, place, start, size * wide, size * wide)
+        archive.blocks[name] = Block(member.data, place, start, size * wide, size * wide)
     for view in _listed(member.value(_plain(), most_described(0))):
         _read_view(view, archive)
 

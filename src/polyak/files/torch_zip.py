@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from polyak.errors import DamagedFile
 from polyak.files import torch_globals, zips
 from polyak.files.limits import most_described, most_steps
+from polyak.files.positioned import PositionedFile
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_storage import Block, Storages
 from polyak.files.torch_values import Budget
@@ -38,30 +38,30 @@ def recognises(path: Path, start: bytes) -> bool:
         return first.endswith(b"/" + _PICKLE.encode())
 
 
-def read(path: Path, view: mmap.mmap, origin: str) -> tuple[Any, Storages]:
+def read(data: PositionedFile, origin: str) -> tuple[Any, Storages]:
     """The tree of an archive, and where its storages lie. Raises DamagedFile."""
-    members = _members(path, origin)
+    members = _members(data, origin)
     name = _pickle_name(list(members))
     if name is None:
         raise DamagedFile(f"{origin}: the archive has no {_PICKLE}", hint="restore it from a copy")
     top = name.removesuffix(_PICKLE)
-    pickle = _block(members[name], view, origin)
+    pickle = _block(members[name], data, origin)
     if pickle.size > (most := most_described(len(members))):
         raise DamagedFile(f"{origin}: expected a pickle of at most {most:,} bytes, received {pickle.size:,}")
-    budget = Budget(most_steps(len(view), len(members)))
+    budget = Budget(most_steps(data.size, len(members)))
     machine = Machine(torch_globals.find, torch_globals.call, torch_globals.storage, budget)
     tree = load(BytesIO(pickle.read()), machine, origin)
-    data = f"{top}data/"
-    blocks = {n.removeprefix(data): _block(m, view, origin) for n, m in members.items() if n.startswith(data)}
-    swapped = _big(members.get(f"{top}byteorder"), view, origin)
-    return tree, Storages(blocks, origin, swapped, _note(members.get(f"{top}{NOTE}"), view, len(blocks), origin))
+    folder = f"{top}data/"
+    blocks = {n.removeprefix(folder): _block(m, data, origin) for n, m in members.items() if n.startswith(folder)}
+    swapped = _big(members.get(f"{top}byteorder"), data, origin)
+    return tree, Storages(blocks, origin, swapped, _note(members.get(f"{top}{NOTE}"), data, len(blocks), origin))
 
 
-def _note(member: zipfile.ZipInfo | None, view: mmap.mmap, count: int, origin: str) -> Manifest | None:
+def _note(member: zipfile.ZipInfo | None, data: PositionedFile, count: int, origin: str) -> Manifest | None:
     """What polyak says of its own files."""
     if member is None:
         return None
-    block = _block(member, view, origin)
+    block = _block(member, data, origin)
     if block.size > longest_manifest(count):
         raise DamagedFile(f"{origin}: expected the manifest of {count:,} arrays, received {block.size:,} bytes")
     return Manifest.from_json(bytes(block.read()), origin, count)
@@ -73,9 +73,9 @@ def _pickle_name(names: list[str]) -> str | None:
     return min(found, key=len, default=None)
 
 
-def _members(path: Path, origin: str) -> Mapping[str, zipfile.ZipInfo]:
+def _members(data: PositionedFile, origin: str) -> Mapping[str, zipfile.ZipInfo]:
     try:
-        with zips.opened(path, origin) as archive:
+        with zips.opened(data.stream(), origin) as archive:
             members = archive.infolist()
     except DamagedFile:
         raise
@@ -91,11 +91,11 @@ def _members(path: Path, origin: str) -> Mapping[str, zipfile.ZipInfo]:
     return by_name
 
 
-def _block(member: zipfile.ZipInfo, view: mmap.mmap, origin: str) -> Block:
+def _block(member: zipfile.ZipInfo, data: PositionedFile, origin: str) -> Block:
     """Where a member's content lies. Its own header says how long that header is."""
     place = f"{origin}: member {member.filename!r:.80}"
     start = member.header_offset
-    head = view[start : start + zips.LOCAL.size] if start >= 0 else b""
+    head = data.piece(start, start + zips.LOCAL.size) if start >= 0 else b""
     if len(head) < zips.LOCAL.size or head[:4] != MAGIC or member.flag_bits & _ENCRYPTED:
         raise DamagedFile(f"{place} at byte {start}: no readable header", hint="restore the file from a copy")
     name, extra = zips.LOCAL.unpack(head)[9:]
@@ -106,14 +106,14 @@ def _block(member: zipfile.ZipInfo, view: mmap.mmap, origin: str) -> Block:
     stored, size = member.compress_size, member.file_size
     if not deflated and stored != size:
         raise DamagedFile(f"{place}: expected {size} bytes, received {stored}", hint="restore the file from a copy")
-    return Block(view, place, begin, stored, size, member.CRC, deflated)
+    return Block(data, place, begin, stored, size, member.CRC, deflated)
 
 
-def _big(member: zipfile.ZipInfo | None, view: mmap.mmap, origin: str) -> bool:
+def _big(member: zipfile.ZipInfo | None, data: PositionedFile, origin: str) -> bool:
     """Whether numbers have the big end first; files without the record were written on little-endian machines."""
     if member is None:
         return False
-    block = _block(member, view, origin)
+    block = _block(member, data, origin)
     order = bytes(block.read()) if block.size <= len(b"little") else b""
     if order not in (b"little", b"big"):
         raise DamagedFile(f"{origin}: expected a byte order of 'little' or 'big', received {order!r}")

@@ -48,7 +48,7 @@ def commit(source: Snapshot, target: Target, moves: Moves, finite: bool = True) 
 
 
 def _write(source: Snapshot, target: Target, moves: Moves, finite: bool, undo: Undo) -> tuple[Moved, ...]:
-    early = {path: source[path] for path in _overwritten(moves)}
+    early = {path: source[path] for path in _overwritten(source, target, moves)}
     moved = []
     for source_path, target_path, dtype in moves:
         array = early[source_path] if source_path in early else source.view(source_path)
@@ -72,15 +72,26 @@ def value_of(path: str, array: Array, dtype: str, origin: str, finite: bool) -> 
     return _converted(path, array, dtype, origin)
 
 
-def _overwritten(moves: Moves) -> list[str]:
-    """Source paths that are a target before they are read: where a model is its own source, they must be read first."""
-    written: set[str] = set()
+def _overwritten(source: Snapshot, target: Target, moves: Moves) -> list[str]:
+    """Source paths that are written before they are read, and must be read first.
+
+    A model may be its own source, and two models may share variables, under whatever names.
+    """
+    names, places = set[str](), set[int]()
     late = []
     for source_path, target_path, _ in moves:
-        if source_path in written:
+        live = source.items_by_path[source_path].view is not None
+        if source_path in names or (live and _place(source.view(source_path)) in places):
             late.append(source_path)
-        written.add(target_path)
+        names.add(target_path)
+        if live:
+            places.add(_place(target.view(target_path)))
     return late
+
+
+def _place(array: Array) -> int:
+    """Where its memory begins."""
+    return int(array.__array_interface__["data"][0])
 
 
 def _verify(target: Target, moved: Moved) -> None:
@@ -135,7 +146,8 @@ def _converted(path: str, array: Array, dtype: str, origin: str) -> Array:
 def _in_range(array: Array, value: Array) -> bool:
     if is_floating(value.dtype.name):
         return bool(np.array_equal(_isfinite(array), _isfinite(value)))
-    return bool(np.array_equal(array, value.astype(array.dtype)))
+    same_sign = array.dtype.kind not in "iu" or bool(np.array_equal(array < 0, value < 0))
+    return same_sign and bool(np.array_equal(array, value.astype(array.dtype)))
 
 
 def _refuse_nonfinite(path: str, array: Array, origin: str) -> None:
