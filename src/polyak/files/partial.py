@@ -54,10 +54,20 @@ def hidden_beside(final: Path, kind: str = PARTIAL) -> list[Path]:
     found = []
     with suppress(OSError), os.scandir(final.parent) as entries:
         for entry in entries:
-            match = _HIDDEN.fullmatch(entry.name)
-            if match and match[1] == final.name[:32] and match[3] == kind and is_signed(match[1], match[2]):
+            match = _made(entry.name)
+            if match and match[1] == final.name[:32] and match[3] == kind:
                 found.append(Path(entry.path))
     return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether ``hidden`` gave this name: what has it is not finished, or was replaced, whatever it holds."""
+    return _made(name) is not None
+
+
+def _made(name: str) -> re.Match[str] | None:
+    match = _HIDDEN.fullmatch(name)
+    return match if match and is_signed(match[1], match[2]) else None
 
 
 @contextmanager
