@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from polyak.errors import FileError
-from polyak.files.atomic import Check, PathLike, sync, sync_tree
+from polyak.files.atomic import Check, PathLike, lasting, sync, sync_tree
 from polyak.files.failures import failures_named
 from polyak.files.partial import hold, is_at, locked_directory, remove, remove_if_nobodys, sweep
 from polyak.files.place import examined, hand_over, refuse_no_room
@@ -37,7 +37,8 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
         check: called with the fresh prefix before anything takes its name.
 
     Raises:
-        FileError: the directory is missing or not writable, the index that is there is protected, or there is no room.
+        FileError: the directory is missing, not readable or not writable, the index that is there is protected, or
+            there is no room. Also after the checkpoint has its name, where that cannot be synchronised.
     """
     final = Path(os.path.realpath(Path(prefix).parent)) / Path(prefix).name
     index = final.with_name(f"{final.name}.index")
@@ -45,7 +46,7 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
         kept = examined(index)
         sweep(final)
         refuse_no_room(final, needed)
-        with locked_directory(final) as (fresh, _):
+        with lasting(index) as settle, locked_directory(final) as (fresh, _):
             try:
                 yield fresh / final.name
                 sync_tree(fresh)
@@ -53,12 +54,12 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
                     check(fresh / final.name)
                 with (fresh / index.name).open("r+b") as file:
                     hand_over(kept, file.fileno(), index)
-                _commit(fresh / final.name, final)
+                _commit(fresh / final.name, final, settle)
             finally:
                 remove(fresh)
 
 
-def _commit(fresh: Path, final: Path) -> None:
+def _commit(fresh: Path, final: Path, settle: Callable[[], None]) -> None:
     """The data files first; the index makes them the checkpoint; then those that no index knows go."""
     data = {int(m[1]): path for path in fresh.parent.iterdir() if (m := _match(path, fresh))}
     with ExitStack() as held:
@@ -73,7 +74,7 @@ def _commit(fresh: Path, final: Path) -> None:
             for number in data:
                 _named(final, number, count).unlink(missing_ok=True)
             raise
-        sync(final.parent)
+        settle()
         _sweep_data(final)
 
 
@@ -110,11 +111,12 @@ def _takes(data: dict[int, Path], final: Path, count: int, held: ExitStack) -> b
 
 
 def _sweep_data(final: Path) -> None:
-    """Remove data files of this prefix that its index does not know and no writer holds."""
-    for path in list(final.parent.iterdir()):
-        match = _match(path, final)
-        if match:
-            remove_if_nobodys(path, partial(_unknown, final, int(match[2])))
+    """Remove data files of this prefix that its index does not know and no writer holds, as far as that can be done."""
+    with suppress(OSError):  # the checkpoint is written
+        for path in list(final.parent.iterdir()):
+            match = _match(path, final)
+            if match:
+                remove_if_nobodys(path, partial(_unknown, final, int(match[2])))
 
 
 def _unknown(final: Path, count: int) -> bool:
