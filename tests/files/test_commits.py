@@ -485,6 +485,59 @@ def test_a_checkpoint_keeps_its_mode_and_leaves_nothing_beside_it(tmp_path: Path
     assert polyak.open(prefix).copy()
 
 
+@pytest.mark.parametrize(("of_data", "mode"), [(0o644, 0o600), (0o600, 0o644), (0o640, 0o600), (0o400, 0o640)])
+def test_data_is_open_to_no_more_than_index_and_data_were(of_data: int, mode: int, tmp_path: Path) -> None:
+    bundle(tmp_path / "ckpt")
+    (data,) = tmp_path.glob("ckpt.data*")
+    data.chmod(of_data)
+    (tmp_path / "ckpt.index").chmod(mode)
+    seen: list[int] = []
+    for _ in range(2):
+        bundle(tmp_path / "ckpt", lambda fresh: seen.append(fresh.parent.stat().st_mode & 0o777))
+    (data,) = tmp_path.glob("ckpt.data*")
+    found = [p.stat().st_mode & 0o777 for p in (tmp_path / "ckpt.index", data)]
+    assert found == [mode, mode & (of_data | 0o700)]
+    assert seen == [0o700] * 2
+
+
+def test_a_closed_directory_is_closed_while_it_is_replaced(tmp_path: Path) -> None:
+    put(tmp_path / "d", "old")
+    (tmp_path / "d").chmod(0o710)
+    with replacing_directory(tmp_path / "d") as fresh:
+        assert fresh.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o710
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("name", ["a.orbax", "ckpt"])
+def test_what_root_replaces_for_its_owner_goes(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    save(path, 1)
+    for p in tmp_path.iterdir():
+        os.chown(p, 1234, 2345)
+    for number in range(3):
+        save(path, number)
+    assert len(names(tmp_path)) == (2 if name == "ckpt" else 1)
+    assert {(p.stat().st_uid, p.stat().st_gid) for p in tmp_path.iterdir()} == {(1234, 2345)}
+
+
+def test_what_somebody_else_has_left_stays_unless_the_file_is_his(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    left = partial.hidden(tmp_path / "a")
+    left.write_bytes(b"half")
+    os.chown(left, 1234, 2345)
+    with replacing(tmp_path / "a"):
+        """There is no old file, whose owner would count."""
+    with replacing(tmp_path / "a"):
+        """It is root's."""
+    assert left.exists()
+    os.chown(tmp_path / "a", 1234, 2345)
+    with replacing(tmp_path / "a"):
+        """It is his."""
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_checkpoint_that_cannot_be_read_back_leaves_the_old_one(tmp_path: Path) -> None:
     bundle(tmp_path / "ckpt")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}

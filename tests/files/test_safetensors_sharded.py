@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.files.bounded import file_sizes, unwritable
+from tests.files.bounded import file_sizes, nobody, unwritable
 
 import polyak
 from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnknownFormat
 from polyak.files import safetensors_sharded as sharded
 from polyak.manifest import State
-from polyak.snapshot import Snapshot
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
 
 INDEX = "model.safetensors.index.json"
 
@@ -238,6 +242,122 @@ def test_a_shard_that_the_system_refuses_is_told_of_the_index(tmp_path: Path) ->
     with file_sizes() as bound, pytest.raises(FileError, match=message):
         sharded.write(unwritable(bound), tmp_path / INDEX)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- who may read it --------------------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such rights")
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+acls = pytest.mark.skipif(sys.platform != "linux", reason="access control lists are those of Linux")
+
+
+def saved(path: Path, number: float = 1) -> list[Path]:
+    """Save it under the usual umask; the directory of the shards, and a shard."""
+    before = os.umask(0o022)
+    try:
+        sharded.write(Snapshot.from_arrays({"w": np.full(3, number, np.float32)}), path)
+    finally:
+        os.umask(before)
+    (name,) = json.loads(path.read_text())["weight_map"].values()
+    return [(path.parent / name).parent, path.parent / name]
+
+
+def modes(paths: list[Path]) -> list[int]:
+    return [stat.S_IMODE(p.stat().st_mode) for p in paths]
+
+
+@posix
+@pytest.mark.parametrize(("mode", "of_directory"), [(0o600, 0o700), (0o640, 0o750), (0o644, 0o755), (0o664, 0o775)])
+def test_shards_are_open_to_whom_the_old_index_was(mode: int, of_directory: int, tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    index.chmod(mode)
+    for _ in range(2):
+        assert modes([index, *saved(index)]) == [mode, of_directory, mode]
+    assert polyak.open(index)["w"].tolist() == [1.0] * 3
+
+
+@posix
+@pytest.mark.parametrize(("part", "mode"), [(0, 0o700), (1, 0o600)])
+def test_shards_stay_closed_where_the_index_is_not(part: int, mode: int, tmp_path: Path) -> None:
+    saved(tmp_path / INDEX)[part].chmod(mode)
+    assert modes([tmp_path / INDEX, *saved(tmp_path / INDEX)]) == [0o644, 0o700, 0o600]
+
+
+@posix
+def test_shards_of_another_tool_that_are_closed_are_followed_by_closed_ones(hub: Path) -> None:
+    (hub / "model-00001-of-00002.safetensors").chmod(0o440)
+    (hub / "model-00002-of-00002.safetensors").unlink()
+    assert modes(saved(hub / INDEX)) == [0o750, 0o640]
+
+
+@posix
+@pytest.mark.parametrize("text", ["", '{"weight_map": {"w": "\\ud800"}}', '{"weight_map": {"w": "../x"}}'])
+def test_an_index_that_is_damaged_is_replaced_with_its_rights(text: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(text)
+    (tmp_path / INDEX).chmod(0o640)
+    assert modes(saved(tmp_path / INDEX)) == [0o750, 0o640]
+
+
+@posix
+def test_shards_are_closed_while_they_are_written(tmp_path: Path) -> None:
+    saved(tmp_path / INDEX)
+    (tmp_path / INDEX).chmod(0o600)
+    seen: list[int] = []
+
+    def read() -> Any:
+        seen.extend(modes([p for p in tmp_path.rglob("*") if p.name.startswith(".")]))
+        return np.ones(3, np.float32)
+
+    sharded.write(Snapshot([Item("raw", Weight("w", (3,), "float32", Kind.TRAINABLE), read)]), tmp_path / INDEX)
+    assert seen == [0o600, 0o600]
+
+
+@acls
+@as_root
+def test_shards_that_root_writes_are_the_owners_and_go_with_the_next_save(tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    os.chown(index, 1234, 2345)
+    os.setxattr(index, "user.note", b"mine")
+    for number in range(3):
+        parts = saved(index, number)
+        assert [(p.stat().st_uid, p.stat().st_gid) for p in parts] == [(1234, 2345)] * 2
+        assert [os.getxattr(p, "user.note") for p in parts] == [b"mine"] * 2
+    assert sorted(tmp_path.iterdir()) == sorted([index, parts[0]])
+
+
+def acl(path: Path, kind: str = "access") -> None:
+    """Open it to nobody, beside its owner and its group."""
+    entries = [(1, 6, -1), (2, 4, 65534), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+    try:
+        os.setxattr(
+            path, f"system.posix_acl_{kind}", struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *e) for e in entries)
+        )
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
+
+
+@acls
+def test_whom_a_list_opens_the_index_to_reads_the_shards(tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    acl(index)
+    for above in (tmp_path, *tmp_path.parents):
+        if Path(tempfile.gettempdir()) in above.parents:  # which are for their owner alone
+            above.chmod(0o755)
+    saved(index)
+    with nobody():
+        assert polyak.open(index)["w"].tolist() == [1.0] * 3
+    assert modes([index, *saved(index)]) == [0o640, 0o750, 0o640]
+
+
+@acls
+def test_a_list_that_a_directory_gives_to_new_files_opens_none_that_was_closed(tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    acl(tmp_path, "default")
+    assert all(not os.listxattr(p) for p in [index, *saved(index)[1:]])
 
 
 def test_shards_stay_when_a_failure_comes_after_the_index_leads_to_them(

@@ -31,7 +31,7 @@ from polyak.files.partial import (
     share,
     sweep,
 )
-from polyak.files.place import examined, examined_directory, hand_over, refuse_no_room
+from polyak.files.place import close_to_others, examined, examined_directory, hand_over, refuse_no_room
 
 PathLike = str | os.PathLike[str]
 Check = Callable[[Path], None]
@@ -92,6 +92,8 @@ def replacing_directory(path: PathLike, needed: int = 0, check: Check | None = N
         sweep(final)
         refuse_no_room(final, needed)
         with lasting(final) as settle, locked_directory(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+            if kept is not None:
+                close_to_others(fresh)  # as the old one may be; it gets its rights at the end
             yield fresh
             share(handle)  # readers may hold it, too, from its first moment under its name on
             hand_over(kept, handle, final)
@@ -192,7 +194,7 @@ def _commit_directory(fresh: Path, final: Path, settle: Callable[[], None]) -> N
         settle()
     elif exchange(fresh, final):
         settle()
-        remove_if_nobodys(fresh)  # while somebody reads it, it stays; a later save sweeps it
+        remove_if_nobodys(fresh, final)  # while somebody reads it, it stays; a later save sweeps it
     else:
         _replace_in_two(fresh, final)
         settle()

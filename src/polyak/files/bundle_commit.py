@@ -18,7 +18,7 @@ from polyak.errors import FileError
 from polyak.files.atomic import Check, PathLike, lasting, sync, sync_tree
 from polyak.files.failures import failures_named
 from polyak.files.partial import hold, is_at, locked_directory, remove, remove_if_nobodys, sweep
-from polyak.files.place import examined, hand_over, refuse_no_room
+from polyak.files.place import Kept, close_to_others, examined, for_parts, hand_over, refuse_no_room
 from polyak.files.protobuf import varint
 from polyak.files.sstable import first_block, masked_crc32c, read_table
 
@@ -47,16 +47,26 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
         sweep(final)
         refuse_no_room(final, needed)
         with lasting(index) as settle, locked_directory(final) as (fresh, _):
+            close_to_others(fresh)  # TensorFlow's files are open to all until they have the rights of the old ones
             try:
                 yield fresh / final.name
+                _hand_over(kept, fresh / final.name, index)
                 sync_tree(fresh)
                 if check is not None:
                     check(fresh / final.name)
-                with (fresh / index.name).open("r+b") as file:
-                    hand_over(kept, file.fileno(), index)
                 _commit(fresh / final.name, final, settle)
             finally:
                 remove(fresh)
+
+
+def _hand_over(kept: Kept | None, fresh: Path, index: Path) -> None:
+    """Give all files what the old index had; the data is closed to whom the old data was."""
+    if kept is None:
+        return
+    of_data = for_parts(kept, _data(index.with_name(fresh.name)))
+    for path, rights in ((fresh.with_name(index.name), kept), *((path, of_data) for path in _data(fresh))):
+        with path.open("r+b") as file:
+            hand_over(rights, file.fileno(), index)
 
 
 def _commit(fresh: Path, final: Path, settle: Callable[[], None]) -> None:
@@ -112,15 +122,21 @@ def _takes(data: dict[int, Path], final: Path, count: int, held: ExitStack) -> b
 
 def _sweep_data(final: Path) -> None:
     """Remove data files of this prefix that its index does not know and no writer holds, as far as that can be done."""
+    index = final.with_name(f"{final.name}.index")
     with suppress(OSError):  # the checkpoint is written
         for path in list(final.parent.iterdir()):
             match = _match(path, final)
             if match:
-                remove_if_nobodys(path, partial(_unknown, final, int(match[2])))
+                remove_if_nobodys(path, index, partial(_unknown, index, int(match[2])))
 
 
-def _unknown(final: Path, count: int) -> bool:
-    return _count(final.with_name(f"{final.name}.index")) != count
+def _unknown(index: Path, count: int) -> bool:
+    return _count(index) != count
+
+
+def _data(prefix: Path) -> list[Path]:
+    """Files that are called as data files of the prefix are."""
+    return [path for path in prefix.parent.iterdir() if _match(path, prefix)]
 
 
 def _match(path: Path, prefix: Path) -> re.Match[str] | None:

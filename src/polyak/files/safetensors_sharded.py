@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -30,7 +30,7 @@ from polyak.files.failures import failures_named
 from polyak.files.json_cursor import Cursor
 from polyak.files.limits import MOST_HEADER, MOST_TENSORS
 from polyak.files.partial import is_signed, locked_directory, remove, remove_if_nobodys, signed
-from polyak.files.place import examined
+from polyak.files.place import Kept, examined, for_directory, for_parts, hand_over
 from polyak.manifest import Manifest, Stored
 from polyak.snapshot import Item, Snapshot, tool, versions
 
@@ -79,7 +79,8 @@ def write(
     """Write a snapshot in shards, array by array, and the index last.
 
     Memory: the largest array. Shards that polyak wrote under this name before, or a killed writer of it, are removed
-    once no index beside names them; those of other tools stay where they are.
+    once no index beside names them; those of other tools stay where they are. Mode, owner, group and attributes of an
+    existing index are those of the shards, too.
 
     Args:
         path: of the index; its name ends in ``.safetensors.index.json``.
@@ -96,15 +97,17 @@ def write(
     index = Path(os.path.realpath(path))
     stem = Path(path).name.removesuffix(_END)
     with failures_named(index, "written"):
-        examined(index)
+        kept = examined(index)
         _sweep(index, stem)
         with (
-            locked_directory(index, lambda _: _generation(index, stem)) as (directory, _),
+            locked_directory(index, lambda _: _generation(index, stem)) as (directory, handle),
             _gone_on_failure(directory),
             replacing(index, sum(w.nbytes for w in snapshot.weights), check) as file,
         ):
+            of_shards = kept and for_parts(kept, _old_parts(index))
+            hand_over(of_shards and for_directory(of_shards), handle, index)
             with _index_named(index):
-                manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes)
+                manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes, of_shards)
             sync(index.parent)  # the directory's name must be there before the index leads to it
             file.write(_index(manifest, weight_map))
         _sweep(index, stem)
@@ -125,6 +128,14 @@ def _generation(index: Path, stem: str) -> Path:
     return index.parent / f"{stem[:_STEM]}-{signed(stem)}"
 
 
+def _old_parts(index: Path) -> Iterator[Path]:
+    """The shards that an index names, and the directories below its own in which they are; none if it is damaged."""
+    with suppress(OSError):
+        for name in set(_parsed(index, "the old index")[0].values()):
+            path = index.parent / name
+            yield from (path, *(above for above in path.parents if index.parent in above.parents))
+
+
 @contextmanager
 def _gone_on_failure(directory: Path) -> Iterator[None]:
     try:
@@ -142,7 +153,7 @@ def _sweep(index: Path, stem: str) -> None:
         token = entry.name.removeprefix(start)
         if entry.name.startswith(start) and _TOKEN.fullmatch(token) and is_signed(stem, token):
             directory = Path(entry.path)
-            remove_if_nobodys(directory, partial(_unnamed, directory))
+            remove_if_nobodys(directory, index, partial(_unnamed, directory))
 
 
 def _unnamed(directory: Path) -> bool:
@@ -252,19 +263,29 @@ def _manifest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], origin
     return manifest
 
 
-def _write_shards(snapshot: Snapshot, directory: Path, stem: str, limit: int) -> tuple[Manifest, dict[str, str]]:
+def _write_shards(
+    snapshot: Snapshot, directory: Path, stem: str, limit: int, kept: Kept | None
+) -> tuple[Manifest, dict[str, str]]:
     """Each shard under the names that the whole has, and where each name went."""
     digests: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     groups = _grouped(snapshot.manifest.weights, limit)
     for number, group in enumerate(groups, 1):
         path = directory / f"{stem}-{number:05}-of-{len(groups):05}.safetensors"
+        _reserve(path, kept)
         part = safetensors.write(_part(snapshot, group), path)
         digests |= {s.name: s.digest for s in part.weights}
         weight_map |= dict.fromkeys(digests.keys() - weight_map.keys(), f"{directory.name}/{path.name}")
     weights = [msgspec.structs.replace(s, digest=digests[s.name]) for s in snapshot.manifest.weights]
     known = snapshot.manifest
     return _stamped(known, weights, snapshot.origin), {s.name: weight_map[s.name] for s in weights}
+
+
+def _reserve(path: Path, kept: Kept | None) -> None:
+    """An empty file, from which the shard takes its rights over before a byte is in it."""
+    if kept is not None:
+        with path.open("xb") as file:
+            hand_over(kept, file.fileno(), path)
 
 
 def _stamped(known: Manifest, weights: list[Stored], source: str) -> Manifest:
