@@ -8,6 +8,7 @@ import stat
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tests.files.bounded import file_sizes, nobody, unwritable
 
 import polyak
-from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnknownFormat
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnexpectedWeight, UnknownFormat
 from polyak.files import safetensors_sharded as sharded
 from polyak.manifest import State
 from polyak.snapshot import Item, Snapshot
@@ -358,6 +359,61 @@ def test_a_list_that_a_directory_gives_to_new_files_opens_none_that_was_closed(t
     saved(index)
     acl(tmp_path, "default")
     assert all(not os.listxattr(p) for p in [index, *saved(index)[1:]])
+
+
+# --- other files of JSON beside it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory in which anybody may write."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+def closed(path: Path, content: str = "{}") -> None:
+    path.write_text(content)
+    path.chmod(0o600)
+
+
+@as_root
+def test_a_file_of_json_that_cannot_be_read_keeps_no_old_shards(shared: Path) -> None:
+    closed(shared / "other.json")
+    (shared / "link.json").symlink_to("/root/none/other.json")
+    with nobody():
+        for number in range(3):
+            saved(shared / INDEX, number)
+    assert len([p for p in shared.iterdir() if p.is_dir()]) == 1
+
+
+@as_root
+def test_an_index_that_cannot_be_read_keeps_all_that_it_may_name(shared: Path) -> None:
+    with nobody():
+        saved(shared / INDEX)
+    closed(shared / "best.safetensors.index.json", (shared / INDEX).read_text())
+    with nobody():
+        saved(shared / INDEX, 2)
+    assert polyak.open(shared / "best.safetensors.index.json")["w"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("name", ["other.json", "other.safetensors.index.json"])
+def test_a_failure_is_told_and_leaves_nothing_whatever_is_beside_it(name: str, shared: Path) -> None:
+    closed(shared / name)
+    with nobody(), pytest.raises(UnexpectedWeight, match="__metadata__"):
+        sharded.write(Snapshot.from_arrays({"__metadata__": np.float32([1])}), shared / INDEX)
+    assert [p.name for p in shared.iterdir()] == [name]
+
+
+def test_a_file_of_json_that_is_no_index_keeps_no_old_shards(tmp_path: Path) -> None:
+    directory, _ = saved(tmp_path / INDEX)
+    (tmp_path / "log.json").write_text(json.dumps({"saved": directory.name}))
+    (tmp_path / "best.json").write_text((tmp_path / INDEX).read_text())
+    saved(tmp_path / INDEX, 2)
+    assert polyak.open(tmp_path / "best.json")["w"].tolist() == [1.0] * 3
+    (tmp_path / "best.json").unlink()
+    saved(tmp_path / INDEX, 3)
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
 
 
 def test_shards_stay_when_a_failure_comes_after_the_index_leads_to_them(

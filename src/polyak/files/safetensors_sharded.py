@@ -41,6 +41,7 @@ _MOST_PARTS = 1000
 _LONGEST_NAME = 255  # of a file or directory, in bytes; no system allows more
 _STEM = 32  # so much of the name stands before the signed number of a directory of shards
 _SIGNED = 24
+_MAP = b'"weight_map"'
 _TOKEN = re.compile(f"[0-9a-f]{{{_SIGNED}}}")
 _KEY, _KEY_DIGEST = "polyak", "polyak.digest"
 
@@ -101,7 +102,7 @@ def write(
         _sweep(index, stem)
         with (
             locked_directory(index, lambda _: _generation(index, stem)) as (directory, handle),
-            _gone_on_failure(directory),
+            _gone_on_failure(directory, index),
             replacing(index, sum(w.nbytes for w in snapshot.weights), check) as file,
         ):
             of_shards = kept and for_parts(kept, _old_parts(index))
@@ -137,29 +138,45 @@ def _old_parts(index: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _gone_on_failure(directory: Path) -> Iterator[None]:
+def _gone_on_failure(directory: Path, index: Path) -> Iterator[None]:
+    """A failure after the index has its name leaves the shards. The failure is told, whatever comes of the removal."""
     try:
         yield
     except BaseException:
-        if _unnamed(directory):
-            remove(directory)
+        with suppress(OSError):
+            if not _leads(index, directory):
+                remove(directory)
         raise
 
 
 def _sweep(index: Path, stem: str) -> None:
     """Remove shards of this name that polyak wrote and no index names any more; what a writer holds stays."""
     start = f"{stem[:_STEM]}-"
-    for entry in os.scandir(index.parent):
-        token = entry.name.removeprefix(start)
-        if entry.name.startswith(start) and _TOKEN.fullmatch(token) and is_signed(stem, token):
-            directory = Path(entry.path)
-            remove_if_nobodys(directory, index, partial(_unnamed, directory))
+    with suppress(OSError), os.scandir(index.parent) as entries:  # what cannot be listed stays
+        for entry in entries:
+            token = entry.name.removeprefix(start)
+            if entry.name.startswith(start) and _TOKEN.fullmatch(token) and is_signed(stem, token):
+                directory = Path(entry.path)
+                remove_if_nobodys(directory, index, partial(_unnamed, directory))
 
 
 def _unnamed(directory: Path) -> bool:
-    """Whether no index beside a directory of shards leads to it: copies of an index count, too."""
-    token = directory.name[-_SIGNED:].encode()
-    return not any(token in found.read_bytes() for found in directory.parent.glob("*.json") if found.is_file())
+    """Whether no index beside a directory of shards leads to it: copies of an index count, under any name."""
+    with os.scandir(directory.parent) as entries:
+        return not any(_leads(Path(e.path), directory) for e in entries if e.name.endswith(".json"))
+
+
+def _leads(index: Path, directory: Path) -> bool:
+    """Whether a file is an index that names a directory of shards.
+
+    One that cannot be read may be, if it is called as an index is; other files of JSON that are closed to this user
+    would keep all that was ever written beside them.
+    """
+    try:
+        content = index.read_bytes() if index.is_file() else b""
+    except OSError:
+        return index.name.endswith(_END)
+    return _MAP in content and directory.name[-_SIGNED:].encode() in content
 
 
 def _index_of(path: Path) -> Path | None:
