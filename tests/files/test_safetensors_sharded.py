@@ -131,7 +131,7 @@ def test_a_missing_shard_is_named(hub: Path) -> None:
         polyak.open(hub)
 
 
-OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "..\\x", "", "a\0b"]
+OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "..\\x", "a\\../x", "", "a\0b"]
 
 
 @pytest.mark.parametrize("shard", OUTSIDE)
@@ -414,6 +414,29 @@ def test_a_file_of_json_that_is_no_index_keeps_no_old_shards(tmp_path: Path) -> 
     (tmp_path / "best.json").unlink()
     saved(tmp_path / INDEX, 3)
     assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file has such a name on Windows")
+@pytest.mark.parametrize("stem", ["2026-01-01T12:00", "a:b", "..\\x", "a\\b", "..", "", "a\nb", "ß" * 60, "%41 #?*"])
+def test_what_is_saved_under_any_name_is_read(stem: str, tmp_path: Path) -> None:
+    index = tmp_path / f"{stem}.safetensors.index.json"
+    for number in (1, 2):
+        saved(index, number)
+        assert polyak.open(index)["w"].tolist() == [float(number)] * 3
+    (name,) = json.loads(index.read_text())["weight_map"].values()
+    assert not set(name) & set(":\\")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file has such a name on Windows")
+@pytest.mark.parametrize("shard", ["12:00.safetensors", "a\\b.safetensors", "C:x.safetensors"])
+def test_shards_of_another_tool_may_have_names_that_windows_does_not_take(shard: str, tmp_path: Path) -> None:
+    save_file({"w": np.float32([1])}, tmp_path / shard)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"w": shard}}))
+    assert polyak.open(tmp_path)["w"].tolist() == [1.0]
 
 
 def test_shards_stay_when_a_failure_comes_after_the_index_leads_to_them(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -41,6 +42,8 @@ _MOST_PARTS = 1000
 _LONGEST_NAME = 255  # of a file or directory, in bytes; no system allows more
 _STEM = 32  # so much of the name stands before the signed number of a directory of shards
 _SIGNED = 24
+_PORTABLE = str.maketrans(":\\", "__")  # of the index's name, what no name may hold on Windows
+_NEVER = "\0:\\" if sys.platform == "win32" else "\0"
 _MAP = b'"weight_map"'
 _TOKEN = re.compile(f"[0-9a-f]{{{_SIGNED}}}")
 _KEY, _KEY_DIGEST = "polyak", "polyak.digest"
@@ -96,7 +99,7 @@ def write(
     if not os.fspath(path).endswith(_END):
         raise UnknownFormat(f"file {str(path)!r}: expected a name that ends in {_END}", hint=f"such as model{_END}")
     index = Path(os.path.realpath(path))
-    stem = Path(path).name.removesuffix(_END)
+    stem = Path(path).name.removesuffix(_END).translate(_PORTABLE)
     with failures_named(index, "written"):
         kept = examined(index)
         _sweep(index, stem)
@@ -214,10 +217,14 @@ def _parsed(index: Path, origin: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _stays(name: str) -> bool:
-    """Whether a name leads into the directory. Links are followed: the Hub's cache consists of them."""
+    """Whether a name leads into the directory, on this system; what leads out on Windows is refused on all.
+
+    Links are followed: the Hub's cache consists of them.
+    """
     parts = PurePosixPath(name).parts
     short = all(len(part.encode(errors="replace")) <= _LONGEST_NAME for part in parts)
-    return bool(parts) and short and not name.startswith("/") and ".." not in parts and not set(name) & set("\\\0:")
+    inside = not name.startswith("/") and ".." not in name.replace("\\", "/").split("/")
+    return bool(parts) and short and inside and not set(name) & set(_NEVER)
 
 
 def _shard(index: Path, name: str, origin: str) -> Contents:
