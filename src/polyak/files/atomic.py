@@ -61,7 +61,7 @@ def replacing(path: PathLike, needed: int = 0, check: Check | None = None) -> It
         kept = examined(final)
         sweep(final)
         refuse_no_room(final, needed)
-        with lasting(final) as settle, locked_file(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+        with lasting(final) as synchronise, locked_file(final) as (fresh, handle), _gone_on_failure(fresh, handle):
             hand_over(kept, handle, final)
             with os.fdopen(handle, "w+b", closefd=False) as file:
                 yield file
@@ -69,7 +69,7 @@ def replacing(path: PathLike, needed: int = 0, check: Check | None = None) -> It
                 _synced(lambda: os.fsync(handle), fresh, check)
             _refuse_link(final)
             fresh.replace(final)
-            settle()
+            synchronise()
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def replacing_directory(path: PathLike, needed: int = 0, check: Check | None = N
         kept = examined_directory(final)
         sweep(final)
         refuse_no_room(final, needed)
-        with lasting(final) as settle, locked_directory(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+        with lasting(final) as synchronise, locked_directory(final) as (fresh, handle), _gone_on_failure(fresh, handle):
             if kept is not None:
                 close_to_others(fresh)  # as the old one may be; it gets its rights at the end
             yield fresh
@@ -99,7 +99,7 @@ def replacing_directory(path: PathLike, needed: int = 0, check: Check | None = N
             hand_over(kept, handle, final)
             _synced(lambda: sync_tree(fresh), fresh, check)
             _refuse_link(final)
-            _commit_directory(fresh, final, settle)
+            _commit_directory(fresh, final, synchronise)
         sweep(final, SET_ASIDE)
 
 
@@ -188,16 +188,16 @@ def _synced(synchronise: Callable[[], None], fresh: Path, check: Check | None) -
         raise refused[0]
 
 
-def _commit_directory(fresh: Path, final: Path, settle: Callable[[], None]) -> None:
+def _commit_directory(fresh: Path, final: Path, synchronise: Callable[[], None]) -> None:
     if not final.exists() or not any(final.iterdir()):
         fresh.rename(final)
-        settle()
+        synchronise()
     elif exchange(fresh, final):
-        settle()
+        synchronise()
         remove_if_nobodys(fresh, final)  # while somebody reads it, it stays; a later save sweeps it
     else:
         _replace_in_two(fresh, final)
-        settle()
+        synchronise()
 
 
 def _replace_in_two(fresh: Path, final: Path) -> None:

@@ -46,7 +46,7 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
         kept = examined(index)
         sweep(final)
         refuse_no_room(final, needed)
-        with lasting(index) as settle, locked_directory(final) as (fresh, _):
+        with lasting(index) as synchronise, locked_directory(final) as (fresh, _):
             close_to_others(fresh)  # TensorFlow's files are open to all until they have the rights of the old ones
             try:
                 yield fresh / final.name
@@ -54,7 +54,7 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
                 sync_tree(fresh)
                 if check is not None:
                     check(fresh / final.name)
-                _commit(fresh / final.name, final, settle)
+                _commit(fresh / final.name, final, synchronise)
             finally:
                 remove(fresh)
 
@@ -69,7 +69,7 @@ def _hand_over(kept: Kept | None, fresh: Path, index: Path) -> None:
             hand_over(rights, file.fileno(), index)
 
 
-def _commit(fresh: Path, final: Path, settle: Callable[[], None]) -> None:
+def _commit(fresh: Path, final: Path, synchronise: Callable[[], None]) -> None:
     """The data files first; the index makes them the checkpoint; then those that no index knows go."""
     data = {int(m[1]): path for path in fresh.parent.iterdir() if (m := _match(path, fresh))}
     with ExitStack() as held:
@@ -84,7 +84,7 @@ def _commit(fresh: Path, final: Path, settle: Callable[[], None]) -> None:
             for number in data:
                 _named(final, number, count).unlink(missing_ok=True)
             raise
-        settle()
+        synchronise()
         _sweep_data(final)
 
 

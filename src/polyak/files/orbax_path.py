@@ -79,8 +79,9 @@ def _is_tree(path: Path) -> bool:
 
 def _has_arrays(path: Path) -> bool:
     """Whether directories of Zarr arrays lie in it, and a mark of Orbax beside them or nothing else."""
-    below = (entry for entry in os.scandir(path) if entry.is_dir())
-    return any(any(Path(entry.path, h).is_file() for h in ARRAY_HEADERS) for entry in below)
+    with os.scandir(path) as entries:
+        below = (entry for entry in entries if entry.is_dir())
+        return any(any(Path(entry.path, h).is_file() for h in ARRAY_HEADERS) for entry in below)
 
 
 def _is_step(path: Path) -> bool:
@@ -90,7 +91,8 @@ def _is_step(path: Path) -> bool:
 
 def _below(path: Path) -> list[Path]:
     """Directories that may be steps or items; what polyak replaces, or has not finished, is neither."""
-    below = (Path(entry.path) for entry in os.scandir(path) if not is_hidden(entry.name) and entry.is_dir())
+    with os.scandir(path) as entries:
+        below = [Path(entry.path) for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
     return sorted(below, key=lambda p: p.name)
 
 
