@@ -1,7 +1,8 @@
-"""A system that refuses to write: for a while no file of this process may be longer than so many bytes."""
+"""A system that refuses: for a while no file of this process may be longer than so many bytes, or it is nobody's."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,19 @@ def file_sizes() -> Iterator[Callable[..., None]]:
         yield lambda size=usual: resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """A process that may not do everything; root is one that may."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 def read_under(bound: Callable[..., None], *size: int) -> Callable[[], Any]:

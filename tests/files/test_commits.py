@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.files.bounded import nobody
 from tests.files.test_sstable import write as write_table
 
 import polyak
@@ -29,6 +30,7 @@ from polyak.snapshot import Snapshot
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tensorflow" / "module.index"
 INDEX = "model.safetensors.index.json"
+UNSAFE = r"the new one has its name, but a power cut may undo that: its directory .*: Input/output error\nhint: look at"
 
 
 def held(value: float) -> Snapshot:
@@ -38,6 +40,10 @@ def held(value: float) -> Snapshot:
 def value(path: Path) -> float:
     (found,) = np.unique(polyak.open(path)["a/w"])
     return float(found)
+
+
+def save(path: Path, number: float) -> None:
+    bundle(path) if path.name == "ckpt" else polyak.save(held(number), path)
 
 
 def names(folder: Path) -> list[str]:
@@ -177,22 +183,74 @@ def test_a_directory_that_is_swept_before_it_is_opened_is_made_again(
     assert (tmp_path / "a" / "file").read_text() == "new"
 
 
-def test_a_name_that_may_not_survive_a_power_cut_is_an_error_and_the_new_file_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, fsync = tmp_path / "a.safetensors", os.fsync
-    polyak.save(held(1), path)
+def refuse_names(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let nothing make the names in this directory survive a power cut once they have changed."""
+    fsync, before = os.fsync, {p.name: p.lstat().st_ino for p in folder.iterdir() if not p.name.startswith(".")}
 
-    def refuse_names(handle: int) -> None:
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
+    def refuse(handle: int) -> None:
+        now = {p.name: p.lstat().st_ino for p in folder.iterdir() if p.name in before}
+        if os.path.samestat(os.fstat(handle), folder.stat()) and now != before:
             raise OSError(5, os.strerror(5))
         fsync(handle)
 
-    monkeypatch.setattr(os, "fsync", refuse_names)
-    with pytest.raises(FileError, match="cannot be written: Input/output error"):
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize("can", [True, False])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.orbax", INDEX])
+def test_a_name_that_may_not_survive_a_power_cut_is_an_error_that_says_so_and_the_new_file_stays(
+    name: str, can: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    polyak.save(held(1), path)
+    if not can:
+        monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
+    refuse_names(monkeypatch, tmp_path)
+    with pytest.raises(FileError, match=rf"^file '.*{name}': {UNSAFE}"):
         polyak.save(held(2), path)
+    monkeypatch.undo()
     assert value(path) == 2
-    assert names(tmp_path) == ["a.safetensors"]
+    polyak.save(held(3), path)
+    assert len(names(tmp_path)) == (2 if name == INDEX else 1)
+
+
+def test_a_checkpoint_of_tensorflow_whose_name_may_not_survive_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle(tmp_path / "ckpt")
+    before = (tmp_path / "ckpt.index").lstat().st_ino
+    refuse_names(monkeypatch, tmp_path)
+    with pytest.raises(FileError, match=rf"^file '.*ckpt.index': {UNSAFE}"):
+        bundle(tmp_path / "ckpt")
+    assert (tmp_path / "ckpt.index").lstat().st_ino != before
+    assert polyak.open(tmp_path / "ckpt").copy()
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.orbax", INDEX, "ckpt"])
+def test_a_directory_that_cannot_be_synchronised_is_refused_while_the_old_file_stands(name: str) -> None:
+    """One in which this process may write, and not read."""
+    with tempfile.TemporaryDirectory() as top:
+        path = Path(top) / name
+        save(path, 1)
+        before = {p: p.lstat() for p in sorted(path.parent.iterdir())}
+        path.parent.chmod(0o333)
+        for p in before:
+            p.chmod(0o777)
+        with nobody(), pytest.raises(FileError, match="cannot be written: Permission denied"):
+            save(path, 2)
+        path.parent.chmod(0o755)
+        assert {p: p.lstat().st_ino for p in sorted(path.parent.iterdir())} == {p: s.st_ino for p, s in before.items()}
+
+
+def test_a_new_file_in_a_directory_that_cannot_be_synchronised_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as top:
+        Path(top).chmod(0o333)
+        message = "may not read its directory, so no new name in it would be safe .*\nhint: make '.*' read"
+        for kind in (replacing, replacing_directory, replacing_bundle):
+            with nobody(), pytest.raises(FileError, match=message), kind(Path(top) / "a"):
+                raise AssertionError("the block began")
+        Path(top).chmod(0o755)
+        assert names(Path(top)) == []
 
 
 # --- directories ------------------------------------------------------------------------------------------------------
@@ -425,6 +483,59 @@ def test_a_checkpoint_keeps_its_mode_and_leaves_nothing_beside_it(tmp_path: Path
     assert index.stat().st_mode & 0o777 == 0o640
     assert len(names(tmp_path)) == 2
     assert polyak.open(prefix).copy()
+
+
+@pytest.mark.parametrize(("of_data", "mode"), [(0o644, 0o600), (0o600, 0o644), (0o640, 0o600), (0o400, 0o640)])
+def test_data_is_open_to_no_more_than_index_and_data_were(of_data: int, mode: int, tmp_path: Path) -> None:
+    bundle(tmp_path / "ckpt")
+    (data,) = tmp_path.glob("ckpt.data*")
+    data.chmod(of_data)
+    (tmp_path / "ckpt.index").chmod(mode)
+    seen: list[int] = []
+    for _ in range(2):
+        bundle(tmp_path / "ckpt", lambda fresh: seen.append(fresh.parent.stat().st_mode & 0o777))
+    (data,) = tmp_path.glob("ckpt.data*")
+    found = [p.stat().st_mode & 0o777 for p in (tmp_path / "ckpt.index", data)]
+    assert found == [mode, mode & (of_data | 0o700)]
+    assert seen == [0o700] * 2
+
+
+def test_a_closed_directory_is_closed_while_it_is_replaced(tmp_path: Path) -> None:
+    put(tmp_path / "d", "old")
+    (tmp_path / "d").chmod(0o710)
+    with replacing_directory(tmp_path / "d") as fresh:
+        assert fresh.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o710
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("name", ["a.orbax", "ckpt"])
+def test_what_root_replaces_for_its_owner_goes(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    save(path, 1)
+    for p in tmp_path.iterdir():
+        os.chown(p, 1234, 2345)
+    for number in range(3):
+        save(path, number)
+    assert len(names(tmp_path)) == (2 if name == "ckpt" else 1)
+    assert {(p.stat().st_uid, p.stat().st_gid) for p in tmp_path.iterdir()} == {(1234, 2345)}
+
+
+def test_what_somebody_else_has_left_stays_unless_the_file_is_his(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    left = partial.hidden(tmp_path / "a")
+    left.write_bytes(b"half")
+    os.chown(left, 1234, 2345)
+    with replacing(tmp_path / "a"):
+        """There is no old file, whose owner would count."""
+    with replacing(tmp_path / "a"):
+        """It is root's."""
+    assert left.exists()
+    os.chown(tmp_path / "a", 1234, 2345)
+    with replacing(tmp_path / "a"):
+        """It is his."""
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_checkpoint_that_cannot_be_read_back_leaves_the_old_one(tmp_path: Path) -> None:

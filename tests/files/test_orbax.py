@@ -23,9 +23,18 @@ from tests.files.bounded import file_sizes, unwritable
 from tests.files.jax_golden import GOLDEN, assert_same, expected
 
 import polyak
-from polyak.errors import DamagedFile, DtypeMismatch, FileError, PolyakError, ShapeMismatch, UnexpectedWeight
+from polyak.errors import (
+    DamagedFile,
+    DtypeMismatch,
+    FileError,
+    PolyakError,
+    ShapeMismatch,
+    UnexpectedWeight,
+    UnknownFormat,
+)
 from polyak.files import orbax, orbax_write
 from polyak.files.orbax_write import NOTE
+from polyak.files.partial import PARTIAL, SET_ASIDE, hidden
 from polyak.manifest import State
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
@@ -199,6 +208,40 @@ def test_another_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
         orbax.write(Snapshot.from_arrays({f"w{value:.0f}": np.float32([value])}), tmp_path / "x")
     assert dict(polyak.open(tmp_path / "x"))["w2"].tolist() == [2.0]
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("kind", [PARTIAL, SET_ASIDE])
+def test_what_polyak_has_not_finished_or_has_replaced_is_no_item_of_the_directory(tmp_path: Path, kind: str) -> None:
+    for name in ("a.orbax", "b.orbax"):
+        polyak.save(Snapshot.from_arrays({"w": np.float32([1])}), tmp_path / name)
+    left = hidden(tmp_path / "b.orbax", kind)
+    (tmp_path / "b.orbax").rename(left)
+    (left / "away").symlink_to("/etc")
+    assert list(polyak.open(tmp_path)) == ["w"]
+    shutil.rmtree(tmp_path / "a.orbax")
+    with pytest.raises(UnknownFormat, match="received a directory without a checkpoint"):
+        polyak.open(tmp_path)
+
+
+def test_a_directory_holds_a_checkpoint_once_while_the_one_that_it_replaced_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.orbax"
+    polyak.save(Snapshot.from_arrays({"w": np.float32([1])}), path)
+    opened = polyak.open(path)
+    polyak.save(Snapshot.from_arrays({"w": np.float32([2])}), path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert {name: array.tolist() for name, array in polyak.open(tmp_path).items()} == {"w": [2.0]}
+    assert opened["w"].tolist() == [1.0]
+
+
+def test_an_array_of_a_hidden_name_is_an_array(tmp_path: Path) -> None:
+    tree = copy("plain_zarr", tmp_path)
+    name = hidden(tree / "a").name
+    (tree / "_METADATA").unlink()
+    (tree / "w").rename(tree / name)
+    assert name in set(orbax.read(tree).tensors)
+    (tree / name / "away").symlink_to("/etc")
+    with pytest.raises(FileError, match="received 'away', a link to"):
+        orbax.read(tree)
 
 
 def test_a_failure_leaves_the_old_checkpoint(tmp_path: Path) -> None:

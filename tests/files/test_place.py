@@ -7,13 +7,13 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.files.bounded import file_sizes
+from tests.files.bounded import file_sizes, nobody
 
 from polyak.errors import FileError
 from polyak.files import place
@@ -53,19 +53,6 @@ def test_a_directory_is_not_replaced_by_a_file_nor_a_file_by_a_directory(tmp_pat
 @BOTH
 def test_a_directory_that_is_missing_is_named(kind: Replacing, tmp_path: Path) -> None:
     refused(kind, tmp_path / "no" / "a", r"a': its directory does not exist\nhint: create '.*no' first")
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """A process that may not do everything; root is one that may."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 @BOTH

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import struct
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.files.bounded import file_sizes, unwritable
+from tests.files.bounded import file_sizes, nobody, unwritable
 
 import polyak
-from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnknownFormat
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnexpectedWeight, UnknownFormat
 from polyak.files import safetensors_sharded as sharded
 from polyak.manifest import State
-from polyak.snapshot import Snapshot
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
 
 INDEX = "model.safetensors.index.json"
 
@@ -126,7 +131,7 @@ def test_a_missing_shard_is_named(hub: Path) -> None:
         polyak.open(hub)
 
 
-OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "..\\x", "", "a\0b"]
+OUTSIDE = ["../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "..\\x", "a\\../x", "", "a\0b"]
 
 
 @pytest.mark.parametrize("shard", OUTSIDE)
@@ -240,6 +245,201 @@ def test_a_shard_that_the_system_refuses_is_told_of_the_index(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+# --- who may read it --------------------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such rights")
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+acls = pytest.mark.skipif(sys.platform != "linux", reason="access control lists are those of Linux")
+
+
+def saved(path: Path, number: float = 1) -> list[Path]:
+    """Save it under the usual umask; the directory of the shards, and a shard."""
+    before = os.umask(0o022)
+    try:
+        sharded.write(Snapshot.from_arrays({"w": np.full(3, number, np.float32)}), path)
+    finally:
+        os.umask(before)
+    (name,) = json.loads(path.read_text())["weight_map"].values()
+    return [(path.parent / name).parent, path.parent / name]
+
+
+def modes(paths: list[Path]) -> list[int]:
+    return [stat.S_IMODE(p.stat().st_mode) for p in paths]
+
+
+@posix
+@pytest.mark.parametrize(("mode", "of_directory"), [(0o600, 0o700), (0o640, 0o750), (0o644, 0o755), (0o664, 0o775)])
+def test_shards_are_open_to_whom_the_old_index_was(mode: int, of_directory: int, tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    index.chmod(mode)
+    for _ in range(2):
+        assert modes([index, *saved(index)]) == [mode, of_directory, mode]
+    assert polyak.open(index)["w"].tolist() == [1.0] * 3
+
+
+@posix
+@pytest.mark.parametrize(("part", "mode"), [(0, 0o700), (1, 0o600)])
+def test_shards_stay_closed_where_the_index_is_not(part: int, mode: int, tmp_path: Path) -> None:
+    saved(tmp_path / INDEX)[part].chmod(mode)
+    assert modes([tmp_path / INDEX, *saved(tmp_path / INDEX)]) == [0o644, 0o700, 0o600]
+
+
+@posix
+def test_shards_of_another_tool_that_are_closed_are_followed_by_closed_ones(hub: Path) -> None:
+    (hub / "model-00001-of-00002.safetensors").chmod(0o440)
+    (hub / "model-00002-of-00002.safetensors").unlink()
+    assert modes(saved(hub / INDEX)) == [0o750, 0o640]
+
+
+@posix
+@pytest.mark.parametrize("text", ["", '{"weight_map": {"w": "\\ud800"}}', '{"weight_map": {"w": "../x"}}'])
+def test_an_index_that_is_damaged_is_replaced_with_its_rights(text: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(text)
+    (tmp_path / INDEX).chmod(0o640)
+    assert modes(saved(tmp_path / INDEX)) == [0o750, 0o640]
+
+
+@posix
+def test_shards_are_closed_while_they_are_written(tmp_path: Path) -> None:
+    saved(tmp_path / INDEX)
+    (tmp_path / INDEX).chmod(0o600)
+    seen: list[int] = []
+
+    def read() -> Any:
+        seen.extend(modes([p for p in tmp_path.rglob("*") if p.name.startswith(".")]))
+        return np.ones(3, np.float32)
+
+    sharded.write(Snapshot([Item("raw", Weight("w", (3,), "float32", Kind.TRAINABLE), read)]), tmp_path / INDEX)
+    assert seen == [0o600, 0o600]
+
+
+@acls
+@as_root
+def test_shards_that_root_writes_are_the_owners_and_go_with_the_next_save(tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    os.chown(index, 1234, 2345)
+    os.setxattr(index, "user.note", b"mine")
+    for number in range(3):
+        parts = saved(index, number)
+        assert [(p.stat().st_uid, p.stat().st_gid) for p in parts] == [(1234, 2345)] * 2
+        assert [os.getxattr(p, "user.note") for p in parts] == [b"mine"] * 2
+    assert sorted(tmp_path.iterdir()) == sorted([index, parts[0]])
+
+
+def acl(path: Path, kind: str = "access") -> None:
+    """Open it to nobody, beside its owner and its group."""
+    entries = [(1, 6, -1), (2, 4, 65534), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+    try:
+        os.setxattr(
+            path, f"system.posix_acl_{kind}", struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *e) for e in entries)
+        )
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
+
+
+@acls
+def test_whom_a_list_opens_the_index_to_reads_the_shards(tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    acl(index)
+    for above in (tmp_path, *tmp_path.parents):
+        if Path(tempfile.gettempdir()) in above.parents:  # which are for their owner alone
+            above.chmod(0o755)
+    saved(index)
+    with nobody():
+        assert polyak.open(index)["w"].tolist() == [1.0] * 3
+    assert modes([index, *saved(index)]) == [0o640, 0o750, 0o640]
+
+
+@acls
+def test_a_list_that_a_directory_gives_to_new_files_opens_none_that_was_closed(tmp_path: Path) -> None:
+    index = tmp_path / INDEX
+    saved(index)
+    acl(tmp_path, "default")
+    assert all(not os.listxattr(p) for p in [index, *saved(index)[1:]])
+
+
+# --- other files of JSON beside it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory in which anybody may write."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+def closed(path: Path, content: str = "{}") -> None:
+    path.write_text(content)
+    path.chmod(0o600)
+
+
+@as_root
+def test_a_file_of_json_that_cannot_be_read_keeps_no_old_shards(shared: Path) -> None:
+    closed(shared / "other.json")
+    (shared / "closed").mkdir(0o700)
+    (shared / "link.json").symlink_to(shared / "closed" / "other.json")
+    with nobody():
+        for number in range(3):
+            saved(shared / INDEX, number)
+    assert len(list(shared.glob("model-*"))) == 1
+
+
+@as_root
+def test_an_index_that_cannot_be_read_keeps_all_that_it_may_name(shared: Path) -> None:
+    with nobody():
+        saved(shared / INDEX)
+    closed(shared / "best.safetensors.index.json", (shared / INDEX).read_text())
+    with nobody():
+        saved(shared / INDEX, 2)
+    assert polyak.open(shared / "best.safetensors.index.json")["w"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("name", ["other.json", "other.safetensors.index.json"])
+def test_a_failure_is_told_and_leaves_nothing_whatever_is_beside_it(name: str, shared: Path) -> None:
+    closed(shared / name)
+    with nobody(), pytest.raises(UnexpectedWeight, match="__metadata__"):
+        sharded.write(Snapshot.from_arrays({"__metadata__": np.float32([1])}), shared / INDEX)
+    assert [p.name for p in shared.iterdir()] == [name]
+
+
+def test_a_file_of_json_that_is_no_index_keeps_no_old_shards(tmp_path: Path) -> None:
+    directory, _ = saved(tmp_path / INDEX)
+    (tmp_path / "log.json").write_text(json.dumps({"saved": directory.name}))
+    (tmp_path / "best.json").write_text((tmp_path / INDEX).read_text())
+    saved(tmp_path / INDEX, 2)
+    assert polyak.open(tmp_path / "best.json")["w"].tolist() == [1.0] * 3
+    (tmp_path / "best.json").unlink()
+    saved(tmp_path / INDEX, 3)
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file has such a name on Windows")
+@pytest.mark.parametrize("stem", ["2026-01-01T12:00", "a:b", "..\\x", "a\\b", "..", "", "a\nb", "ß" * 60, "%41 #?*"])
+def test_what_is_saved_under_any_name_is_read(stem: str, tmp_path: Path) -> None:
+    index = tmp_path / f"{stem}.safetensors.index.json"
+    for number in (1, 2):
+        saved(index, number)
+        assert polyak.open(index)["w"].tolist() == [float(number)] * 3
+    (name,) = json.loads(index.read_text())["weight_map"].values()
+    assert not set(name) & set(":\\")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file has such a name on Windows")
+@pytest.mark.parametrize("shard", ["12:00.safetensors", "a\\b.safetensors", "C:x.safetensors"])
+def test_shards_of_another_tool_may_have_names_that_windows_does_not_take(shard: str, tmp_path: Path) -> None:
+    save_file({"w": np.float32([1])}, tmp_path / shard)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"w": shard}}))
+    assert polyak.open(tmp_path)["w"].tolist() == [1.0]
+
+
 def test_shards_stay_when_a_failure_comes_after_the_index_leads_to_them(
     arrays: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +451,6 @@ def test_shards_stay_when_a_failure_comes_after_the_index_leads_to_them(
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", refuse_last)
-    with pytest.raises(FileError, match="cannot be written: Input/output error"):
+    with pytest.raises(FileError, match=r"the new one has its name, .*: Input/output error"):
         sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
     assert {n: a.tobytes() for n, a in polyak.open(tmp_path).items()} == {n: a.tobytes() for n, a in arrays.items()}

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,7 @@ from polyak.files.partial import (
     share,
     sweep,
 )
-from polyak.files.place import examined, examined_directory, hand_over, refuse_no_room
+from polyak.files.place import close_to_others, examined, examined_directory, hand_over, refuse_no_room
 
 PathLike = str | os.PathLike[str]
 Check = Callable[[Path], None]
@@ -52,15 +53,15 @@ def replacing(path: PathLike, needed: int = 0, check: Check | None = None) -> It
         check: called with the hidden file before it takes the name; what it raises leaves the old file.
 
     Raises:
-        FileError: the path is a directory, a device, protected or mounted, its directory is missing or not writable, or
-            there is no room.
+        FileError: the path is a directory, a device, protected or mounted, its directory is missing, not readable or
+            not writable, or there is no room. Also after the file has its name, where that cannot be synchronised.
     """
     final = Path(os.path.realpath(path))
     with failures_named(final, "written", needed):
         kept = examined(final)
         sweep(final)
         refuse_no_room(final, needed)
-        with locked_file(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+        with lasting(final) as synchronise, locked_file(final) as (fresh, handle), _gone_on_failure(fresh, handle):
             hand_over(kept, handle, final)
             with os.fdopen(handle, "w+b", closefd=False) as file:
                 yield file
@@ -68,7 +69,7 @@ def replacing(path: PathLike, needed: int = 0, check: Check | None = None) -> It
                 _synced(lambda: os.fsync(handle), fresh, check)
             _refuse_link(final)
             fresh.replace(final)
-            sync(final.parent)
+            synchronise()
 
 
 @contextmanager
@@ -82,22 +83,61 @@ def replacing_directory(path: PathLike, needed: int = 0, check: Check | None = N
         needed, check: as for ``replacing``.
 
     Raises:
-        FileError: the path is a file, protected or mounted, its directory is missing or not writable, or there is no
-            room.
+        FileError: the path is a file, protected or mounted, its directory is missing, not readable or not writable, or
+            there is no room. Also after the directory has its name, where that cannot be synchronised.
     """
     final = Path(os.path.realpath(path))
     with failures_named(final, "written", needed):
         kept = examined_directory(final)
         sweep(final)
         refuse_no_room(final, needed)
-        with locked_directory(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+        with lasting(final) as synchronise, locked_directory(final) as (fresh, handle), _gone_on_failure(fresh, handle):
+            if kept is not None:
+                close_to_others(fresh)  # as the old one may be; it gets its rights at the end
             yield fresh
             share(handle)  # readers may hold it, too, from its first moment under its name on
             hand_over(kept, handle, final)
             _synced(lambda: sync_tree(fresh), fresh, check)
             _refuse_link(final)
-            _commit_directory(fresh, final)
+            _commit_directory(fresh, final, synchronise)
         sweep(final, SET_ASIDE)
+
+
+@contextmanager
+def lasting(final: Path) -> Iterator[Callable[[], None]]:
+    """What makes the new name of a path survive a power cut, for the moment when the path has it.
+
+    The directory is opened at the beginning, so that one which cannot be is refused while the old file stands.
+
+    Raises:
+        FileError: this process may not read the directory, and what it cannot open it cannot synchronise.
+    """
+    if sys.platform == "win32":  # pragma: no cover - Windows opens no directories
+        yield lambda: None
+        return
+    try:
+        handle = os.open(final.parent, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise FileError(
+            f"file {str(final)!r}: cannot be written: {error.strerror}: this process may not read its directory, so no "
+            "new name in it would be safe from a power cut",
+            hint=f"make {str(final.parent)!r} readable, or write elsewhere",
+        ) from error
+    try:
+        yield partial(_settle, handle, final)
+    finally:
+        os.close(handle)
+
+
+def _settle(handle: int, final: Path) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise FileError(
+            f"file {str(final)!r}: the new one has its name, but a power cut may undo that: its directory cannot be "
+            f"synchronised: {error.strerror or error}",
+            hint="look at the disk, and save again",
+        ) from error
 
 
 @contextmanager
@@ -148,15 +188,16 @@ def _synced(synchronise: Callable[[], None], fresh: Path, check: Check | None) -
         raise refused[0]
 
 
-def _commit_directory(fresh: Path, final: Path) -> None:
+def _commit_directory(fresh: Path, final: Path, synchronise: Callable[[], None]) -> None:
     if not final.exists() or not any(final.iterdir()):
         fresh.rename(final)
-        sync(final.parent)
+        synchronise()
     elif exchange(fresh, final):
-        sync(final.parent)
-        remove_if_nobodys(fresh)  # while somebody reads it, it stays; a later save sweeps it
+        synchronise()
+        remove_if_nobodys(fresh, final)  # while somebody reads it, it stays; a later save sweeps it
     else:
         _replace_in_two(fresh, final)
+        synchronise()
 
 
 def _replace_in_two(fresh: Path, final: Path) -> None:
@@ -167,7 +208,6 @@ def _replace_in_two(fresh: Path, final: Path) -> None:
     except BaseException:
         aside.rename(final)
         raise
-    sync(final.parent)
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from polyak.errors import FileError
-from polyak.files.atomic import Check, PathLike, sync, sync_tree
+from polyak.files.atomic import Check, PathLike, lasting, sync, sync_tree
 from polyak.files.failures import failures_named
 from polyak.files.partial import hold, is_at, locked_directory, remove, remove_if_nobodys, sweep
-from polyak.files.place import examined, hand_over, refuse_no_room
+from polyak.files.place import Kept, close_to_others, examined, for_parts, hand_over, refuse_no_room
 from polyak.files.protobuf import varint
 from polyak.files.sstable import first_block, masked_crc32c, read_table
 
@@ -37,7 +37,8 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
         check: called with the fresh prefix before anything takes its name.
 
     Raises:
-        FileError: the directory is missing or not writable, the index that is there is protected, or there is no room.
+        FileError: the directory is missing, not readable or not writable, the index that is there is protected, or
+            there is no room. Also after the checkpoint has its name, where that cannot be synchronised.
     """
     final = Path(os.path.realpath(Path(prefix).parent)) / Path(prefix).name
     index = final.with_name(f"{final.name}.index")
@@ -45,20 +46,30 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
         kept = examined(index)
         sweep(final)
         refuse_no_room(final, needed)
-        with locked_directory(final) as (fresh, _):
+        with lasting(index) as synchronise, locked_directory(final) as (fresh, _):
+            close_to_others(fresh)  # TensorFlow's files are open to all until they have the rights of the old ones
             try:
                 yield fresh / final.name
+                _hand_over(kept, fresh / final.name, index)
                 sync_tree(fresh)
                 if check is not None:
                     check(fresh / final.name)
-                with (fresh / index.name).open("r+b") as file:
-                    hand_over(kept, file.fileno(), index)
-                _commit(fresh / final.name, final)
+                _commit(fresh / final.name, final, synchronise)
             finally:
                 remove(fresh)
 
 
-def _commit(fresh: Path, final: Path) -> None:
+def _hand_over(kept: Kept | None, fresh: Path, index: Path) -> None:
+    """Give all files what the old index had; the data is closed to whom the old data was."""
+    if kept is None:
+        return
+    of_data = for_parts(kept, _data(index.with_name(fresh.name)))
+    for path, rights in ((fresh.with_name(index.name), kept), *((path, of_data) for path in _data(fresh))):
+        with path.open("r+b") as file:
+            hand_over(rights, file.fileno(), index)
+
+
+def _commit(fresh: Path, final: Path, synchronise: Callable[[], None]) -> None:
     """The data files first; the index makes them the checkpoint; then those that no index knows go."""
     data = {int(m[1]): path for path in fresh.parent.iterdir() if (m := _match(path, fresh))}
     with ExitStack() as held:
@@ -73,7 +84,7 @@ def _commit(fresh: Path, final: Path) -> None:
             for number in data:
                 _named(final, number, count).unlink(missing_ok=True)
             raise
-        sync(final.parent)
+        synchronise()
         _sweep_data(final)
 
 
@@ -110,15 +121,22 @@ def _takes(data: dict[int, Path], final: Path, count: int, held: ExitStack) -> b
 
 
 def _sweep_data(final: Path) -> None:
-    """Remove data files of this prefix that its index does not know and no writer holds."""
-    for path in list(final.parent.iterdir()):
-        match = _match(path, final)
-        if match:
-            remove_if_nobodys(path, partial(_unknown, final, int(match[2])))
+    """Remove data files of this prefix that its index does not know and no writer holds, as far as that can be done."""
+    index = final.with_name(f"{final.name}.index")
+    with suppress(OSError):  # the checkpoint is written
+        for path in list(final.parent.iterdir()):
+            match = _match(path, final)
+            if match:
+                remove_if_nobodys(path, index, partial(_unknown, index, int(match[2])))
 
 
-def _unknown(final: Path, count: int) -> bool:
-    return _count(final.with_name(f"{final.name}.index")) != count
+def _unknown(index: Path, count: int) -> bool:
+    return _count(index) != count
+
+
+def _data(prefix: Path) -> list[Path]:
+    """Files that are called as data files of the prefix are."""
+    return [path for path in prefix.parent.iterdir() if _match(path, prefix)]
 
 
 def _match(path: Path, prefix: Path) -> re.Match[str] | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from polyak.errors import DamagedFile, FileError
 from polyak.files.failures import failures_named
+from polyak.files.partial import is_hidden
 
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -78,8 +79,9 @@ def _is_tree(path: Path) -> bool:
 
 def _has_arrays(path: Path) -> bool:
     """Whether directories of Zarr arrays lie in it, and a mark of Orbax beside them or nothing else."""
-    below = (entry for entry in os.scandir(path) if entry.is_dir())
-    return any(any(Path(entry.path, h).is_file() for h in ARRAY_HEADERS) for entry in below)
+    with os.scandir(path) as entries:
+        below = (entry for entry in entries if entry.is_dir())
+        return any(any(Path(entry.path, h).is_file() for h in ARRAY_HEADERS) for entry in below)
 
 
 def _is_step(path: Path) -> bool:
@@ -88,7 +90,10 @@ def _is_step(path: Path) -> bool:
 
 
 def _below(path: Path) -> list[Path]:
-    return sorted((Path(entry.path) for entry in os.scandir(path) if entry.is_dir()), key=lambda p: p.name)
+    """Directories that may be steps or items; what polyak replaces, or has not finished, is neither."""
+    with os.scandir(path) as entries:
+        below = [Path(entry.path) for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
+    return sorted(below, key=lambda p: p.name)
 
 
 def _is_item(path: Path) -> bool:
@@ -154,6 +159,8 @@ def _entries(directory: Path, depth: int, origin: str) -> Iterator[os.DirEntry[s
         raise DamagedFile(f"{origin}: expected at most {_DEEPEST} levels of directories, received more")
     with os.scandir(directory) as listed:
         for entry in listed:
+            if depth == 0 and is_hidden(entry.name) and not _is_tree(directory):
+                continue  # no part of the checkpoint; it may go meanwhile
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(Path(entry.path), depth + 1, origin)

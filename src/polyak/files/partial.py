@@ -54,10 +54,20 @@ def hidden_beside(final: Path, kind: str = PARTIAL) -> list[Path]:
     found = []
     with suppress(OSError), os.scandir(final.parent) as entries:
         for entry in entries:
-            match = _HIDDEN.fullmatch(entry.name)
-            if match and match[1] == final.name[:32] and match[3] == kind and is_signed(match[1], match[2]):
+            match = _made(entry.name)
+            if match and match[1] == final.name[:32] and match[3] == kind:
                 found.append(Path(entry.path))
     return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether ``hidden`` gave this name: what has it is not finished, or was replaced, whatever it holds."""
+    return _made(name) is not None
+
+
+def _made(name: str) -> re.Match[str] | None:
+    match = _HIDDEN.fullmatch(name)
+    return match if match and is_signed(match[1], match[2]) else None
 
 
 @contextmanager
@@ -149,7 +159,7 @@ def sweep(final: Path, kind: str = PARTIAL) -> None:
     if found := hidden_beside(final, kind):
         _settle(final.parent)
     for path in found:
-        remove_if_nobodys(path)
+        remove_if_nobodys(path, final)
 
 
 def _settle(directory: Path) -> None:
@@ -162,20 +172,28 @@ def _settle(directory: Path) -> None:
             os.close(handle)
 
 
-def remove_if_nobodys(path: Path, still: Callable[[], bool] = lambda: True) -> None:
+def remove_if_nobodys(path: Path, final: Path, still: Callable[[], bool] = lambda: True) -> None:
     """Remove a file or directory of polyak's that no process writes or reads.
 
     Args:
+        final: the path for which it was made.
         still: asked once nobody else can come to hold it: whether nothing refers to it.
     """
     with suppress(OSError):
         handle = _opened(path)
         try:
-            mine = sys.platform == "win32" or os.fstat(handle).st_uid == os.geteuid()
-            if mine and lock(handle) and is_at(handle, path) and still():
+            if _is_mine(handle, final) and lock(handle) and is_at(handle, path) and still():
                 remove(path)
         finally:
             os.close(handle)
+
+
+def _is_mine(handle: int, final: Path) -> bool:
+    """Whether this user made what is open, or root for the owner of the path, to whom it is handed over."""
+    if sys.platform == "win32":  # pragma: no cover - Windows has no such owners
+        return True
+    owner, user = os.fstat(handle).st_uid, os.geteuid()
+    return owner == user or (user == 0 and owner == final.lstat().st_uid)
 
 
 def _opened(path: Path) -> int:

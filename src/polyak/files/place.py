@@ -6,7 +6,9 @@ import errno
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polyak.errors import FileError
@@ -16,6 +18,9 @@ if sys.platform != "win32":  # pragma: no branch - Windows has no such module
     import resource
 
 _MOUNTS = Path("/proc/self/mountinfo")
+_ACL = "system.posix_acl_access"
+_ACL_HEAD, _ACL_ENTRY, _ACL_RIGHTS = 4, 8, 2  # bytes: the version, an entry, and what stands before its rights
+_READ, _SEARCH = 4, 1
 _MAY_BE_LOST = ("security.", "trusted.")  # attributes that the system itself keeps, or lets only its owner set
 
 
@@ -59,6 +64,36 @@ def examined_directory(path: Path) -> Kept | None:
         raise FileError(f"file {str(path)!r}: expected nothing or a directory to replace, received a file")
     _refuse_protected(path)
     return Kept(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, _attributes(path))
+
+
+def for_directory(kept: Kept) -> Kept:
+    """The same for a directory of the parts of a file: who may read the file may search there, too."""
+    mode = kept.mode & 0o777
+    attributes = tuple((name, _searchable(value) if name == _ACL else value) for name, value in kept.attributes)
+    return replace(kept, mode=mode | (mode & 0o444) >> 2 | 0o700, attributes=attributes)
+
+
+def _searchable(acl: bytes) -> bytes:
+    """An access control list in which who may read may search. Source: ``linux/posix_acl_xattr.h``."""
+    content = bytearray(acl)
+    for place in range(_ACL_HEAD + _ACL_RIGHTS, len(content), _ACL_ENTRY):
+        content[place] |= _SEARCH if content[place] & _READ else 0
+    return bytes(content)
+
+
+def for_parts(kept: Kept, old: Iterable[Path]) -> Kept:
+    """The same for the parts of what a file leads to.
+
+    Args:
+        old: the parts that are there, and the directories of theirs. To whom one of them was closed, the new ones are.
+    """
+    mode = kept.mode
+    for path in old:
+        with suppress(OSError, ValueError):  # one that is missing, or that no file can be, closes nothing
+            found = path.stat().st_mode
+            open_to = found & 0o011 if stat.S_ISDIR(found) else (found & 0o044) >> 2
+            mode &= open_to * 7 | 0o7700
+    return replace(kept, mode=mode)
 
 
 def _refuse_no_parent(path: Path) -> None:
@@ -105,6 +140,12 @@ def _attributes(path: Path) -> tuple[tuple[str, bytes], ...]:
         raise
 
 
+def close_to_others(directory: Path) -> None:
+    """Let nobody else look into a directory while it is written, where the file system knows such rights."""
+    with suppress(OSError):
+        directory.chmod(0o700)
+
+
 def hand_over(kept: Kept | None, handle: int, path: Path) -> None:
     """Give an open file what the old one at ``path`` had, before a byte is in it.
 
@@ -117,6 +158,7 @@ def hand_over(kept: Kept | None, handle: int, path: Path) -> None:
         status = os.fstat(handle)
         if (status.st_uid, status.st_gid) != (kept.owner, kept.group):
             os.fchown(handle, kept.owner, kept.group)
+        _drop_inherited(kept, handle)
         for name, value in kept.attributes:
             _set_attribute(handle, name, value)
         os.fchmod(handle, kept.mode)  # last: a change of the owner takes bits away
@@ -126,6 +168,13 @@ def hand_over(kept: Kept | None, handle: int, path: Path) -> None:
             f"and attributes of the old one: {error.strerror or error}",
             hint="remove the old file first, or choose another name",
         ) from error
+
+
+def _drop_inherited(kept: Kept, handle: int) -> None:
+    """A directory may give each new file in it an access control list, which the old one did not have."""
+    if sys.platform == "linux" and not any(name == _ACL for name, _ in kept.attributes):  # pragma: no branch
+        with suppress(OSError):  # there is none
+            os.removexattr(handle, _ACL)
 
 
 def _set_attribute(handle: int, name: str, value: bytes) -> None:

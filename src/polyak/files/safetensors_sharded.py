@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -30,7 +31,7 @@ from polyak.files.failures import failures_named
 from polyak.files.json_cursor import Cursor
 from polyak.files.limits import MOST_HEADER, MOST_TENSORS
 from polyak.files.partial import is_signed, locked_directory, remove, remove_if_nobodys, signed
-from polyak.files.place import examined
+from polyak.files.place import Kept, examined, for_directory, for_parts, hand_over
 from polyak.manifest import Manifest, Stored
 from polyak.snapshot import Item, Snapshot, tool, versions
 
@@ -41,6 +42,9 @@ _MOST_PARTS = 1000
 _LONGEST_NAME = 255  # of a file or directory, in bytes; no system allows more
 _STEM = 32  # so much of the name stands before the signed number of a directory of shards
 _SIGNED = 24
+_PORTABLE = str.maketrans(":\\", "__")  # of the index's name, what no name may hold on Windows
+_NEVER = "\0:\\" if sys.platform == "win32" else "\0"
+_MAP = b'"weight_map"'
 _TOKEN = re.compile(f"[0-9a-f]{{{_SIGNED}}}")
 _KEY, _KEY_DIGEST = "polyak", "polyak.digest"
 
@@ -79,7 +83,8 @@ def write(
     """Write a snapshot in shards, array by array, and the index last.
 
     Memory: the largest array. Shards that polyak wrote under this name before, or a killed writer of it, are removed
-    once no index beside names them; those of other tools stay where they are.
+    once no index beside names them; those of other tools stay where they are. Mode, owner, group and attributes of an
+    existing index are those of the shards, too.
 
     Args:
         path: of the index; its name ends in ``.safetensors.index.json``.
@@ -94,17 +99,19 @@ def write(
     if not os.fspath(path).endswith(_END):
         raise UnknownFormat(f"file {str(path)!r}: expected a name that ends in {_END}", hint=f"such as model{_END}")
     index = Path(os.path.realpath(path))
-    stem = Path(path).name.removesuffix(_END)
+    stem = Path(path).name.removesuffix(_END).translate(_PORTABLE)
     with failures_named(index, "written"):
-        examined(index)
+        kept = examined(index)
         _sweep(index, stem)
         with (
-            locked_directory(index, lambda _: _generation(index, stem)) as (directory, _),
-            _gone_on_failure(directory),
+            locked_directory(index, lambda _: _generation(index, stem)) as (directory, handle),
+            _gone_on_failure(directory, index),
             replacing(index, sum(w.nbytes for w in snapshot.weights), check) as file,
         ):
+            of_shards = kept and for_parts(kept, _old_parts(index))
+            hand_over(of_shards and for_directory(of_shards), handle, index)
             with _index_named(index):
-                manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes)
+                manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes, of_shards)
             sync(index.parent)  # the directory's name must be there before the index leads to it
             file.write(_index(manifest, weight_map))
         _sweep(index, stem)
@@ -125,30 +132,54 @@ def _generation(index: Path, stem: str) -> Path:
     return index.parent / f"{stem[:_STEM]}-{signed(stem)}"
 
 
+def _old_parts(index: Path) -> Iterator[Path]:
+    """The shards that an index names, and the directories below its own in which they are; none if it is damaged."""
+    with suppress(OSError):
+        for name in set(_parsed(index, "the old index")[0].values()):
+            path = index.parent / name
+            yield from (path, *(above for above in path.parents if index.parent in above.parents))
+
+
 @contextmanager
-def _gone_on_failure(directory: Path) -> Iterator[None]:
+def _gone_on_failure(directory: Path, index: Path) -> Iterator[None]:
+    """A failure after the index has its name leaves the shards. The failure is told, whatever comes of the removal."""
     try:
         yield
     except BaseException:
-        if _unnamed(directory):
-            remove(directory)
+        with suppress(OSError):
+            if not _leads(index, directory):
+                remove(directory)
         raise
 
 
 def _sweep(index: Path, stem: str) -> None:
     """Remove shards of this name that polyak wrote and no index names any more; what a writer holds stays."""
     start = f"{stem[:_STEM]}-"
-    for entry in os.scandir(index.parent):
-        token = entry.name.removeprefix(start)
-        if entry.name.startswith(start) and _TOKEN.fullmatch(token) and is_signed(stem, token):
-            directory = Path(entry.path)
-            remove_if_nobodys(directory, partial(_unnamed, directory))
+    with suppress(OSError), os.scandir(index.parent) as entries:  # what cannot be listed stays
+        for entry in entries:
+            token = entry.name.removeprefix(start)
+            if entry.name.startswith(start) and _TOKEN.fullmatch(token) and is_signed(stem, token):
+                directory = Path(entry.path)
+                remove_if_nobodys(directory, index, partial(_unnamed, directory))
 
 
 def _unnamed(directory: Path) -> bool:
-    """Whether no index beside a directory of shards leads to it: copies of an index count, too."""
-    token = directory.name[-_SIGNED:].encode()
-    return not any(token in found.read_bytes() for found in directory.parent.glob("*.json") if found.is_file())
+    """Whether no index beside a directory of shards leads to it: copies of an index count, under any name."""
+    with os.scandir(directory.parent) as entries:
+        return not any(_leads(Path(e.path), directory) for e in entries if e.name.endswith(".json"))
+
+
+def _leads(index: Path, directory: Path) -> bool:
+    """Whether a file is an index that names a directory of shards.
+
+    One that cannot be read may be, if it is called as an index is; other files of JSON that are closed to this user
+    would keep all that was ever written beside them.
+    """
+    try:
+        content = index.read_bytes() if index.is_file() else b""
+    except OSError:
+        return index.name.endswith(_END)
+    return _MAP in content and directory.name[-_SIGNED:].encode() in content
 
 
 def _index_of(path: Path) -> Path | None:
@@ -186,10 +217,14 @@ def _parsed(index: Path, origin: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _stays(name: str) -> bool:
-    """Whether a name leads into the directory. Links are followed: the Hub's cache consists of them."""
+    """Whether a name leads into the directory, on this system; what leads out on Windows is refused on all.
+
+    Links are followed: the Hub's cache consists of them.
+    """
     parts = PurePosixPath(name).parts
     short = all(len(part.encode(errors="replace")) <= _LONGEST_NAME for part in parts)
-    return bool(parts) and short and not name.startswith("/") and ".." not in parts and not set(name) & set("\\\0:")
+    inside = not name.startswith("/") and ".." not in name.replace("\\", "/").split("/")
+    return bool(parts) and short and inside and not set(name) & set(_NEVER)
 
 
 def _shard(index: Path, name: str, origin: str) -> Contents:
@@ -252,19 +287,29 @@ def _manifest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], origin
     return manifest
 
 
-def _write_shards(snapshot: Snapshot, directory: Path, stem: str, limit: int) -> tuple[Manifest, dict[str, str]]:
+def _write_shards(
+    snapshot: Snapshot, directory: Path, stem: str, limit: int, kept: Kept | None
+) -> tuple[Manifest, dict[str, str]]:
     """Each shard under the names that the whole has, and where each name went."""
     digests: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     groups = _grouped(snapshot.manifest.weights, limit)
     for number, group in enumerate(groups, 1):
         path = directory / f"{stem}-{number:05}-of-{len(groups):05}.safetensors"
+        _reserve(path, kept)
         part = safetensors.write(_part(snapshot, group), path)
         digests |= {s.name: s.digest for s in part.weights}
         weight_map |= dict.fromkeys(digests.keys() - weight_map.keys(), f"{directory.name}/{path.name}")
     weights = [msgspec.structs.replace(s, digest=digests[s.name]) for s in snapshot.manifest.weights]
     known = snapshot.manifest
     return _stamped(known, weights, snapshot.origin), {s.name: weight_map[s.name] for s in weights}
+
+
+def _reserve(path: Path, kept: Kept | None) -> None:
+    """An empty file, from which the shard takes its rights over before a byte is in it."""
+    if kept is not None:
+        with path.open("xb") as file:
+            hand_over(kept, file.fileno(), path)
 
 
 def _stamped(known: Manifest, weights: list[Stored], source: str) -> Manifest:
