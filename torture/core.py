@@ -119,5 +119,4 @@ TESTS: Mapping[str, tuple[str, ...]] = {
 # Mutants that change nothing that can be seen: module, function and text of the statement, and the reason.
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("files/positioned.py", "_read_into", "with self._turn:"): "it is made on Windows alone",
-    ("files/atomic.py", "_replace_in_two", "sync(final.parent)"): "the sweep that follows synchronises the directory",
 }

@@ -34,7 +34,7 @@ _CALLS = (
     "fsync", "sync", "sync_tree", "replace", "rename", "link", "flush", "flock", "acquire", "release", "hold", "share",
     "enter_context", "callback", "fchmod", "hand_over", "sweep", "_sweep_data", "_settle", "remove",
     "remove_if_nobodys", "check", "charge", "finish", "_put_back", "raise_refused",
-    "synchronise",
+    "synchronise", "close_to_others", "_reserve", "_drop_inherited",
 )  # fmt: skip
 _CHECKS = ("refuse", "_refuse", "_check", "_verify")
 # What holds others off for as long as a context lasts.
