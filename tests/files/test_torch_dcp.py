@@ -78,6 +78,17 @@ def test_what_torch_writes_now_is_read(tmp_path: Path) -> None:
     assert_same(held["a/turned"].read(), np.ascontiguousarray(value.T.numpy()))
 
 
+def test_numbers_within_objects_are_named_as_not_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    pack = torch.nn.utils.rnn.pack_sequence([torch.ones(2)])
+    dcp.save({"w": torch.ones(1), "n": np.ones(3), "p": pack}, checkpoint_id=tmp_path / "x", no_dist=True)
+    held = torch_dcp.read(tmp_path / "x")
+    assert list(held.tensors) == ["w"]
+    within = "a tensor within an object"
+    assert held.facts == {"not read/n": "a NumPy array", "not read/p/0": within, "not read/p/1": within}
+
+
 # --- damage and malice -----------------------------------------------------------------------------------------------
 
 

@@ -140,8 +140,8 @@ def _facts(path: Path, metadata: Metadata, origin: str) -> dict[str, object]:
             continue
         value, _ = _unpacked(path, place, origin)
         tree.add(value, name)
-    inner = {NOT_READ + name: "a tensor within an object" for name in (*tree.views, *tree.not_read)}
-    return {**tree.facts, **inner, **skipped}
+    within = dict.fromkeys(tree.views, "a tensor within an object") | tree.not_read
+    return {**tree.facts, **{NOT_READ + name: what for name, what in within.items()}, **skipped}
 
 
 def _assembled(path: Path, name: str, entry: Entry, origin: str) -> Array:
