@@ -5,6 +5,7 @@ The golden files are the real tool's; see tests/golden/make_jax.py.
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -76,6 +77,102 @@ def test_what_torch_writes_now_is_read(tmp_path: Path) -> None:
     held = torch_dcp.read(tmp_path / "x").tensors
     assert_same(held["a/w.x"].read(), value.numpy())
     assert_same(held["a/turned"].read(), np.ascontiguousarray(value.T.numpy()))
+
+
+def test_numbers_within_objects_are_named_as_not_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    pack = torch.nn.utils.rnn.pack_sequence([torch.ones(2)])
+    dcp.save({"w": torch.ones(1), "n": np.ones(3), "p": pack}, checkpoint_id=tmp_path / "x", no_dist=True)
+    held = torch_dcp.read(tmp_path / "x")
+    assert list(held.tensors) == ["w"]
+    within = "a tensor within an object"
+    assert held.facts == {"not read/n": "a NumPy array", "not read/p/0": within, "not read/p/1": within}
+
+
+# --- what becomes of it while it is open ------------------------------------------------------------------------------
+
+LATER = "expected the file as it was when the checkpoint was opened, received one that was written later"
+
+
+def filled(path: Path, value: float) -> Path:
+    torch = pytest.importorskip("torch")
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    dcp.save({"a": torch.full((3,), value), "b": torch.ones(2)}, checkpoint_id=path, no_dist=True)
+    return path
+
+
+def test_a_checkpoint_that_is_saved_again_is_refused_rather_than_mixed(tmp_path: Path) -> None:
+    held = polyak.open(filled(tmp_path / "x", 1))
+    assert held["a"].tolist() == [1, 1, 1]
+    filled(tmp_path / "x", 5)
+    for name in ("a", "b"):
+        with pytest.raises(DamagedFile, match=LATER):
+            held[name]
+    assert polyak.open(tmp_path / "x")["a"].tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", ".metadata"])
+def test_each_file_must_stay_the_one_that_was_opened(sharded: Path, name: str) -> None:
+    held = polyak.open(sharded)
+    raw, times = (sharded / name).read_bytes(), (sharded / name).stat()
+    (sharded / "other").write_bytes(raw)
+    os.utime(sharded / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (sharded / "other").replace(sharded / name)
+    with pytest.raises(DamagedFile, match=rf"'{name}': {LATER}"):
+        dict(held)
+
+
+def test_a_file_that_is_written_while_it_is_read_is_refused(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = polyak.open(sharded)
+    found = torch_dcp.os.fstat
+
+    def meanwhile(handle: int) -> os.stat_result:
+        os.utime(handle, ns=(0, 0))
+        return found(handle)
+
+    monkeypatch.setattr(torch_dcp.os, "fstat", meanwhile)
+    with pytest.raises(DamagedFile, match=LATER):
+        held["whole"]
+
+
+def test_a_list_that_is_written_while_it_is_read_is_refused(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.read_bytes
+
+    def meanwhile(path: Path) -> bytes:
+        raw = whole(path)
+        os.utime(path, ns=(0, 0))
+        return raw
+
+    monkeypatch.setattr(Path, "read_bytes", meanwhile)
+    with pytest.raises(DamagedFile, match=rf"'\.metadata': {LATER}"):
+        polyak.open(sharded)
+
+
+def test_a_file_that_is_gone_is_named_by_its_place(sharded: Path) -> None:
+    held = polyak.open(sharded)
+    (sharded / "__0_0.distcp").unlink()
+    with pytest.raises(FileError, match=rf"file '{sharded}/__0_0\.distcp': cannot be read: No such file"):
+        dict(held)
+
+
+def test_a_relative_path_leads_to_the_checkpoint_that_it_led_to(
+    tmp_path: Path, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = polyak.open(Path(sharded.name))
+    shutil.copytree(GOLDEN / "dcp", tmp_path / "elsewhere" / sharded.name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_same(held["whole"], expected("dcp_sharded")["whole"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is refused: no path leads through an open directory")
+def test_a_directory_that_another_took_the_place_of_is_still_read(sharded: Path) -> None:
+    held = polyak.open(sharded)
+    sharded.rename(sharded.with_name("old"))
+    filled(sharded, 5)
+    for name, array in expected("dcp_sharded").items():
+        assert_same(held[name], array)
 
 
 # --- damage and malice -----------------------------------------------------------------------------------------------

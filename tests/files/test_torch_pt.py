@@ -151,8 +151,10 @@ class Call:
 class Object(Call):
     """Pickles as a call, and what the object then is given: its state, or entries as a list takes them."""
 
-    def __init__(self, function: Any, state: Any = None, entries: tuple[Any, ...] = ()) -> None:
-        super().__init__(function)
+    def __init__(
+        self, function: Any, state: Any = None, entries: tuple[Any, ...] = (), args: tuple[Any, ...] = ()
+    ) -> None:
+        super().__init__(function, *args)
         self.state, self.entries = state, entries
 
 
@@ -232,7 +234,7 @@ INERT: dict[str, tuple[Any, set[str], dict[str, object]]] = {
             },
         ),
         {"w", "b"},
-        {},
+        {"not read/_parameters/?": "a tensor under a key that is no name"},
     ),
 }
 
@@ -250,6 +252,120 @@ def test_a_tensor_under_a_key_that_is_no_name_is_named_as_not_read(tmp_path: Pat
     held = torch_pt.read(archive(tmp_path, {"a": {"w": W, (1, 2): W}}, {"0": bytes(16)}))
     assert set(held.tensors) == {"a/w"}
     assert held.facts == {"not read/a/?": "a tensor under a key that is no name"}
+
+
+def array_of_numpy(module: str = "numpy.core.multiarray") -> Object:
+    """An array as NumPy pickles it: a call that makes an empty one, and its state."""
+    state = (1, (2,), Call(Global("numpy", "dtype"), "f8", False, True), False, "sixteen bytes...")
+    return Object(Global(module, "_reconstruct"), state, (), (Global("numpy", "ndarray"), (0,), "b"))
+
+
+def parameter(data: Any, state: Any) -> Call:
+    return Call(Global("torch._utils", "_rebuild_parameter_with_state"), data, True, {}, state)
+
+
+def another() -> Call:
+    return tensor("FloatStorage", "0", 4)["w"]
+
+
+def deep(value: Any, levels: int) -> Any:
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+NONAME, WITHIN = "a tensor under a key that is no name", "a tensor within an object"
+HIDDEN: dict[str, tuple[Any, dict[str, str]]] = {
+    "below a key that is no name": ({(1, 2): {"v": [W]}}, {"?/v/0": NONAME}),
+    "two keys that are no names": ({(1, 2): W, (3, 4): W}, {"?": NONAME, "?#2": NONAME}),
+    "a key of bytes": ({b"v": W}, {"?": NONAME}),
+    "a tensor as a key": ({another(): 1}, {"?/0": NONAME}),
+    "a named tuple": ({"nt": Call(Global("a", "NT"), W, [W])}, {"nt/0": WITHIN, "nt/1/0": WITHIN}),
+    "a set": ({"s": Call(Global("builtins", "set"), [W, W])}, {"s/0/0": WITHIN, "s/0/1": WITHIN}),
+    "a state that is a list": ({"o": Object(Global("a", "B"), [W])}, {"o/state/0": WITHIN}),
+    "arguments beside attributes": (
+        {"o": Object(Global("a", "B"), {"n": 1}, (), (W,))},
+        {"o/0": WITHIN},
+    ),
+    "an object in an object": (
+        {"o": Call(Global("a", "B"), Object(Global("a", "C"), {"v": W}))},
+        {"o/0/v": WITHIN},
+    ),
+    "deeper than weights are": ({"o": Call(Global("a", "B"), deep(W, 60))}, {"o" + "/0" * 48: WITHIN}),
+    "an array": ({"o": {"n": array_of_numpy()}}, {"o/n": "a NumPy array"}),
+    "an array of NumPy 2": ({"n": array_of_numpy("numpy._core.multiarray")}, {"n": "a NumPy array"}),
+    "an array in a state": ({"o": Object(Global("a", "B"), [array_of_numpy()])}, {"o/state/0": "a NumPy array"}),
+    "an array of Python": ({"n": Call(Global("array", "array"), "d", [1.0])}, {"n": "an array of Python"}),
+    "a storage": ({"s": storage("FloatStorage", "0", 4)}, {"s": "a storage without a tensor"}),
+    "a storage that an unknown function takes": (
+        {"o": Call(Global("torch._utils", "_rebuild_tensor_v9"), storage("FloatStorage", "0", 4))},
+        {"o/0": "a storage without a tensor"},
+    ),
+    "a tensor of a sort that is not read, within an object": (
+        {"o": Call(Global("a", "B"), Call(Global("torch._utils", "_rebuild_qtensor")))},
+        {"o/0": "a quantised tensor"},
+    ),
+    "what is attached to a parameter": ({"p": parameter(W, {"scale": another()})}, {"p/scale": WITHIN}),
+    "what lies in a module beside its weights": (
+        {
+            "m": Object(
+                Global("a", "B"),
+                {
+                    "_parameters": {},
+                    "_buffers": {"b": W},
+                    "_modules": {"inner": Object(Global("a", "C"), {"v": W})},
+                    "_non_persistent_buffers_set": Call(Global("builtins", "set"), ["b"]),
+                    "plain": W,
+                },
+            )
+        },
+        {"m/plain": WITHIN, "m/_buffers/b": WITHIN, "m/_modules/inner/v": WITHIN},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_numbers_that_are_no_weights_are_named_as_not_read(name: str, tmp_path: Path) -> None:
+    value, said = HIDDEN[name]
+    held = torch_pt.read(archive(tmp_path, {"w": W} | value, {"0": np.arange(4.0, dtype="f4").tobytes()}))
+    assert {n.removeprefix("not read/"): f for n, f in held.facts.items() if n.startswith("not read/")} == said
+    assert set(held.tensors) == {"w", *("p" for n in value if n == "p")}
+    assert held.tensors["w"].read().tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_attributes_in_slots_are_read_as_those_of_other_objects(tmp_path: Path) -> None:
+    slots = Object(Global("a", "B"), (None, {"v": W, "step": 3}))
+    held = torch_pt.read(archive(tmp_path, {"o": slots}, {"0": bytes(16)}))
+    assert (set(held.tensors), held.facts) == ({"o/v"}, {"o/step": 3})
+
+
+def test_a_tensor_that_is_read_is_not_said_to_be_missing_where_an_object_refers_to_it(tmp_path: Path) -> None:
+    """An optimizer that is pickled whole has the parameters as its keys."""
+    torch = pytest.importorskip("torch")
+    parameter = torch.nn.Parameter(torch.ones(2))
+    torch.save({"w": parameter, "state": {parameter: {"step": torch.ones(1)}}}, tmp_path / "k.pt")
+    held = torch_pt.read(tmp_path / "k.pt")
+    assert (set(held.tensors), held.facts) == ({"w"}, {"not read/state/?/step": NONAME})
+
+
+def test_what_torch_and_numpy_write_beside_the_weights_is_named(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    value = {
+        ("a", 1): {"w": torch.ones(2)},
+        "x": torch.ones(1),
+        "np": np.ones(3),
+        "nt": torch.nn.utils.rnn.pack_sequence([torch.ones(2)]),
+        "st": torch.ones(3).untyped_storage(),
+        "rng": np.random.default_rng(0),
+        "ma": np.ma.array([1.0, 2.0], mask=[0, 1]),
+    }
+    for protocol in (2, 5):
+        torch.save(value, tmp_path / "k.pt", pickle_protocol=protocol)
+        held = polyak.open(tmp_path / "k.pt")
+        assert list(held) == ["x"]
+        said = torch_pt.read(tmp_path / "k.pt").facts
+        assert {n.removeprefix("not read/").split("/")[0] for n in said} >= {"?", "np", "nt", "st", "rng", "ma"}
+        assert held.manifest.note.startswith("not read: np (a NumPy array), ")
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------
@@ -360,6 +476,7 @@ BROKEN = {
         repeated(b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R0", b"X" + struct.pack("<I", 2**20) + b"n" * 2**20),
         "more than 20",
     ),
+    "objects of one": (repeated(b"ccopyreg\n_reconstructor\nh\0R0", b"(" + b"N" * 5000 + b"t"), "more than 20"),
     "no end": (b"\x80\x02}", "the pickle is not readable at byte 3, behind EMPTY_DICT"),
     "empty stack": (b"\x80\x020.", "a value where the stack is empty"),
     "no mark": (b"\x80\x02t.", "a mark where there is none"),
@@ -398,6 +515,11 @@ TOWERS = {
     "a storage size of laughs": LAUGHS + STORAGE + b"X\x01\x00\x00\x000Nh\x1etQ.",
     "an encoding of laughs": LAUGHS + b"c_codecs\nencode\nX\x01\x00\x00\x000h\x1e\x86R.",
     "a key of laughs": LAUGHS + b"}h\x1eNs.",
+    "notes beside each other": b"\x80\x02](ca\nb\n" + tower(b"\x85", 40_000)[2:] + b"RX\x01\x00\x00\x00ne.",
+    "notes that hold one list": b"\x80\x02](" + b"N" * 50_000 + b"eq\0]q\1(" + b"ca\nb\nh\0\x85R" * 20_000 + b"e.",
+    "notes with one tuple": b"\x80\x02(" + b"N" * 50_000 + b"tq\0](" + b"ca\nb\nh\0R" * 20_000 + b"e.",
+    "notes with one state": b"\x80\x02](" + b"N" * 50_000 + b"eq\0](" + b"ca\nb\n)Rh\0b" * 20_000 + b"e.",
+    "a note that holds itself": b"\x80\x02ca\nb\n]q\0\x85Rq\1h\0h\1a.",
     "long names": b"\x80\x02}X\x00\x10\x00\x00" + b"n" * 4096 + b"](" + b"N" * 10 + b"K\x01" * 1_000_000 + b"es.",
 }
 

@@ -3,10 +3,14 @@
 Each process writes a ``.distcp`` file; a tensor may be spread over all of them. Every chunk is a small file of
 ``torch.save``, so its CRC-32 is verified when it is read. Names are those that ``torch.save`` of the same state would
 have: the containers joined with slashes, and within a ``state_dict`` the dots that PyTorch gives.
+
+PyTorch saves again into the same files, which a chunk's own CRC-32 cannot tell. So each file must stay the one that was
+opened, and the list, which is written last, as well.
 """
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_zip
 from polyak.files.failures import failures_named
 from polyak.files.limits import MOST_HEADER
+from polyak.files.pinned import Pinned
 from polyak.files.positioned import PositionedFile
 from polyak.files.torch_dcp_metadata import Chunk, Entry, Metadata, Place, read_metadata
 from polyak.files.torch_globals import View
@@ -31,6 +36,7 @@ METADATA = ".metadata"
 _CHUNKS = "*.distcp"
 _LARGEST_OBJECT = 1 << 20
 _MOST_OBJECTS = 2000
+Stamp = tuple[int, int, int]
 
 
 def recognises(path: Path) -> bool:
@@ -53,36 +59,104 @@ def read(path: Path) -> Contents:
         FileError: the list or a file of chunks is missing: the checkpoint was not finished.
         DamagedFile: it contradicts itself, or asks for code.
     """
-    origin = f"checkpoint {str(path)!r}"
-    metadata = read_metadata(_listed(path, origin), origin)
-    _check(path, metadata, origin)
-    facts = _facts(path, metadata, origin)
+    held = _Held(path)
+    metadata = read_metadata(held.listed(), held.origin)
+    held.expect(_all_places(metadata))
+    facts = _facts(held, metadata)
     tensors = {
-        name: Tensor(entry.shape, entry.dtype, partial(_assembled, path, name, entry, origin))
+        name: Tensor(entry.shape, entry.dtype, partial(_assembled, held, name, entry))
         for name, entry in metadata.tensors.items()
         if _readable(entry)
     }
     facts |= {
         NOT_READ + n: "a tensor of a sort or coding of its own" for n, e in metadata.tensors.items() if n not in tensors
     }
-    return Contents(origin, FORMAT, tensors, "crc32", facts=facts)
+    return Contents(held.origin, FORMAT, tensors, "crc32", facts=facts)
+
+
+class _Held:
+    """The files of a checkpoint as they are when it is opened; to read one that has changed since is refused.
+
+    Its directory stays open, but not its files: a large job leaves more of them than a process may hold open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.origin = f"checkpoint {str(path)!r}"
+        self._named = path
+        self._pinned = Pinned(path.absolute())
+        self._stamps: dict[str, Stamp] = {}
+
+    def listed(self) -> bytes:
+        """The list of chunks. Raises FileError, DamagedFile."""
+        held = self._pinned.path / METADATA
+        with failures_named(self._named / METADATA, "read"):
+            if not held.is_file():
+                raise FileError(
+                    f"{self.origin}: expected {METADATA}, which is written last, received chunks alone",
+                    hint="the checkpoint was not finished or not copied whole; file managers hide names with a dot",
+                )
+            self._stamps[METADATA] = _stamp(held.stat())
+            if held.stat().st_size > MOST_HEADER:
+                raise DamagedFile(f"{self.origin}: {METADATA}: expected at most {MOST_HEADER:,} bytes")
+            raw = held.read_bytes()
+        self._refuse_changed(METADATA)
+        return raw
+
+    def expect(self, places: set[Place]) -> None:
+        """Every place must be in a file of the directory. Raises FileError, DamagedFile."""
+        sizes = {file: self._size(file) for file in sorted({place.file for place in places})}
+        for place in places:
+            if place.start + place.length > sizes[place.file]:
+                raise DamagedFile(
+                    f"{self.origin}: {place.file!r:.120}: expected {place.length} bytes at byte {place.start}, "
+                    f"received {max(sizes[place.file] - place.start, 0)} to the end of the file",
+                    hint="the file is truncated; restore it from a copy",
+                )
+
+    def _size(self, name: str) -> int:
+        file = self._pinned.path / name
+        with failures_named(self._named / name, "read"):
+            if not file.is_file():
+                raise FileError(f"{self.origin}: {name!r:.120} is missing", hint="copy the checkpoint again, whole")
+            if not file.resolve().is_relative_to(self._pinned.path.resolve()):
+                raise FileError(
+                    f"{self.origin}: {name!r:.120}: expected a file of its own, received a link that leads out",
+                    hint="copy the checkpoint with its links followed (`cp -rL`), if you trust what they lead to",
+                )
+            found = file.stat()
+        self._stamps[name] = _stamp(found)
+        return found.st_size
+
+    def part(self, place: Place) -> PositionedFile:
+        """The bytes of a place, read when they are asked for. Raises FileError, DamagedFile."""
+        self.refuse_saved_again(place)  # before it is opened: what is there now may be no file
+        opened = PositionedFile(self._pinned.path / place.file)
+        self.refuse_saved_again(place)
+        return opened.part(place.start, place.length)
+
+    def refuse_saved_again(self, place: Place) -> None:
+        """Raise DamagedFile if a place, or the list of all, is not what it was when the checkpoint was opened."""
+        self._refuse_changed(place.file)
+        self._refuse_changed(METADATA)
+
+    def _refuse_changed(self, name: str) -> None:
+        with failures_named(self._named / name, "read"):
+            found = (self._pinned.path / name).stat()
+        if _stamp(found) != self._stamps[name]:
+            raise DamagedFile(
+                f"{self.origin}: {name!r:.120}: expected the file as it was when the checkpoint was opened, "
+                "received one that was written later",
+                hint="open the checkpoint again; whoever saves should take a new directory each time",
+            )
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    """What tells a file from one that was written to its place."""
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _readable(entry: Entry) -> bool:
     return bool(entry.dtype) and not any(chunk.place.coded for chunk in entry.chunks)
-
-
-def _listed(path: Path, origin: str) -> bytes:
-    held = path / METADATA
-    with failures_named(held, "read"):
-        if not held.is_file():
-            raise FileError(
-                f"{origin}: expected {METADATA}, which is written last, received chunks alone",
-                hint="the checkpoint was not finished or not copied whole; file managers hide names with a dot",
-            )
-        if held.stat().st_size > MOST_HEADER:
-            raise DamagedFile(f"{origin}: {METADATA}: expected at most {MOST_HEADER:,} bytes")
-        return held.read_bytes()
 
 
 def _all_places(metadata: Metadata) -> set[Place]:
@@ -90,57 +164,30 @@ def _all_places(metadata: Metadata) -> set[Place]:
     return chunks | set(metadata.objects.values())
 
 
-def _check(path: Path, metadata: Metadata, origin: str) -> None:
-    """Every place must be in a file of the directory."""
-    places = _all_places(metadata)
-    sizes = {file: _size(path, file, origin) for file in sorted({place.file for place in places})}
-    for place in places:
-        if place.start + place.length > sizes[place.file]:
-            raise DamagedFile(
-                f"{origin}: {place.file!r:.120}: expected {place.length} bytes at byte {place.start}, "
-                f"received {max(sizes[place.file] - place.start, 0)} to the end of the file",
-                hint="the file is truncated; restore it from a copy",
-            )
-
-
-def _size(path: Path, name: str, origin: str) -> int:
-    file = path / name
-    with failures_named(file, "read"):
-        if not file.is_file():
-            raise FileError(f"{origin}: {name!r:.120} is missing", hint="copy the checkpoint again, whole")
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise FileError(
-                f"{origin}: {name!r:.120}: expected a file of its own, received a link that leads out",
-                hint="copy the checkpoint with its links followed, as `cp -rL` does, if you trust what they lead to",
-            )
-        return file.stat().st_size
-
-
-def _unpacked(path: Path, place: Place, origin: str) -> tuple[Any, Storages]:
+def _unpacked(held: _Held, place: Place, origin: str) -> tuple[Any, Storages]:
     """The tree that ``torch.save`` stored at a place, and its storages."""
-    file = path / place.file
     where = f"{origin}: {place.file!r:.120} at byte {place.start}"
-    held = PositionedFile(file).part(place.start, place.length)
-    if held.piece(0, len(torch_zip.MAGIC)) != torch_zip.MAGIC:
+    stored = held.part(place)
+    if stored.piece(0, len(torch_zip.MAGIC)) != torch_zip.MAGIC:
         raise DamagedFile(f"{where}: expected an archive of torch.save, received something else")
-    return torch_zip.read(held, where)
+    return torch_zip.read(stored, where)
 
 
-def _facts(path: Path, metadata: Metadata, origin: str) -> dict[str, object]:
+def _facts(held: _Held, metadata: Metadata) -> dict[str, object]:
     """Plain values that lie beside the tensors as pickles of their own."""
-    tree = Tree(origin)
+    tree = Tree(held.origin)
     skipped: dict[str, object] = {}
     for number, (name, place) in enumerate(metadata.objects.items()):
         if place.coded or place.length > _LARGEST_OBJECT or number >= _MOST_OBJECTS:
             skipped[NOT_READ + name] = "a large or coded object"
             continue
-        value, _ = _unpacked(path, place, origin)
+        value, _ = _unpacked(held, place, held.origin)
         tree.add(value, name)
-    inner = {NOT_READ + name: "a tensor within an object" for name in (*tree.views, *tree.not_read)}
-    return {**tree.facts, **inner, **skipped}
+    within = dict.fromkeys(tree.views, "a tensor within an object") | tree.not_read
+    return {**tree.facts, **{NOT_READ + name: what for name, what in within.items()}, **skipped}
 
 
-def _assembled(path: Path, name: str, entry: Entry, origin: str) -> Array:
+def _assembled(held: _Held, name: str, entry: Entry) -> Array:
     """The tensor, chunk by chunk. Raises DamagedFile where two overlap."""
     made: Array = np.empty(entry.shape, numpy_dtype(entry.dtype))
     filled = np.zeros(entry.shape, bool) if len(entry.chunks) > 1 else None
@@ -148,19 +195,19 @@ def _assembled(path: Path, name: str, entry: Entry, origin: str) -> Array:
         box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
         if filled is not None:
             if filled[box].any():
-                raise DamagedFile(f"{origin}: weight {name!r:.120}: two chunks overlap at {chunk.offsets}")
+                raise DamagedFile(f"{held.origin}: weight {name!r:.120}: two chunks overlap at {chunk.offsets}")
             filled[box] = True
-        made[box] = _chunk(path, name, entry, chunk, origin)
+        made[box] = _chunk(held, name, entry, chunk)
     return made
 
 
-def _chunk(path: Path, name: str, entry: Entry, chunk: Chunk, origin: str) -> Array:
-    value, storages = _unpacked(path, chunk.place, f"{origin}: weight {name!r:.120}")
+def _chunk(held: _Held, name: str, entry: Entry, chunk: Chunk) -> Array:
+    where = f"{held.origin}: weight {name!r:.120}"
+    value, storages = _unpacked(held, chunk.place, where)
     if not isinstance(value, View) or (value.shape, value.dtype) != (chunk.sizes, entry.dtype):
         received = f"{value.shape} {value.dtype}" if isinstance(value, View) else type(value).__name__
-        raise DamagedFile(
-            f"{origin}: weight {name!r:.120}: expected a chunk of {chunk.sizes} {entry.dtype}, received {received:.80}"
-        )
+        raise DamagedFile(f"{where}: expected a chunk of {chunk.sizes} {entry.dtype}, received {received:.80}")
     storages.check(name, value)
     array: Array = storages.read(value)
+    held.refuse_saved_again(chunk.place)
     return array

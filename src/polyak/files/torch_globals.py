@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,10 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor as the file describes it, within its storage. Offset and strides are in elements."""
+    """A tensor as the file describes it, within its storage. Offset and strides are in elements.
+
+    ``attributes``: what the program has attached to it, in whatever form; no part of its values.
+    """
 
     storage: Storage
     dtype: str
@@ -73,6 +76,7 @@ class View:
     strides: tuple[int, ...]
     conjugate: bool = False
     negative: bool = False
+    attributes: Any = field(default=None, compare=False, repr=False)
 
     @property
     def reach(self) -> int:
@@ -189,7 +193,7 @@ def _tensor_v3(args: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def _parameter(args: tuple[Any, ...], budget: Budget) -> Any:
-    return args[0]
+    return _with(args[0], args[3:])
 
 
 def _of_type(args: tuple[Any, ...], budget: Budget) -> Any:
@@ -197,7 +201,13 @@ def _of_type(args: tuple[Any, ...], budget: Budget) -> Any:
     function, _, inner = args[:3]
     if not isinstance(function, Name) or not isinstance(inner, tuple) or function.module != "torch._utils":
         raise Refused("a tensor that a function of its own makes")
-    return call(function, inner, budget)
+    return _with(call(function, inner, budget), args[3:])
+
+
+def _with(held: Any, states: tuple[Any, ...]) -> Any:
+    """A tensor with the attributes that its state gives, if there are any."""
+    state = states[0] if states else None
+    return replace(held, attributes=state) if isinstance(held, View) and state else held
 
 
 def _mapping(args: tuple[Any, ...], budget: Budget) -> dict[Any, Any]:
@@ -258,6 +268,7 @@ def _attribute(args: tuple[Any, ...], budget: Budget) -> Stub:
 
 
 def _reconstructed(args: tuple[Any, ...], budget: Budget) -> Stub:
+    budget.charge(len(args))
     return Stub(str(args[0]) if isinstance(args[0], Name) else "an object", args[1:])
 
 

@@ -1,14 +1,19 @@
-"""The tree of a PyTorch file as flat names: tensors, plain facts, and what is not read."""
+"""The tree of a PyTorch file as flat names: tensors, plain facts, and what is not read.
+
+What has a name is walked: containers, attributes of objects, modules as their ``state_dict``. A tensor elsewhere may be
+anything, so it is no weight; but whoever converts the file is told of it, as of arrays that no tensor describes.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from polyak.errors import DamagedFile
 from polyak.files.limits import FREE_STEPS
-from polyak.files.torch_globals import NotRead, View
+from polyak.files.torch_globals import NotRead, Storage, View
 from polyak.files.torch_values import Stub
 
 _DEEPEST = 48
@@ -17,8 +22,46 @@ _LETTERS = 64  # of a path that count as one value: each leaf has a path of its 
 _LONGEST_TEXT = 65_536
 _WIDEST = 2**63
 _ROOT = "tensor"
+_NAMELESS = "?"
+_HERE = object()  # in place of a step: the parts of an object have its path
 _MODULE = ("_parameters", "_buffers", "_modules")
+# What makes numbers of bytes that no tensor describes.
+_ARRAYS = {
+    "numpy.core.multiarray._reconstruct": "a NumPy array",
+    "numpy._core.multiarray._reconstruct": "a NumPy array",
+    "numpy.core.numeric._frombuffer": "a NumPy array",
+    "numpy._core.numeric._frombuffer": "a NumPy array",
+    "numpy.ma.core._mareconstruct": "a masked NumPy array",
+    "array.array": "an array of Python",
+    "array._array_reconstructor": "an array of Python",
+    "jax._src.array._reconstruct_array": "an array of JAX",
+    "torch.storage._load_from_bytes": "a storage in a file of its own",
+}
 Pair = tuple[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a search came to a value, so that a path is made only where something is found."""
+
+    above: _Way | None
+    step: str
+    depth: int = 0
+
+    def to(self, step: Any) -> _Way:
+        """One step further; none beyond the depth to which weights are read, which keeps paths short."""
+        if step is _HERE or self.depth > _DEEPEST:
+            return self
+        name = _named(step)
+        return _Way(self, _NAMELESS if name is None else name, self.depth + 1)
+
+    def steps(self) -> list[str]:
+        found: list[str] = []
+        way: _Way | None = self
+        while way is not None:
+            found.append(way.step)
+            way = way.above
+        return found[::-1]
 
 
 @dataclass
@@ -31,16 +74,24 @@ class Tree:
     facts: dict[str, object] = field(default_factory=dict)
     not_read: dict[str, str] = field(default_factory=dict)
     nodes: int = 0
+    _told: set[int] = field(default_factory=set, init=False)
+    _paths: Counter[str] = field(default_factory=Counter, init=False)
 
-    def add(self, value: Any, path: str = "", depth: int = 0) -> None:
+    def add(self, value: Any, path: str = "") -> None:
         """Enter a value and all below it. Raises DamagedFile."""
+        self._told.clear()  # identities, which objects of another value may have had
+        self._walk(value, path, 0)
+        self._search(value, path)
+
+    def _walk(self, value: Any, path: str, depth: int) -> None:
+        """Enter what has a name."""
         self._count(path)
         if depth > _DEEPEST:
             raise DamagedFile(f"{self.origin}: {path[:80]!r}: expected at most {_DEEPEST} levels, received more")
         if isinstance(value, View):
             self._enter(path or _ROOT, value)
-        elif isinstance(value, NotRead):
-            self.not_read[path or _ROOT] = value.what
+        elif (what := _unread(value)) is not None:
+            self._note(path or _ROOT, value, what)
         elif isinstance(value, (str, int, float)):
             self._count(value if isinstance(value, str) else "")
             self._add_fact(path, value)
@@ -48,9 +99,7 @@ class Tree:
             for step, below in self._children(value):
                 name = _named(step)
                 if name is not None:
-                    self.add(below, f"{path}/{name}" if path else name, depth + 1)
-                elif isinstance(below, View):
-                    self.not_read[f"{path}/?"] = "a tensor under a key that is no name"
+                    self._walk(below, f"{path}/{name}" if path else name, depth + 1)
 
     def _children(self, value: Any) -> Iterator[Pair]:
         if isinstance(value, Stub):
@@ -59,11 +108,41 @@ class Tree:
                 return
             yield from value.items.items()
             yield from enumerate(value.entries)
-            value = value.state if isinstance(value.state, dict) else None  # others are forms of their own
-        if isinstance(value, dict):
+            for attributes in _attributes(value):
+                yield from attributes.items()
+        elif isinstance(value, dict):
             yield from value.items()
         elif isinstance(value, (list, tuple)):
             yield from enumerate(value)
+
+    def _search(self, root: Any, path: str) -> None:
+        """Note the numbers that have no name: what an object was called with, or keeps in a form of its own.
+
+        Each container is looked into once, so this takes no more steps than the pickle took, however it is nested.
+        """
+        seen, queue = {id(root)}, [(root, _Way(None, path))]
+        for value, way in queue:
+            for step, below in _parts(value):
+                if _holds(below) and id(below) not in seen:
+                    seen.add(id(below))
+                    queue.append((below, way.to(step)))
+                if id(below) not in self._told:
+                    self._note_found(way, step, below)
+
+    def _note_found(self, way: _Way, step: Any, value: Any) -> None:
+        what = "a tensor" if isinstance(value, View) else _unread(value)
+        if what is not None:
+            steps = way.to(step).steps()
+            where = " under a key that is no name" if _NAMELESS in steps else " within an object"
+            path = "/".join(steps if steps[0] else steps[1:])
+            self._note(path or _ROOT, value, what + (where if isinstance(value, View) else ""))
+
+    def _note(self, path: str, value: Any, what: str) -> None:
+        """Say what is not read; of several at one path each has its number."""
+        self._count(path)
+        self._told.add(id(value))
+        self._paths[path] += 1
+        self.not_read[path if self._paths[path] == 1 else f"{path}#{self._paths[path]}"] = what
 
     def _module_leaves(self, module: Stub, prefix: str, depth: int) -> Iterator[Pair]:
         """The tensors of a pickled module, by the names that its ``state_dict`` gives them."""
@@ -83,6 +162,7 @@ class Tree:
         if path in self.views:
             raise DamagedFile(f"{self.origin}: expected one array {path[:80]!r}, received two")
         self.views[path] = view
+        self._told.add(id(view))
 
     def _add_fact(self, path: str, value: object) -> None:
         too_wide = isinstance(value, int) and abs(value) >= _WIDEST
@@ -101,6 +181,42 @@ def _named(step: Any) -> str | None:
     if isinstance(step, (bool, int, float)) or step is None:
         return str(step)
     return step if isinstance(step, str) and len(step) <= _LONGEST_STEP and _is_text(step) else None
+
+
+def _unread(value: Any) -> str | None:
+    """What a value is that holds numbers but is no tensor that can be read; None for all others."""
+    if isinstance(value, NotRead):
+        return value.what
+    if isinstance(value, Storage):
+        return "a storage without a tensor"
+    return _ARRAYS.get(value.name) if isinstance(value, Stub) else None
+
+
+def _attributes(value: Stub) -> Iterator[dict[Any, Any]]:
+    """The attributes of an object: its state, or a pair of that and its slots. Other states are forms of their own."""
+    state = value.state
+    pair = isinstance(state, tuple) and len(state) == 2 and all(isinstance(v, (dict, type(None))) for v in state)
+    yield from (part for part in (state if pair else (state,)) if isinstance(part, dict))
+
+
+def _holds(value: Any) -> bool:
+    if isinstance(value, View):
+        return value.attributes is not None
+    return isinstance(value, (dict, list, tuple)) or (isinstance(value, Stub) and value.name not in _ARRAYS)
+
+
+def _parts(value: Any) -> Iterator[Pair]:
+    """All that a value holds, named or not. Only what lasts as long as the value, which identities ask for."""
+    if isinstance(value, dict):
+        yield from value.items()
+        yield from ((key, key) for key in value if isinstance(key, Stub))
+    elif isinstance(value, (list, tuple)):
+        yield from enumerate(value)
+    elif isinstance(value, View):
+        yield _HERE, value.attributes
+    elif isinstance(value, Stub):
+        yield from ((_HERE, part) for part in (value.args, value.items, value.entries) if part)
+        yield (_HERE if isinstance(value.state, dict) else "state", value.state)
 
 
 def _is_text(value: str) -> bool:
