@@ -305,3 +305,56 @@ def test_integer_weights_are_copied_and_not_averaged() -> None:
         ema.update()
     assert ema.values()["counting/seen"] == 7
     assert ema.values()["counting/seen"].dtype == np.int32
+
+
+def broken(model: Any) -> None:
+    """One weight of a run that has diverged."""
+    model.layers[0].kernel.assign(np.full((3, 3), np.nan, np.float32))
+
+
+def changed(ema: Any) -> None:
+    ema.change_rule("ema:0.99,start=copy")
+
+
+def taken_over(ema: Any) -> None:
+    other = polyak.track(network(adam()), "ema:0.99,start=copy")
+    other.update()
+    polyak.transfer(other, ema)
+
+
+def grown(ema: Any) -> None:
+    ema.followed().add(layers.Dense(1, name="second"))
+    ema.refresh()
+
+
+@pytest.mark.filterwarnings("ignore::polyak.errors.NonFiniteWarning")
+@pytest.mark.parametrize("then", [changed, taken_over, grown])
+def test_the_guard_of_a_weight_stays_whatever_happens_while_it_is_not_finite(then: Any) -> None:
+    model = network(adam())
+    ema = polyak.track(model, COPY)
+    ema.update()
+    broken(model)
+    then(ema)
+    count, before = ema.count, ema.values()
+    ema.update()
+    assert (ema.count, ema.skipped) == (count, 1)
+    assert {p: v.tobytes() for p, v in ema.values().items()} == {p: v.tobytes() for p, v in before.items()}
+
+
+def test_a_mask_of_minus_infinity_is_followed_also_after_a_refresh() -> None:
+    class Masked(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.mask = self.add_weight(shape=(3,), initializer="zeros", trainable=False, name="mask")
+            self.mask.assign(np.full(3, -np.inf, np.float32))
+
+        def call(self, x: Any) -> Any:
+            return x
+
+    model = keras.Sequential([keras.Input((3,)), Masked(name="masked"), layers.Dense(1, name="head")])
+    ema = polyak.track(model, COPY)
+    ema.update()
+    model.add(layers.Dense(1, name="second"))
+    ema.refresh()
+    ema.update()
+    assert (ema.count, ema.skipped) == (2, 0)
+    assert np.isneginf(ema.values()["masked/mask"]).all()

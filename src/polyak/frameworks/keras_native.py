@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -284,13 +284,26 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         followed = [w for w in raw.weights if rule_of(self.rule, w) is not None]
         self._shadows.value = tuple(map(self.tracking.shadowed, followed))
         held = self._started(raw, kept)
-        guarded = tuple(w.path for w in followed if w.floating and self.engine.is_finite(self._value(raw, w.path)))
-        self._program.value = program_for(self._shadows.value, self.rule, guarded)
+        self._program.value = program_for(self._shadows.value, self.rule, self._guarded(raw, followed, kept))
         self._followed_by_path.value = {w.path: raw.variables[w.path] for w in followed}
         self._model.value, self._held.value = raw, held
         self.look()
         for variable in raw.variables.values():
             watch(variable, self)
+
+    def _guarded(self, raw: Described, followed: Sequence[Weight], kept: Collection[str]) -> tuple[str, ...]:
+        """Floating-point weights that are averaged or begin finite; a mask of minus infinity is left alone.
+
+        Those that are kept are not looked at again: one that has just become NaN would lose its guard for ever.
+        """
+        before = () if self._program.value is None else self._program.value.guarded
+
+        def is_guarded(w: Weight) -> bool:
+            if w.kind is Kind.TRAINABLE:
+                return True
+            return w.path in before if w.path in kept else self.engine.is_finite(self._value(raw, w.path))
+
+        return tuple(w.path for w in followed if w.floating and is_guarded(w))
 
     def _started(self, raw: Described, kept: Mapping[str, Any]) -> Held:
         """Every shadow that is not kept with its first value. Raises NonFinite."""

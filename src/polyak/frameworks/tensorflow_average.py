@@ -258,13 +258,16 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def _hold(self, raw: Variables, kept: Mapping[str, tf.Variable]) -> None:
         """Follow these weights, with shadows that are there already where there are some."""
         with tf.init_scope():
-            bound = self._held.value = bind(raw, self.rule, self.tracking, kept)
+            bound = self._held.value = bind(raw, self.rule, self.tracking, kept, self._guarded())
             self.shadows = dict(bound.shadows.variables)
             self.raw = dict(raw.trackables)
             self._twin.value = None
             self.look()
         for variable in raw.variables.values():
             watch(variable, self)
+
+    def _guarded(self) -> set[str]:
+        return set() if self._held.value is None else {path for path, _ in self.bound.guarded}
 
     def _fresh(self) -> Bound:
         """The pairs, after a check that the model still has the weights that are followed."""
