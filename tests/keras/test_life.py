@@ -358,3 +358,55 @@ def test_a_mask_of_minus_infinity_is_followed_also_after_a_refresh() -> None:
     ema.update()
     assert (ema.count, ema.skipped) == (2, 0)
     assert np.isneginf(ema.values()["masked/mask"]).all()
+
+
+def state_of(ema: Any) -> tuple[Any, ...]:
+    return {p: v.tobytes() for p, v in ema.values().items()}, ema.rule, ema.count, ema.skipped
+
+
+def test_a_refresh_that_is_refused_changes_nothing_and_may_be_tried_again() -> None:
+    model = network(adam())
+    ema = polyak.track(model, COPY)
+    for _ in range(3):
+        ema.update()
+    before = state_of(ema)
+    second = layers.Dense(1, name="second")
+    model.add(second)
+    second.kernel.assign(np.full((1, 1), np.nan, np.float32))
+    for _ in range(2):
+        with pytest.raises(polyak.errors.NonFinite, match="weight 'second/kernel': expected finite values"):
+            ema.refresh()
+        assert state_of(ema) == before
+    second.kernel.assign(np.full((1, 1), 2.0, np.float32))
+    assert "averaged from update 4 on" in ema.refresh()
+    ema.update()
+    assert isinstance(ema.rule, Parts)
+    assert str(ema.rule.rule_of("second/kernel")) == f"{COPY},after=3"
+    assert (ema.count, ema.values()["second/kernel"].tolist()) == (4, [[2.0]])
+
+
+def test_a_rule_that_leaves_all_out_is_refused() -> None:
+    with pytest.raises(RuleError, match="expected a rule for at least one weight, received one that leaves out all 6"):
+        polyak.track(network(adam()), {"*": None})
+
+
+def test_all_that_was_followed_may_be_replaced() -> None:
+    model = network(adam())
+    ema = polyak.track(model, {"head/*": "copy", "*": COPY})
+    ema.update()
+    for _ in range(3):
+        model.pop()
+    model.add(layers.Dense(1, name="other"))
+    assert "'other/kernel' and 1 more new" in ema.refresh()
+    ema.update()
+    assert (set(ema.values()), ema.count) == ({"other/kernel", "other/bias"}, 2)
+
+
+def test_another_rule_that_cannot_start_changes_nothing() -> None:
+    model = network(adam())
+    ema = polyak.track(model, "ema:0.9,start=zero")
+    before = state_of(ema)
+    broken(model)
+    with pytest.raises(polyak.errors.NonFinite, match="weight 'a/kernel': expected finite values"):
+        ema.change_rule("mean")
+    assert state_of(ema) == before

@@ -10,6 +10,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.averaging.wrappers import Delayed
 from polyak.errors import RuleError
+from polyak.weights import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,17 @@ class Growth:
         if self.gone:
             said.append(f"{_listed(self.gone)} gone, with what was averaged of them")
         return f"{label} has changed: {'; '.join(said)}"
+
+
+def followed_by(rule: Rule | Parts, weights: Sequence[Weight]) -> list[Weight]:
+    """The weights that the rule does not leave out. Raises RuleError where these are none."""
+    followed = [w for w in weights if not isinstance(rule, Parts) or rule.rule_of(w.path) is not None]
+    if not followed:
+        raise RuleError(
+            f"rule {rule}: expected a rule for at least one weight, received one that leaves out all {len(weights)}",
+            hint='name what is to be averaged, as in {"encoder/*": "ema:0.999", "*": None}',
+        )
+    return followed
 
 
 def joined(rule: Rule | Parts, growth: Growth, count: int) -> Rule | Parts:

@@ -121,6 +121,7 @@ class StatefulAverage(Average):
             RuleError: the rule is not valid, leaves out other weights than the present one, or a tf.function of yours
                 contains the present one already.
             Applied: the average is applied to its model.
+            NonFinite: before the first update, where the new rule starts from the weights: one is NaN or infinite.
 
         Example:
             >>> import tensorflow as tf, polyak
@@ -134,9 +135,14 @@ class StatefulAverage(Average):
         new = as_rule(rule)
         refuse_other_parts(new, self.source.weights, {w.path for w in self.target.weights})
         paths = [w.path for w in self.source.weights]
+        put_back = self.hold_state()
         self.set_state(continued(self.rule, self.count, new, paths), self.count, self.skipped)
         if self.count == 0:
-            self.reset()
+            try:
+                self.reset()
+            except BaseException:
+                put_back()
+                raise
 
     def hold_state(self) -> PutBack:
         """Remember rule and counts; the result puts them back."""

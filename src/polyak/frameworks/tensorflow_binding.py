@@ -13,6 +13,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, NonFinite
 from polyak.frameworks.base import Tracking
+from polyak.frameworks.growth import followed_by
 from polyak.frameworks.tensorflow_exchange import raw_value
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
@@ -59,12 +60,10 @@ def bind(
         guarded: paths of theirs that are guarded.
 
     Raises:
-        RuleError: a glob matches nothing, or a weight has no rule.
+        RuleError: a weight has no rule, or all are left out.
         NonFinite: a weight is NaN or infinite.
     """
-    if isinstance(rule, Parts) and not kept:
-        rule.check([w.path for w in raw.weights])
-    followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
+    followed = followed_by(rule, raw.weights)
     _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
     weights = list(map(tracking.shadowed, followed))
     place = Place.asked(tracking, None, raw.variables.values())
