@@ -410,3 +410,55 @@ def test_another_rule_that_cannot_start_changes_nothing() -> None:
     with pytest.raises(polyak.errors.NonFinite, match="weight 'a/kernel': expected finite values"):
         ema.change_rule("mean")
     assert state_of(ema) == before
+
+
+def exchanged(model: Any, name: str) -> None:
+    """The last layer, in the place of which a new one has this name."""
+    model.pop()
+    model.add(layers.Dense(1, name=name))
+
+
+@pytest.mark.parametrize("others", [{"*": COPY}, {"a/*": COPY, "b/*": COPY}])
+def test_a_layer_that_is_exchanged_has_the_rule_that_its_path_was_given(others: dict[str, str]) -> None:
+    model = network(adam())
+    ema = polyak.track(model, {"head/kernel": None, "head/bias": "mean", **others})
+    for count in (1, 2):
+        ema.update()
+        exchanged(model, "head")
+        said = ema.refresh()
+        assert f"'head/bias' new, averaged from update {count + 1}" in said
+        assert "'head/kernel' new and left out by the rule" in said
+        assert "head/kernel" not in ema.values()
+        assert isinstance(ema.rule, Parts)
+        assert str(ema.rule.rule_of("head/bias")) == f"mean,after={count}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "later", "expected"),
+    [
+        (COPY, {"head/*": "copy", "*": "mean"}, "mean,after=8"),
+        ({"head/*": "copy", "*": COPY}, "mean", "mean,after=8"),
+        ({"head/*": "copy", "a/*": COPY, "b/*": COPY}, "mean", "mean,after=8"),
+        ({"head/*": "copy", "*": COPY}, {"a/*": COPY, "*": "mean"}, "mean,after=8"),
+        (COPY, "ema:0.99,start=copy", "ema:0.99,start=copy,after=8"),
+        (COPY, "mean,after=4", "mean,after=8"),
+    ],
+)
+def test_a_layer_that_is_added_after_a_change_begins_with_the_present_rule(
+    rule: Any, later: Any, expected: str
+) -> None:
+    model = network(adam())
+    ema = polyak.track(model, rule)
+    for n in range(8):
+        if n == 4:
+            ema.change_rule(later)
+        ema.update()
+    model.add(layers.Dense(1, name="second"))
+    ema.refresh()
+    ema.update()
+    assert isinstance(ema.rule, Parts)
+    assert str(ema.rule.rule_of("second/kernel")) == expected
+    assert str(ema.rule.rule_of("a/kernel")).startswith(COPY)
+    exchanged(model, "second")
+    ema.refresh()
+    assert str(ema.rule.rule_of("second/kernel")) == expected.replace("8", "9")

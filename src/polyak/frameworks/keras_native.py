@@ -196,7 +196,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.refuse_applied()
         kept = {path: shadow for path, shadow in held.shadows.items() if path not in growth.gone}
         self._hold(now, joined(self.rule, growth, count), kept)
-        return growth.describe(now.label, count)
+        return growth.describe(now.label, count, self.rule)
 
     # Using
 

@@ -139,7 +139,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self.refuse_applied()
         kept = {path: v for path, v in bound.shadows.variables.items() if path not in growth.gone}
         self._hold(now, joined(self.rule, growth, self.count), kept)
-        return growth.describe(now.label, self.count)
+        return growth.describe(now.label, self.count, self.rule)
 
     # Using
 
