@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, RuleError
+from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import holds_average, watch, watchers
 from polyak.frameworks.growth import Growth, joined
@@ -138,6 +138,13 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             return ""
         self.refuse_applied()
         kept = {path: v for path, v in bound.shadows.variables.items() if path not in growth.gone}
+        if self._traced.value:
+            notify(
+                WeightsChanged(
+                    f"{now.label} has changed: a tf.function that contains update() already goes on with the weights "
+                    "that it was traced with, and leaves new ones as they are; make that tf.function anew"
+                )
+            )
         self._hold(now, joined(self.rule, growth, self.count), kept)
         return growth.describe(now.label, self.count, self.rule)
 
