@@ -462,3 +462,43 @@ def test_a_layer_that_is_added_after_a_change_begins_with_the_present_rule(
     exchanged(model, "second")
     ema.refresh()
     assert str(ema.rule.rule_of("second/kernel")) == expected.replace("8", "9")
+
+
+def test_what_came_later_is_followed_as_the_refusal_says() -> None:
+    model = network(adam())
+    ema = polyak.track(model, COPY)
+    model.add(layers.Dense(1, name="second"))
+    with pytest.raises(polyak.errors.ModelError, match=r"'second/kernel' was created after") as refused, ema.applied():
+        raise AssertionError("the block began")
+    assert "ema.refresh()" in str(refused.value)
+
+
+def test_a_rule_that_leaves_out_what_is_followed_is_not_taken_over() -> None:
+    model = network(adam())
+    old, new = polyak.track(model, {"head/*": None, "*": "mean"}), polyak.track(model, COPY)
+    old.update()
+    before = state_of(new)
+    with pytest.raises(RuleError, match=r"weight 'head/kernel': .* follows it, the rule .* leaves it out"):
+        polyak.transfer(old, new, exclude="head/*")
+    assert state_of(new) == before
+
+
+def test_what_is_left_out_stays_so_whatever_rule_is_taken_over() -> None:
+    model = network(adam())
+    old = polyak.track(model, "mean")
+    for _ in range(5):
+        old.update()
+    rule = {"head/*": None, "*": "ema:0.99,start=copy"}
+    with pytest.raises(RuleError, match="leaves it out") as refused:
+        old.change_rule(rule)
+    assert "polyak.transfer(ema, new, exclude=...) what is left out; new.change_rule(rule)" in str(refused.value)
+    new = polyak.track(model, rule)
+    polyak.transfer(old, new, exclude="head/*")
+    assert str(new.rule) == "{head/kernel: left out, head/bias: left out, *: mean}"
+    new.change_rule(rule)
+    model.add(layers.Dense(1, name="second"))
+    new.refresh()
+    assert (set(old.values()) | {"second/kernel", "second/bias"}) - set(new.values()) == {"head/kernel", "head/bias"}
+    assert isinstance(new.rule, Parts)
+    assert str(new.rule.rule_of("b/kernel")) == "mean until 5 then ema:0.99,start=copy"
+    assert str(new.rule.rule_of("second/kernel")) == "ema:0.99,start=copy,after=5"

@@ -39,6 +39,10 @@ class Parts:
             hint='add "*": rule for all others, or "*": None to leave them out',
         )
 
+    def leaves_out(self, path: str) -> bool:
+        """Whether a glob matches, and that with None."""
+        return next((rule is None for glob, rule in self.entries if glob_match(path, glob)), False)
+
     def check(self, paths: Iterable[str]) -> None:
         """Raise RuleError for a glob that matches none of the paths."""
         known = list(paths)
