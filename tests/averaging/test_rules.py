@@ -17,7 +17,7 @@ from tests.averaging.strategies import COPYING, RULES, STARTS, rules
 from polyak.averaging.base import Ops, Rule
 from polyak.averaging.kernel import lerp
 from polyak.averaging.parse import parse
-from polyak.averaging.parts import Parts, continued
+from polyak.averaging.parts import Parts, as_rule, continued
 from polyak.averaging.profile import profile
 from polyak.averaging.rules import (
     EMA,
@@ -716,3 +716,26 @@ def test_a_rule_that_follows_another_is_spliced_for_all_weights_or_by_part() -> 
     assert str(continued(by_part, 10, Parts.of({"head/*": "copy", "*": "mean"}), [])) == (
         "{head/*: mean until 10 then copy, *: left out}"
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "then", "expected"),
+    [
+        ("mean", {"head/*": None, "*": "copy"}, "{head/*: left out, *: mean until 10 then copy}"),
+        ({"head/*": "copy", "*": "mean"}, "mean", "{head/*: copy until 10 then mean, *: mean}"),
+        (
+            {"head/*": "copy", "body/*": "mean"},
+            "ema:0.9",
+            "{head/*: copy until 10 then ema:0.9, body/*: mean until 10 then ema:0.9, *: mean until 10 then ema:0.9}",
+        ),
+        (
+            {"head/*": "copy", "*": "mean"},
+            {"body/*": "mean", "*": "copy"},
+            "{body/kernel: mean, head/bias: copy, body/*: mean, *: mean until 10 then copy}",
+        ),
+    ],
+)
+def test_parts_that_follow_others_have_a_rule_for_weights_to_come(rule: Any, then: Any, expected: str) -> None:
+    changed = continued(as_rule(rule), 10, as_rule(then), ["body/kernel", "head/bias"])
+    assert str(changed) == expected
+    assert changed.immaturity(11) <= 1 / 11

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import Applied, ModelError, NonFinite, RuleError, UnbuiltModel
+from polyak.errors import Applied, ModelError, NonFinite, RuleError, UnbuiltModel, WeightsChanged
 from polyak.manifest import State
 from polyak.snapshot import Snapshot
 
@@ -110,3 +111,37 @@ def test_a_rule_that_remembers_the_first_weights_needs_them() -> None:
     with pytest.raises(UnbuiltModel, match="starts at the initial weights; Empty has none yet"):
         polyak.EMA(Empty(), 0.9, start="initial")
     assert polyak.EMA(Empty(), 0.9, start="copy").count == 0
+
+
+def test_a_refresh_says_that_a_function_traced_before_follows_the_old_weights() -> None:
+    ema = average()
+    step = tf.function(ema.update)
+    step()
+    ema.followed().late = tf.Variable([1.0])
+    with pytest.warns(WeightsChanged, match=r"make that tf\.function anew"):
+        assert "'late' new" in ema.refresh()
+    ema.followed().late.assign([5.0])
+    tf.function(ema.update)()
+    assert (ema.values()["late"].tolist(), ema.count) == ([5.0], 3)
+
+
+@pytest.mark.filterwarnings("error::polyak.errors.WeightsChanged")
+def test_where_that_warning_is_an_error_nothing_is_changed() -> None:
+    ema = average()
+    tf.function(ema.update)()
+    before = state_of(ema)
+    ema.followed().late = tf.Variable([1.0])
+    with pytest.raises(WeightsChanged):
+        ema.refresh()
+    assert state_of(ema) == before
+
+
+def test_a_refresh_without_functions_of_one_s_own_warns_of_none() -> None:
+    """What polyak traces itself it makes anew."""
+    ema = average()
+    ema.followed().late = tf.Variable([1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ema.refresh()
+        ema.update()
+    assert ema.count == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,10 @@ class Parts:
             hint='add "*": rule for all others, or "*": None to leave them out',
         )
 
+    def leaves_out(self, path: str) -> bool:
+        """Whether a glob matches, and that with None."""
+        return next((rule is None for glob, rule in self.entries if glob_match(path, glob)), False)
+
     def check(self, paths: Iterable[str]) -> None:
         """Raise RuleError for a glob that matches none of the paths."""
         known = list(paths)
@@ -69,21 +73,45 @@ def continued(rule: Rule | Parts, count: int, then: Rule | Parts, paths: Iterabl
 
     Example:
         >>> print(continued(parse("mean"), 10, Parts.of({"head/*": "copy", "*": "mean"}), ["a/kernel", "head/bias"]))
-        {a/kernel: mean, head/bias: mean until 10 then copy}
+        {head/*: mean until 10 then copy, *: mean}
     """
-    if isinstance(rule, Rule) and isinstance(then, Rule):
-        return spliced(rule, count, then)
-    if isinstance(rule, Parts) and isinstance(then, Parts) and _globs(rule) == _globs(then):
+    if count == 0:
+        return then
+    if isinstance(rule, Rule):
+        return spliced(rule, count, then) if isinstance(then, Rule) else _each(then, lambda b: _after(rule, count, b))
+    if isinstance(then, Rule):
+        return _for_all(_each(rule, lambda a: _after(a, count, then)), then)
+    if _globs(rule) == _globs(then):
         return Parts(tuple((g, _after(a, count, b)) for (g, a), (_, b) in zip(rule.entries, then.entries, strict=True)))
-    return Parts(tuple((p, _after(_of(rule, p), count, _of(then, p))) for p in paths)) if count else then
+    return _by_path(rule, count, then, list(paths))
+
+
+def _each(parts: Parts, change: Callable[[Rule | None], Rule | None]) -> Parts:
+    return Parts(tuple((glob, change(rule)) for glob, rule in parts.entries))
+
+
+def _for_all(parts: Parts, then: Rule) -> Parts:
+    """Parts that also have a rule for what comes later, of whatever name: ``then``, after what moved the others.
+
+    What was left out until now is nothing that is there: else the change to a rule for all would be refused.
+    """
+    entries = tuple((glob, rule) for glob, rule in parts.entries if rule is not None)
+    if "*" in (glob for glob, _ in entries):
+        return Parts(entries)
+    return Parts((*entries, ("*", entries[-1][1] if entries else then)))
+
+
+def _by_path(rule: Parts, count: int, then: Parts, paths: list[str]) -> Parts:
+    """The rule of each weight that is there, before the entries of ``then`` for those that come later."""
+    own = [(path, _after(rule.rule_of(path), count, then.rule_of(path))) for path in paths]
+    past = [(path, before) for path in paths if (before := rule.rule_of(path)) is not None]
+    # As the past of an entry for weights to come any will do that is real: with none the parts would count as immature.
+    later = [(g, _after(next((a for p, a in past if glob_match(p, g)), b), count, b)) for g, b in then.entries]
+    return Parts((*own, *later))
 
 
 def _globs(parts: Parts) -> list[str]:
     return [glob for glob, _ in parts.entries]
-
-
-def _of(rule: Rule | Parts, path: str) -> Rule | None:
-    return rule.rule_of(path) if isinstance(rule, Parts) else rule
 
 
 def _after(rule: Rule | None, count: int, then: Rule | None) -> Rule | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias, final
 import numpy as np
 
 from polyak.averaging.base import Float64, Numbers, Ops, Origin, Rule, count
-from polyak.averaging.wrappers import check_inner
+from polyak.averaging.wrappers import Delayed, check_inner
 from polyak.errors import RuleError
 
 Piece: TypeAlias = tuple[int, Rule]
@@ -127,6 +127,28 @@ def spliced(rule: Rule, after: int, then: Rule) -> Rule:
     later = then.pieces if isinstance(then, Splice) else ((0, then),)
     kept = [piece for piece in before if piece[0] < after]
     return joined([*kept, *((max(begin, after), own) for begin, own in _from(later, after))])
+
+
+def begun(rule: Rule, count: int) -> Rule:
+    """The rule by which a weight begins that is new after so many updates.
+
+    Rules one after another count all updates: of them it has what holds from there on, and its own count begins there.
+
+    Example:
+        >>> from polyak.averaging.rules import EMA, Delayed, Mean
+        >>> rule = spliced(EMA(0.5), 10, Delayed(Mean(), 10))
+        >>> print(begun(rule, 8), begun(rule, 12), begun(Delayed(Mean(), 10), 12), sep=" | ")
+        ema:0.5 until 2 then mean,after=2 | mean | mean,after=10
+    """
+    if not isinstance(rule, Splice):
+        return rule
+    return joined([(max(after - count, 0), _counted_from(own, count)) for after, own in _from(rule.pieces, count)])
+
+
+def _counted_from(rule: Rule, count: int) -> Rule:
+    if not isinstance(rule, Delayed):
+        return rule
+    return Delayed(rule.rule, rule.after - count) if rule.after > count else rule.rule
 
 
 def _from(pieces: tuple[Piece, ...], after: int) -> list[Piece]:

@@ -148,11 +148,17 @@ class Average(ABC):
     def refresh(self) -> str:
         """Follow the weights that the model has now: new ones start here, those that are gone are forgotten.
 
+        A new weight begins with the rule that its path has now, as from a first update. What the rule leaves out stays
+        out, also where another weight has come in its place. A tf.function of yours that contains ``update`` goes on
+        with the weights that it was traced with; a ``WeightsChanged`` warning says so.
+
         Returns:
             What has changed, in a sentence; "" if nothing has.
 
         Raises:
             Applied: the average is applied to its model.
+            NonFinite: a new weight is NaN or infinite; the average is as it was.
+            RuleError: a new weight has no rule, or the rule leaves out all that is there; the average is as it was.
         """
 
     def tree(self) -> Tree:

@@ -8,8 +8,12 @@ from typing import Any
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
+from polyak.averaging.splice import begun
 from polyak.averaging.wrappers import Delayed
 from polyak.errors import RuleError
+from polyak.weights import Weight, glob_match
+
+Entries = tuple[tuple[str, Rule | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +31,29 @@ class Growth:
     def __bool__(self) -> bool:
         return bool(self.added or self.gone)
 
-    def describe(self, label: str, count: int) -> str:
-        """One sentence."""
+    def describe(self, label: str, count: int, rule: Rule | Parts) -> str:
+        """One sentence about the model that the rule follows now."""
         said = []
-        if self.added:
-            said.append(f"{_listed(self.added)} new, averaged from update {count + 1:,} on as from a first update")
+        averaged = [path for path in self.added if not isinstance(rule, Parts) or rule.rule_of(path) is not None]
+        left = [path for path in self.added if path not in averaged]
+        if averaged:
+            said.append(f"{_listed(averaged)} new, averaged from update {count + 1:,} on as from a first update")
+        if left:
+            said.append(f"{_listed(left)} new and left out by the rule")
         if self.gone:
             said.append(f"{_listed(self.gone)} gone, with what was averaged of them")
         return f"{label} has changed: {'; '.join(said)}"
+
+
+def followed_by(rule: Rule | Parts, weights: Sequence[Weight]) -> list[Weight]:
+    """The weights that the rule does not leave out. Raises RuleError where these are none."""
+    followed = [w for w in weights if not isinstance(rule, Parts) or rule.rule_of(w.path) is not None]
+    if not followed:
+        raise RuleError(
+            f"rule {rule}: expected a rule for at least one weight, received one that leaves out all {len(weights)}",
+            hint='name what is to be averaged, as in {"encoder/*": "ema:0.999", "*": None}',
+        )
+    return followed
 
 
 def joined(rule: Rule | Parts, growth: Growth, count: int) -> Rule | Parts:
@@ -50,16 +69,37 @@ def joined(rule: Rule | Parts, growth: Growth, count: int) -> Rule | Parts:
     if count == 0:
         return rule
     entries = rule.entries if isinstance(rule, Parts) else (("*", rule),)
-    kept = [(glob, own) for glob, own in entries if glob not in growth.gone]
-    late = [(path, Delayed(own, count)) for path in growth.added if (own := _own(kept, path)) is not None]
-    return Parts((*late, *kept)) if isinstance(rule, Parts) or late else rule
+    for path in growth.gone:
+        entries = _without_late(entries, path, count)
+    late = [(path, Delayed(own, count)) for path in growth.added if (own := _own(entries, path, count)) is not None]
+    return Parts((*late, *entries)) if isinstance(rule, Parts) or late else rule
 
 
-def _own(entries: Sequence[tuple[str, Rule | None]], path: str) -> Rule | None:
-    try:
-        return Parts(tuple(entries)).rule_of(path)
-    except RuleError:
-        return None
+def _without_late(entries: Entries, path: str, count: int) -> Entries:
+    """Without the entry that says only that the weight began late; one of the user's own for this path stays."""
+    at = next((i for i, (glob, _) in enumerate(entries) if glob == path), None)
+    if at is None:
+        return entries
+    own, rest = entries[at][1], (*entries[:at], *entries[at + 1 :])
+    if not _has_rule(rest, path):
+        return entries
+    since = own.after if isinstance(own, Delayed) and own.after <= count else None
+    is_late = since is not None and own == _delayed(_own(rest, path, since), since)
+    return rest if is_late or _own(entries, path, count) == _own(rest, path, count) else entries
+
+
+def _delayed(rule: Rule | None, after: int) -> Rule | None:
+    return None if rule is None else Delayed(rule, after)
+
+
+def _has_rule(entries: Entries, path: str) -> bool:
+    return any(glob_match(path, glob) for glob, _ in entries)
+
+
+def _own(entries: Entries, path: str, count: int) -> Rule | None:
+    """The rule that the entries have for a weight that is new after so many updates."""
+    own = Parts(entries).rule_of(path) if _has_rule(entries, path) else None
+    return None if own is None else begun(own, count)
 
 
 def _listed(paths: Sequence[str]) -> str:

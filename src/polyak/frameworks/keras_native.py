@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, cast
 
 import keras
@@ -15,9 +14,9 @@ from polyak.averaging.rules import Rule
 from polyak.errors import NonFinite, UnbuiltModel
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
-from polyak.frameworks.engine import Engine, Held, Program, program_for, rule_of, starts_at_zero
+from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_at_zero
 from polyak.frameworks.exchange import enter, holds_average, leave, raw_value, together, watch, watchers
-from polyak.frameworks.growth import Growth, joined
+from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
@@ -183,7 +182,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def reset(self) -> None:
         self.refuse_applied()
-        self.held = self._started(self.raw, {})
+        self.held = self._counted(self._started(self.raw, self.rule, self.shadow_weights(), {}), 0, 0)
         self.set_counts(0, 0)
 
     def refresh(self) -> str:
@@ -195,10 +194,9 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         if not growth:
             return ""
         self.refuse_applied()
-        self.rule = joined(self.rule, growth, count)
-        self._hold(now, {path: shadow for path, shadow in held.shadows.items() if path not in growth.gone})
-        self.held = replace(self.held, count=held.count, skipped=held.skipped)
-        return growth.describe(now.label, count)
+        kept = {path: shadow for path, shadow in held.shadows.items() if path not in growth.gone}
+        self._hold(now, joined(self.rule, growth, count), kept)
+        return growth.describe(now.label, count, self.rule)
 
     # Using
 
@@ -263,8 +261,8 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
         if rule != self.rule:
-            self.rule = rule
             self._program.value = program_for(self.shadow_weights(), rule, self.program.guarded)
+            self.rule = rule
         self.set_counts(count, skipped)
 
     def set_counts(self, count: int, skipped: int) -> None:
@@ -277,29 +275,44 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         raw = self._framework.value.described(self.followed(), self.tracking.kinds)
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
-        self._hold(raw, {})
+        self._hold(raw, self.rule, {})
 
-    def _hold(self, raw: Described, kept: Mapping[str, Any]) -> None:
-        """Follow these weights, with shadows that are there already where there are some."""
-        followed = [w for w in raw.weights if rule_of(self.rule, w) is not None]
-        self._shadows.value = tuple(map(self.tracking.shadowed, followed))
-        held = self._started(raw, kept)
-        guarded = tuple(w.path for w in followed if w.floating and self.engine.is_finite(self._value(raw, w.path)))
-        self._program.value = program_for(self._shadows.value, self.rule, guarded)
+    def _hold(self, raw: Described, rule: Rule | Parts, kept: Mapping[str, Any]) -> None:
+        """Follow these weights, with shadows that are there already where there are some; or else change nothing."""
+        followed = followed_by(rule, raw.weights)
+        shadows = tuple(map(self.tracking.shadowed, followed))
+        held = self._counted(self._started(raw, rule, shadows, kept), self.count, self.skipped)
+        program = program_for(shadows, rule, self._guarded(raw, followed, kept))
+        self.rule, self._shadows.value, self._program.value = rule, shadows, program
         self._followed_by_path.value = {w.path: raw.variables[w.path] for w in followed}
         self._model.value, self._held.value = raw, held
         self.look()
         for variable in raw.variables.values():
             watch(variable, self)
 
-    def _started(self, raw: Described, kept: Mapping[str, Any]) -> Held:
+    def _guarded(self, raw: Described, followed: Sequence[Weight], kept: Collection[str]) -> tuple[str, ...]:
+        """Floating-point weights that are averaged or begin finite; a mask of minus infinity is left alone.
+
+        Those that are kept are not looked at again: one that has just become NaN would lose its guard for ever.
+        """
+        before = () if self._program.value is None else self._program.value.guarded
+
+        def is_guarded(w: Weight) -> bool:
+            if w.kind is Kind.TRAINABLE:
+                return True
+            return w.path in before if w.path in kept else self.engine.is_finite(self._value(raw, w.path))
+
+        return tuple(w.path for w in followed if w.floating and is_guarded(w))
+
+    def _started(
+        self, raw: Described, rule: Rule | Parts, shadows: Sequence[Weight], kept: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Every shadow that is not kept with its first value. Raises NonFinite."""
-        new = [w for w in self.shadow_weights() if w.path not in kept]
+        new = [w for w in shadows if w.path not in kept]
         self._refuse_nonfinite(new, raw)
-        made = {w.path: self.engine.start(self._value(raw, w.path), w.dtype, starts_at_zero(self.rule, w)) for w in new}
+        made = {w.path: self.engine.start(self._value(raw, w.path), w.dtype, starts_at_zero(rule, w)) for w in new}
         known = {**made, **kept}
-        shadows = {w.path: known[w.path] for w in self.shadow_weights()}
-        return self._counted(shadows, 0, 0)
+        return {w.path: known[w.path] for w in shadows}
 
     def _counted(self, shadows: dict[str, Any], count: int, skipped: int) -> Held:
         beside = next(iter(shadows.values()))

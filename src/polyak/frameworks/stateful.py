@@ -19,6 +19,11 @@ from polyak.weights import Weight
 
 # Far beyond the steps that a loss scale needs to come down, and far below those that cost a day.
 PATIENCE = 1000
+# What to do where a new rule leaves out a weight that is followed (False), or follows one that is left out (True).
+_OTHER_PARTS = (
+    "new = polyak.track(model, rule); polyak.transfer(ema, new, exclude=...) what is left out; new.change_rule(rule)",
+    'begin an average of its own for what is followed from now on: polyak.track(model, {"head/*": rule, "*": None})',
+)
 # The largest count that may be taken over.
 LAST = 2**62
 APPLIED = "the average is applied to the model: an update now would average the averaged weights"
@@ -94,7 +99,7 @@ class StatefulAverage(Average):
         """Take over a rule and counts. Without a state the values count as a start: zero updates.
 
         Raises:
-            RuleError: the counts might not go on to the end of a run.
+            RuleError: the counts might not go on to the end of a run, or the rule leaves out what is followed here.
         """
         if state is None:
             self.set_state(self.rule, 0, 0)
@@ -104,7 +109,20 @@ class StatefulAverage(Average):
                     f"{self.label}: expected counts from 0 to 2**62, from where no run gets to the end of 64 bits, "
                     f"received {state.count:,} updates and {state.skipped:,} skipped"
                 )
-            self.set_state(self._rule_of(state.rule), state.count, state.skipped)
+            self.set_state(self._fitted(self._rule_of(state.rule)), state.count, state.skipped)
+
+    def _fitted(self, rule: Rule | Parts) -> Rule | Parts:
+        """A rule of another average as one for this: what is left out here stays so, whenever the model changes."""
+        parts = rule if isinstance(rule, Parts) else Parts((("*", rule),))
+        followed = {w.path: parts.leaves_out(w.path) for w in self.target.weights}
+        for path in (path for path, is_out in followed.items() if is_out):
+            raise RuleError(
+                f"weight {path!r}: {self.label} follows it, the rule {rule} of the values to take over leaves it out",
+                hint="take them over into an average with the same parts: polyak.track(model, rule)",
+            )
+        paths = [w.path for w in self.source.weights if w.path not in followed]
+        out = tuple((path, None) for path in paths if not parts.leaves_out(path))
+        return Parts((*out, *parts.entries)) if out else rule
 
     def _rule_of(self, data: Any) -> Rule | Parts:
         """A stored rule. One of the user's own is known only as that which the average has already."""
@@ -121,6 +139,7 @@ class StatefulAverage(Average):
             RuleError: the rule is not valid, leaves out other weights than the present one, or a tf.function of yours
                 contains the present one already.
             Applied: the average is applied to its model.
+            NonFinite: before the first update, where the new rule starts from the weights: one is NaN or infinite.
 
         Example:
             >>> import tensorflow as tf, polyak
@@ -134,9 +153,14 @@ class StatefulAverage(Average):
         new = as_rule(rule)
         refuse_other_parts(new, self.source.weights, {w.path for w in self.target.weights})
         paths = [w.path for w in self.source.weights]
+        put_back = self.hold_state()
         self.set_state(continued(self.rule, self.count, new, paths), self.count, self.skipped)
         if self.count == 0:
-            self.reset()
+            try:
+                self.reset()
+            except BaseException:
+                put_back()
+                raise
 
     def hold_state(self) -> PutBack:
         """Remember rule and counts; the result puts them back."""
@@ -264,7 +288,7 @@ def refuse_grown(followed: Mapping[str, Any], now: Mapping[str, Any], label: str
     if grown:
         raise ModelError(
             f"weight {grown[0]!r} was created after the average of {label} ({len(grown)} in all)",
-            hint="make a new average, then polyak.transfer(old, new, exclude=...) what they share",
+            hint="follow the model as it is now: ema.refresh(); what is new begins at the present update",
         )
 
 
@@ -278,5 +302,5 @@ def refuse_other_parts(rule: Rule | Parts, weights: Sequence[Weight], followed: 
             raise RuleError(
                 f"weight {w.path!r}: the present rule {'leaves it out' if wanted else 'follows it'}, the new rule "
                 f"{rule} {'follows it' if wanted else 'leaves it out'}",
-                hint="track the model anew with this rule, then polyak.transfer(old, new, exclude=...) what they share",
+                hint=_OTHER_PARTS[wanted],
             )

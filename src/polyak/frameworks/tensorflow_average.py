@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, RuleError
+from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import holds_average, watch, watchers
 from polyak.frameworks.growth import Growth, joined
@@ -69,7 +69,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         if raw is None:
             self.refuse_start_without_weights()
         else:
-            self._hold(raw, {})
+            self._begin(raw)
         for name, state in (("count", self.counts.updates), ("skipped", self.counts.refused)):
             self._track_trackable(state, name=name)
         self._track_trackable(Memo(self), name="memo")
@@ -138,9 +138,15 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             return ""
         self.refuse_applied()
         kept = {path: v for path, v in bound.shadows.variables.items() if path not in growth.gone}
-        self.rule = joined(self.rule, growth, self.count)
-        self._hold(now, kept)
-        return growth.describe(now.label, self.count)
+        if self._traced.value:
+            notify(
+                WeightsChanged(
+                    f"{now.label} has changed: a tf.function that contains update() already goes on with the weights "
+                    "that it was traced with, and leaves new ones as they are; make that tf.function anew"
+                )
+            )
+        self._hold(now, joined(self.rule, growth, self.count), kept)
+        return growth.describe(now.label, self.count, self.rule)
 
     # Using
 
@@ -225,8 +231,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
                     f"expected the rule {self.rule}, which a traced tf.function contains already, received {rule}",
                     hint="transfer the state before the first traced update()",
                 )
-            self.rule = rule
             self._held.value = group(self.bound, rule)
+            self.rule = rule
         self.set_counts(count, skipped)
 
     def set_counts(self, count: int, skipped: int) -> None:
@@ -253,18 +259,27 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             self._bind()
 
     def _bind(self) -> None:
-        self._hold(self.framework.variables(self.followed(), self.tracking.kinds), {})
+        self._begin(self.framework.variables(self.followed(), self.tracking.kinds))
 
-    def _hold(self, raw: Variables, kept: Mapping[str, tf.Variable]) -> None:
-        """Follow these weights, with shadows that are there already where there are some."""
+    def _begin(self, raw: Variables) -> None:
+        if isinstance(self.rule, Parts):
+            self.rule.check([w.path for w in raw.weights])
+        self._hold(raw, self.rule, {})
+
+    def _hold(self, raw: Variables, rule: Rule | Parts, kept: Mapping[str, tf.Variable]) -> None:
+        """Follow these weights, with shadows that are there already where there are some; or else change nothing."""
         with tf.init_scope():
-            bound = self._held.value = bind(raw, self.rule, self.tracking, kept)
+            bound = bind(raw, rule, self.tracking, kept, self._guarded())
+            self.rule, self._held.value = rule, bound
             self.shadows = dict(bound.shadows.variables)
             self.raw = dict(raw.trackables)
             self._twin.value = None
             self.look()
         for variable in raw.variables.values():
             watch(variable, self)
+
+    def _guarded(self) -> set[str]:
+        return set() if self._held.value is None else {path for path, _ in self.bound.guarded}
 
     def _fresh(self) -> Bound:
         """The pairs, after a check that the model still has the weights that are followed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, NonFinite
 from polyak.frameworks.base import Tracking
+from polyak.frameworks.growth import followed_by
 from polyak.frameworks.tensorflow_exchange import raw_value
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
@@ -45,23 +46,32 @@ class Bound:
         return tuple((shadow, self.raw.variables[path]) for path, shadow in self.shadows.variables.items())
 
 
-def bind(raw: Variables, rule: Rule | Parts, tracking: Tracking, kept: Mapping[str, tf.Variable]) -> Bound:
+def bind(
+    raw: Variables,
+    rule: Rule | Parts,
+    tracking: Tracking,
+    kept: Mapping[str, tf.Variable],
+    guarded: Collection[str] = (),
+) -> Bound:
     """Make a shadow for every weight that the rule does not leave out, but for those that are kept.
 
+    Args:
+        kept: shadows that are there already.
+        guarded: paths of theirs that are guarded.
+
     Raises:
-        RuleError: a glob matches nothing, or a weight has no rule.
+        RuleError: a weight has no rule, or all are left out.
         NonFinite: a weight is NaN or infinite.
     """
-    if isinstance(rule, Parts) and not kept:
-        rule.check([w.path for w in raw.weights])
-    followed = [w for w in raw.weights if _rule_of(rule, w) is not None]
+    followed = followed_by(rule, raw.weights)
     _refuse_nonfinite([w for w in followed if w.path not in kept], raw)
     weights = list(map(tracking.shadowed, followed))
     place = Place.asked(tracking, None, raw.variables.values())
     made = {w.path: _shadow(w, raw.variables[w.path], rule, place) for w in weights if w.path not in kept}
     known = {**made, **kept}
     shadows = {w.path: known[w.path] for w in weights}
-    return group(Bound(raw, Variables(raw.label, shadows, weights)), rule)
+    bound = Bound(raw, Variables(raw.label, shadows, weights), guarded=_guarded(raw, weights, kept, guarded))
+    return group(bound, rule)
 
 
 def group(bound: Bound, rule: Rule | Parts) -> Bound:
@@ -77,7 +87,7 @@ def group(bound: Bound, rule: Rule | Parts) -> Bound:
     groups = tuple((r, tuple(pairs)) for r, pairs in moved.items())
     known = zip(bound.shadows.variables, bound.pairs, strict=True)
     unfixed = tuple((path, pair) for path, pair in known if not pair[1].shape.is_fully_defined())
-    return replace(bound, moved=groups, copied=tuple(copied), guarded=_guarded(bound), unfixed=unfixed)
+    return replace(bound, moved=groups, copied=tuple(copied), unfixed=unfixed)
 
 
 def restart(bound: Bound, rule: Rule | Parts) -> None:
@@ -93,10 +103,23 @@ def is_finite(variable: tf.Variable | tf.Tensor) -> bool:
     return bool(np.isfinite(wide.numpy()).all())
 
 
-def _guarded(bound: Bound) -> tuple[tuple[str, tf.Variable], ...]:
-    """Floating-point weights that are finite now; a mask of minus infinity is left alone."""
-    floating = [(w.path, bound.raw.variables[w.path]) for w in bound.shadows.weights if w.floating]
-    return tuple((path, v) for path, v in floating if not v.is_initialized() or is_finite(raw_value(v)))
+def _guarded(
+    raw: Variables, weights: Collection[Weight], kept: Collection[str], guarded: Collection[str]
+) -> tuple[tuple[str, tf.Variable], ...]:
+    """Floating-point weights that are averaged or begin finite; a mask of minus infinity is left alone.
+
+    Those that are kept are not looked at again: one that has just become NaN would lose its guard for ever.
+    """
+
+    def begins_finite(variable: tf.Variable) -> bool:
+        return not variable.is_initialized() or is_finite(raw_value(variable))
+
+    pairs = [(w, raw.variables[w.path]) for w in weights if w.floating]
+    return tuple(
+        (w.path, v)
+        for w, v in pairs
+        if w.kind is Kind.TRAINABLE or (w.path in guarded if w.path in kept else begins_finite(v))
+    )
 
 
 def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:

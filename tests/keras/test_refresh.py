@@ -1,0 +1,214 @@
+"""A model or a rule that changes: what an average keeps, what begins anew, and what is refused with nothing changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from tests.keras.peers import adam, network
+
+import polyak
+from polyak.averaging.parts import Parts
+from polyak.errors import RuleError
+
+COPY = "ema:0.9,start=copy"
+
+
+def broken(model: Any) -> None:
+    """One weight of a run that has diverged."""
+    model.layers[0].kernel.assign(np.full((3, 3), np.nan, np.float32))
+
+
+def changed(ema: Any) -> None:
+    ema.change_rule("ema:0.99,start=copy")
+
+
+def taken_over(ema: Any) -> None:
+    other = polyak.track(network(adam()), "ema:0.99,start=copy")
+    other.update()
+    polyak.transfer(other, ema)
+
+
+def grown(ema: Any) -> None:
+    ema.followed().add(layers.Dense(1, name="second"))
+    ema.refresh()
+
+
+@pytest.mark.filterwarnings("ignore::polyak.errors.NonFiniteWarning")
+@pytest.mark.parametrize("then", [changed, taken_over, grown])
+def test_the_guard_of_a_weight_stays_whatever_happens_while_it_is_not_finite(then: Any) -> None:
+    model = network(adam())
+    ema = polyak.track(model, COPY)
+    ema.update()
+    broken(model)
+    then(ema)
+    count, before = ema.count, ema.values()
+    ema.update()
+    assert (ema.count, ema.skipped) == (count, 1)
+    assert {p: v.tobytes() for p, v in ema.values().items()} == {p: v.tobytes() for p, v in before.items()}
+
+
+def test_a_mask_of_minus_infinity_is_followed_also_after_a_refresh() -> None:
+    class Masked(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.mask = self.add_weight(shape=(3,), initializer="zeros", trainable=False, name="mask")
+            self.mask.assign(np.full(3, -np.inf, np.float32))
+
+        def call(self, x: Any) -> Any:
+            return x
+
+    model = keras.Sequential([keras.Input((3,)), Masked(name="masked"), layers.Dense(1, name="head")])
+    ema = polyak.track(model, COPY)
+    ema.update()
+    model.add(layers.Dense(1, name="second"))
+    ema.refresh()
+    ema.update()
+    assert (ema.count, ema.skipped) == (2, 0)
+    assert np.isneginf(ema.values()["masked/mask"]).all()
+
+
+def state_of(ema: Any) -> tuple[Any, ...]:
+    return {p: v.tobytes() for p, v in ema.values().items()}, ema.rule, ema.count, ema.skipped
+
+
+def test_a_refresh_that_is_refused_changes_nothing_and_may_be_tried_again() -> None:
+    model = network(adam())
+    ema = polyak.track(model, COPY)
+    for _ in range(3):
+        ema.update()
+    before = state_of(ema)
+    second = layers.Dense(1, name="second")
+    model.add(second)
+    second.kernel.assign(np.full((1, 1), np.nan, np.float32))
+    for _ in range(2):
+        with pytest.raises(polyak.errors.NonFinite, match="weight 'second/kernel': expected finite values"):
+            ema.refresh()
+        assert state_of(ema) == before
+    second.kernel.assign(np.full((1, 1), 2.0, np.float32))
+    assert "averaged from update 4 on" in ema.refresh()
+    ema.update()
+    assert isinstance(ema.rule, Parts)
+    assert str(ema.rule.rule_of("second/kernel")) == f"{COPY},after=3"
+    assert (ema.count, ema.values()["second/kernel"].tolist()) == (4, [[2.0]])
+
+
+def test_a_rule_that_leaves_all_out_is_refused() -> None:
+    with pytest.raises(RuleError, match="expected a rule for at least one weight, received one that leaves out all 6"):
+        polyak.track(network(adam()), {"*": None})
+
+
+def test_all_that_was_followed_may_be_replaced() -> None:
+    model = network(adam())
+    ema = polyak.track(model, {"head/*": "copy", "*": COPY})
+    ema.update()
+    for _ in range(3):
+        model.pop()
+    model.add(layers.Dense(1, name="other"))
+    assert "'other/kernel' and 1 more new" in ema.refresh()
+    ema.update()
+    assert (set(ema.values()), ema.count) == ({"other/kernel", "other/bias"}, 2)
+
+
+def test_another_rule_that_cannot_start_changes_nothing() -> None:
+    model = network(adam())
+    ema = polyak.track(model, "ema:0.9,start=zero")
+    before = state_of(ema)
+    broken(model)
+    with pytest.raises(polyak.errors.NonFinite, match="weight 'a/kernel': expected finite values"):
+        ema.change_rule("mean")
+    assert state_of(ema) == before
+
+
+def exchanged(model: Any, name: str) -> None:
+    """The last layer, in the place of which a new one has this name."""
+    model.pop()
+    model.add(layers.Dense(1, name=name))
+
+
+@pytest.mark.parametrize("others", [{"*": COPY}, {"a/*": COPY, "b/*": COPY}])
+def test_a_layer_that_is_exchanged_has_the_rule_that_its_path_was_given(others: dict[str, str]) -> None:
+    model = network(adam())
+    ema = polyak.track(model, {"head/kernel": None, "head/bias": "mean", **others})
+    for count in (1, 2):
+        ema.update()
+        exchanged(model, "head")
+        said = ema.refresh()
+        assert f"'head/bias' new, averaged from update {count + 1}" in said
+        assert "'head/kernel' new and left out by the rule" in said
+        assert "head/kernel" not in ema.values()
+        assert isinstance(ema.rule, Parts)
+        assert str(ema.rule.rule_of("head/bias")) == f"mean,after={count}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "later", "expected"),
+    [
+        (COPY, {"head/*": "copy", "*": "mean"}, "mean,after=8"),
+        ({"head/*": "copy", "*": COPY}, "mean", "mean,after=8"),
+        ({"head/*": "copy", "a/*": COPY, "b/*": COPY}, "mean", "mean,after=8"),
+        ({"head/*": "copy", "*": COPY}, {"a/*": COPY, "*": "mean"}, "mean,after=8"),
+        (COPY, "ema:0.99,start=copy", "ema:0.99,start=copy,after=8"),
+        (COPY, "mean,after=4", "mean,after=8"),
+    ],
+)
+def test_a_layer_that_is_added_after_a_change_begins_with_the_present_rule(
+    rule: Any, later: Any, expected: str
+) -> None:
+    model = network(adam())
+    ema = polyak.track(model, rule)
+    for n in range(8):
+        if n == 4:
+            ema.change_rule(later)
+        ema.update()
+    model.add(layers.Dense(1, name="second"))
+    ema.refresh()
+    ema.update()
+    assert isinstance(ema.rule, Parts)
+    assert str(ema.rule.rule_of("second/kernel")) == expected
+    assert str(ema.rule.rule_of("a/kernel")).startswith(COPY)
+    exchanged(model, "second")
+    ema.refresh()
+    assert str(ema.rule.rule_of("second/kernel")) == expected.replace("8", "9")
+
+
+def test_what_came_later_is_followed_as_the_refusal_says() -> None:
+    model = network(adam())
+    ema = polyak.track(model, COPY)
+    model.add(layers.Dense(1, name="second"))
+    with pytest.raises(polyak.errors.ModelError, match=r"'second/kernel' was created after") as refused, ema.applied():
+        raise AssertionError("the block began")
+    assert "ema.refresh()" in str(refused.value)
+
+
+def test_a_rule_that_leaves_out_what_is_followed_is_not_taken_over() -> None:
+    model = network(adam())
+    old, new = polyak.track(model, {"head/*": None, "*": "mean"}), polyak.track(model, COPY)
+    old.update()
+    before = state_of(new)
+    with pytest.raises(RuleError, match=r"weight 'head/kernel': .* follows it, the rule .* leaves it out"):
+        polyak.transfer(old, new, exclude="head/*")
+    assert state_of(new) == before
+
+
+def test_what_is_left_out_stays_so_whatever_rule_is_taken_over() -> None:
+    model = network(adam())
+    old = polyak.track(model, "mean")
+    for _ in range(5):
+        old.update()
+    rule = {"head/*": None, "*": "ema:0.99,start=copy"}
+    with pytest.raises(RuleError, match="leaves it out") as refused:
+        old.change_rule(rule)
+    assert "polyak.transfer(ema, new, exclude=...) what is left out; new.change_rule(rule)" in str(refused.value)
+    new = polyak.track(model, rule)
+    polyak.transfer(old, new, exclude="head/*")
+    assert str(new.rule) == "{head/kernel: left out, head/bias: left out, *: mean}"
+    new.change_rule(rule)
+    model.add(layers.Dense(1, name="second"))
+    new.refresh()
+    assert (set(old.values()) | {"second/kernel", "second/bias"}) - set(new.values()) == {"head/kernel", "head/bias"}
+    assert isinstance(new.rule, Parts)
+    assert str(new.rule.rule_of("b/kernel")) == "mean until 5 then ema:0.99,start=copy"
+    assert str(new.rule.rule_of("second/kernel")) == "ema:0.99,start=copy,after=5"
