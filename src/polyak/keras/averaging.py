@@ -18,7 +18,7 @@ from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers
 from polyak.keras.keeping import Best, Judge, Marks, both_sets
-from polyak.keras.loops import Stand, neighbours
+from polyak.keras.loops import Stand, fit_argument, neighbours
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import make_plan
@@ -90,6 +90,9 @@ class Averaging(keras.callbacks.Callback):
         self._made: tuple[tuple[Any, ...], Callable[..., Any]] | None = None
         self._stands: dict[str, Stand] = {}
         self._marks: Marks | None = None
+        self._finished: Marks
+        self._started: Marks | None = None
+        self._begun: tuple[int, int] | None = None
         self._validating = False
         self._all: list[Averaging] = [self]
 
@@ -137,8 +140,10 @@ class Averaging(keras.callbacks.Callback):
         refuse_conflicts(listed, self)
         self._all = [c for c in listed if isinstance(c, Averaging)] or [self]
         refuse_several(self._all)
-        if self._average is None or self._average.followed() is not model:
+        if self._average is None:
             self._average = self._follow(model)
+        elif self._average.followed() is not model:
+            raise _other_model(self._average, model)
         # Files that other callbacks write or restore, in whichever order they come, find the average here.
         setattr(model, f"_polyak_{self.name}", self._average)
 
@@ -146,6 +151,7 @@ class Averaging(keras.callbacks.Callback):
         _refuse_use_ema(self.model)
         self._go_on_with_raw()
         jumped = "" if self._marks is None else self._marks.jumped(self.average)
+        self._begun = self._started = None
         grown = self.average.refresh()
         if grown:
             self._all[-1]._made = None
@@ -160,6 +166,9 @@ class Averaging(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """A rule that was changed meanwhile holds from here on: compiled steps contain the one they were made with."""
+        if self._begun is None:
+            self._begun = self.average.count, self.average.skipped
+            self._started = Marks.of(self.average)
         if self._serves_all and [c.rule for c in self._all] != self._moving:
             self._move_by_rule()
 
@@ -167,7 +176,8 @@ class Averaging(keras.callbacks.Callback):
         if self._serves_all and not self._stands["train_function"].used:
             raise _own_loop(self.model)
         self.average.report_skips()
-        if self._judge is None:
+        self._refuse_unseen_updates()
+        if self._judge is None or self._is_without_metrics(epoch, logs or {}):
             return
         value = self._judge.value(logs or {})
         if self._judge.is_better(value, None if self.best_epoch is None else self.best_epoch.value):
@@ -181,9 +191,10 @@ class Averaging(keras.callbacks.Callback):
         self._marks = Marks.of(self.average)
         held = self.average.snapshot()
         warn_if_immature(held)
-        if self.finish == "average":
+        if self.finish == "average" and self.average.count:
             self.raw = both_sets(self.average)[0]
             make_plan(held, framework_of(self.model).target(self.model), _partly(held, self.average)).apply()
+            self._finished = Marks.of(self.average)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if not self._validating:
@@ -204,15 +215,40 @@ class Averaging(keras.callbacks.Callback):
     def _follow(self, model: Any) -> Average:
         if isinstance(self._given, Adopted):
             return self._given.bind(model)
-        if self._given is not None and self._given.followed() is model:
+        if self._given is not None and self._given.followed() is not model:
+            raise _other_model(self._given, model)
+        if self._given is not None:
             return self._given
         return framework_of(model).track(model, self._rule, Tracking())
 
     def _go_on_with_raw(self) -> None:
-        """A model that finished with the average trains on from its raw weights, to which the optimizer belongs."""
-        if self.raw is not None:
+        """A model that finished with the average trains on from its raw weights, to which the optimizer belongs.
+
+        One that holds other weights by now, which somebody has loaded or trained, keeps them.
+        """
+        if self.raw is not None and Marks.of(self.average).raw == self._finished.raw:
             make_plan(self.raw, self.average.source, {"nonfinite": "allow"}).apply()
-            self.raw = None
+        self.raw = None
+
+    def _refuse_unseen_updates(self) -> None:
+        """Raise ModelError if an epoch has trained the model and no optimizer that is watched has made an update."""
+        if self._started is None:
+            return
+        started, self._started = self._started, None
+        if (self.average.count, self.average.skipped) == self._begun and Marks.of(self.average).raw != started.raw:
+            raise ModelError(
+                f"fit of {type(self.model).__name__}: expected its optimizers to count the updates, received an epoch "
+                "that has changed the weights without one, so that the average has not moved",
+                hint="hold the optimizer in an attribute of the model, or call ema.update() in your own train_step",
+            )
+
+    def _is_without_metrics(self, epoch: int, logs: Mapping[str, Any]) -> bool:
+        """Whether fit was asked to validate, but not in this epoch."""
+        assert self._judge is not None
+        often = fit_argument(self, "validation_freq")
+        if self._judge.metric in logs or fit_argument(self, "validation_data") is None or often is None:
+            return False
+        return bool((epoch + 1) % often) if isinstance(often, int) else epoch + 1 not in often
 
     def _validate(self, *args: Any, **kwargs: Any) -> Any:
         """``model.evaluate``, as ``fit`` calls it to validate."""
@@ -229,7 +265,7 @@ class Averaging(keras.callbacks.Callback):
                 if each.evaluate == "both":
                     with each.average.applied():
                         more = plain(*args, **{**kwargs, "callbacks": None, "verbose": 0})
-                    found = {**found, **{f"{each.name}_{metric}": value for metric, value in more.items()}}
+                    found = {**found, **_named(each.name, more, found)}
             return found
         finally:
             for each in self._all:
@@ -288,6 +324,26 @@ class Averaging(keras.callbacks.Callback):
         self._stands.clear()
 
 
+def _named(name: str, metrics: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of the average under names of their own. Raises ModelError where the model has such names."""
+    named = {f"{name}_{metric}": value for metric, value in metrics.items()}
+    for taken in named.keys() & beside.keys():
+        raise ModelError(
+            f"polyak.keras.Averaging(name={name!r}): expected names of its own for the average's metrics, received "
+            f"{taken!r}, which is one of the model's",
+            hint="give the callback another name=",
+        )
+    return named
+
+
+def _other_model(average: Average, model: Any) -> ModelError:
+    return ModelError(
+        f"polyak.keras.Averaging: expected the model that {average.label} follows, received another "
+        f"{type(model).__name__}",
+        hint="make a callback for each model",
+    )
+
+
 def _are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
@@ -307,7 +363,8 @@ def _own_loop(model: Any) -> ModelError:
 
 
 def _refuse_use_ema(model: Any) -> None:
-    for optimizer in optimizers(model):
+    found = [inner for o in optimizers(model) for inner in getattr(o, "optimizers", None) or [o]]
+    for optimizer in found:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if inner.use_ema:
             raise ModelError(

@@ -68,6 +68,9 @@ def _refuse_restoring(other: Any, asked: Asked) -> None:
     if judges_average(other.monitor, asked):
         why = f"chooses by {other.monitor!r}, a metric of the average, and restores raw weights"
         _refuse(other, why, "set restore_best_weights=False and " + _CHOOSES.format(metric=other.monitor))
+    if asked.best:
+        why = f"restores raw weights of its own best epoch over both sets of best={asked.best!r}"
+        _refuse(other, why, "set restore_best_weights=False: best= restores")
     if asked.finish == "average":
         why = "restores raw weights over the average that fit is to finish with"
         _refuse(other, why, f"set restore_best_weights=False; {_CHOOSES.format(metric=other.monitor)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ def fitting() -> Fitting:
 
 def optimizers(model: Any) -> list[Any]:
     """The optimizers of a model: the compiled one, and those that a model with a step of its own holds."""
-    held = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
+    held = [v for value in vars(model).values() for v in _held_in(value) if isinstance(v, keras.optimizers.Optimizer)]
     compiled = [model.optimizer] if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer) else []
     found = list({id(o): o for o in (*compiled, *held)}.values())
     if not found:
@@ -43,9 +43,24 @@ def optimizers(model: Any) -> list[Any]:
     return found
 
 
+def _held_in(value: Any) -> Iterator[Any]:
+    """What an attribute holds: of lists and mappings each thing."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _held_in(one)
+    else:
+        yield value
+
+
 def updates(found: list[Any]) -> list[Any]:
-    """How many real updates each optimizer has made: gradient accumulation and skipped steps do not count."""
-    return [o.iterations for o in found]
+    """How many real updates each optimizer has made: gradient accumulation and skipped steps do not count.
+
+    Of one that hands weights to several, each of them counts: it counts steps itself.
+    """
+    inner = ((o, getattr(o, "optimizers", ())) for o in found)
+    return [one.iterations for o, several in inner for one in several or (o,)]
 
 
 def exchanged(model: Any, average: Average, plain: Function) -> Function:

@@ -18,21 +18,24 @@ class _Fitting:
         moving = Moving(averages)
 
         def train_step(data: Any) -> Any:
-            found = optimizers(model)
-            before = [tf.identity(n) for n in updates(found)]
+            counts = updates(optimizers(model))
+            before = [tf.identity(n) for n in counts]
             logs = plain_step(data)
-            pairs = zip(before, updates(found), strict=True)
+            pairs = zip(before, counts, strict=True)
             # Controlled: the counts are read after the step has written them.
             real = tf.reduce_any([tf.not_equal(old, tf.convert_to_tensor(new)) for old, new in pairs])
             moving.update_if(real)
             return logs
 
+        of_its_own = vars(model).get("train_step")
         model.train_step = train_step
         try:
             model.make_train_function(force=True)
             function: Function = model.train_function
         finally:
             del model.train_step
+            if of_its_own is not None:
+                model.train_step = of_its_own
             model.train_function = plain_function
 
         def train_function(iterator: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ class Judge:
         return cls(text, bool(_LARGER.search(text)))
 
     def is_better(self, value: float, than: float | None) -> bool:
+        """A value that is no number is never better."""
+        if math.isnan(value):
+            return False
         return than is None or (value > than if self.larger else value < than)
 
     def value(self, logs: Mapping[str, Any]) -> float:

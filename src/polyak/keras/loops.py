@@ -45,6 +45,14 @@ def is_within(callback: Any, frame: FrameType | None) -> bool:
     return False
 
 
+def fit_argument(callback: Any, name: str) -> Any:
+    """What the innermost loop of Keras with this callback in its list was called with, or None."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not serves(callback, frame):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get(name)
+
+
 class Stand:
     """What stands in the place of a model's function while loops with a callback run.
 

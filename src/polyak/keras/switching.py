@@ -46,10 +46,14 @@ class SwitchEMA(keras.callbacks.Callback):
         self.averaging = averaging
         self.epochs = count("SwitchEMA: epochs", epochs, 1)
         self.steps = None if steps is None else count("SwitchEMA: steps", steps, 1)
-        self._made = 0
+        self._made, self._batch = 0, -1
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._batch = -1
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._made = 0
+        self._batch = -1
         if self.averaging.average.followed() is not self.model:
             raise ModelError(
                 "polyak.keras.SwitchEMA: expected an Averaging that follows this model",
@@ -59,8 +63,9 @@ class SwitchEMA(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self.steps is None:
             return
-        self._made += 1
-        if self._made % self.steps == 0:
+        before, self._made = self._made, self._made + batch - self._batch
+        self._batch = batch
+        if self._made // self.steps > before // self.steps:
             self._switch()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
