@@ -27,7 +27,7 @@ from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.transfer.target import Target
-from polyak.transfer.unbroken import surely
+from polyak.transfer.unbroken import surely, unbroken
 from polyak.weights import Kind, Weight
 
 
@@ -329,13 +329,19 @@ def update_all(averages: Sequence[NativeAverage]) -> None:
     with together(averages):
         for average in averages:
             average.refuse_applied()
-        for engine, own in by_engine(averages).items():
-            values = {path: value for average in own for path, value in average.raw_values().items()}
-            new = engine.step([average.program for average in own], [average.held for average in own], values)
-            for average, held in zip(own, new, strict=True):
-                average.held = held
+        with unbroken():
+            for engine, own in by_engine(averages).items():
+                _step(engine, own)
     for average in averages:
         average.report_skips()
+
+
+def _step(engine: Engine, averages: Sequence[NativeAverage]) -> None:
+    """Move averages whose shadows lie in one place. In between, what they hold is half moved or given away."""
+    values = {path: value for average in averages for path, value in average.raw_values().items()}
+    new = engine.step([average.program for average in averages], [average.held for average in averages], values)
+    for average, held in zip(averages, new, strict=True):
+        average.held = held
 
 
 def by_engine(averages: Sequence[NativeAverage]) -> dict[Any, list[NativeAverage]]:
