@@ -16,7 +16,7 @@ from polyak.errors import NonFinite, UnbuiltModel
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, rule_of, starts_at_zero
-from polyak.frameworks.exchange import enter, holds_average, leave, raw_value, together, watch, watchers
+from polyak.frameworks.exchange import EXCHANGING, enter, holds_average, leave, raw_value, together, watch, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
@@ -234,7 +234,9 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def look(self) -> None:
         """Notice whether any of the followed weights holds averaged values now."""
-        self._in_use.value = any(holds_average(v) for v in self.raw.variables.values())
+        variables = self.raw.variables.values()
+        with EXCHANGING:
+            self._in_use.value = any(holds_average(v) for v in variables)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.target.moment():

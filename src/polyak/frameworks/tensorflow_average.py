@@ -13,7 +13,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError
 from polyak.frameworks.base import Tracking
-from polyak.frameworks.exchange import holds_average, watch, watchers
+from polyak.frameworks.exchange import EXCHANGING, holds_average, watch, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
@@ -174,7 +174,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     def look(self) -> None:
         """Notice whether any of the followed weights holds averaged values now, of this or of another average."""
-        self.counts.in_use.assign(any(holds_average(v) for v in self.bound.raw.variables.values()))
+        variables = self.bound.raw.variables.values()
+        with EXCHANGING:
+            self.counts.in_use.assign(any(holds_average(v) for v in variables))
 
     @property
     def is_applied(self) -> bool:
