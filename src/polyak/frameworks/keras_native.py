@@ -23,7 +23,7 @@ from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import KerasVariables, RawVariables, Shadows
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
-from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown
+from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.transfer.target import Target
@@ -181,11 +181,13 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def update(self) -> None:
         update_all([self])
 
+    @undisturbed
     def reset(self) -> None:
         self.refuse_applied()
         self.held = self._started(self.raw, {})
         self.set_counts(0, 0)
 
+    @undisturbed
     def refresh(self) -> str:
         if self._model.value is None:
             return ""
