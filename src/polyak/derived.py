@@ -155,6 +155,10 @@ class DEMA(Derived):
         Raises:
             ModelError: the first average has made updates in between that moved it.
         """
+        with self._average.target.moment():
+            self._follow()
+
+    def _follow(self) -> None:
         now, rule = self._average.count, self._rule()
         if now == self.count:
             return
@@ -173,14 +177,15 @@ class DEMA(Derived):
         self.count = now
 
     def snapshot(self) -> Snapshot:
-        first, second = self._average.values(), dict(self._second)
+        with self._average.target.moment():
+            first, second, seen = self._average.values(), dict(self._second), self.count
 
         def value(weight: Weight) -> Array:
             a, b = first[weight.path], second[weight.path]
             return _wide(a, lambda x: 2.0 * x - b) if weight.kind is Kind.TRAINABLE else a
 
         weights = self._average.target.weights
-        held = f"2 EMA - EMA(EMA) after {self.count} updates by the rule {self._average.rule} (DEMA)"
+        held = f"2 EMA - EMA(EMA) after {seen} updates by the rule {self._average.rule} (DEMA)"
         return _made(weights, {w.path: partial(value, w) for w in weights}, held, self.label)
 
     def _rule(self) -> Rule:
@@ -246,8 +251,10 @@ class BEMA(Derived):
         return self.form.strength(self._average.count)
 
     def snapshot(self) -> Snapshot:
-        strength, average = self.strength, self._average
-        values, raw = average.values(), {path: np.array(average.source.read(path)) for path in self._start}
+        average = self._average
+        with average.target.moment():
+            strength, seen = self.strength, average.count
+            values, raw = average.values(), {path: np.array(average.source.read(path)) for path in self._start}
 
         def value(weight: Weight) -> Array:
             held = values[weight.path]
@@ -258,7 +265,7 @@ class BEMA(Derived):
 
         weights = average.target.weights
         held = (
-            f"the average by {average.rule} after {average.count} updates + {strength:.6g} (weights - weights after "
+            f"the average by {average.rule} after {seen} updates + {strength:.6g} (weights - weights after "
             f"{self.form.start}) ({self.form})"
         )
         return _made(weights, {w.path: partial(value, w) for w in weights}, held, self.label)

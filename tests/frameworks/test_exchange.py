@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +14,17 @@ import pytest
 
 from polyak.errors import ModelError
 from polyak.frameworks import exchange
-from polyak.frameworks.exchange import Hands, enter, leave, moment, raw_value, together
+from polyak.frameworks.exchange import (
+    Hands,
+    enter,
+    holds_average,
+    leave,
+    moment,
+    raw_value,
+    together,
+    watch,
+    watchers,
+)
 
 
 class Watcher:
@@ -97,3 +109,75 @@ def test_values_are_taken_away_in_any_order_and_the_raw_one_comes_back() -> None
     leave(variable, one, hands)
     leave(variable, other, hands)
     assert vars(variable) == {"value": 1}
+
+
+def put(variable: Any, value: Any) -> None:
+    variable.value = value
+
+
+PLAIN = Hands(lambda variable: variable.value, put)
+
+
+class Meanwhile:
+    """Hands that give another thread the time to do something, once, in the middle of an exchange."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.thread = threading.Thread(target=work)
+        self.hands = Hands(self.take, self.put)
+
+    def take(self, variable: Any) -> Any:
+        self._wait()
+        return variable.value
+
+    def put(self, variable: Any, value: Any) -> None:
+        self._wait()
+        variable.value = value
+
+    def _wait(self) -> None:
+        if self.thread.ident is None:
+            self.thread.start()
+            self.thread.join(0.2)
+
+
+def test_what_another_thread_puts_there_meanwhile_is_not_taken_for_the_raw_value() -> None:
+    variable, one, other = SimpleNamespace(value=1), object(), object()
+    meanwhile = Meanwhile(lambda: enter(variable, other, 3, PLAIN))
+    enter(variable, one, 2, meanwhile.hands)
+    meanwhile.thread.join()
+    assert raw_value(variable, PLAIN) == 1
+    leave(variable, one, PLAIN)
+    leave(variable, other, PLAIN)
+    assert vars(variable) == {"value": 1}
+
+
+def test_the_raw_value_comes_back_after_another_thread_that_entered_while_the_last_one_left() -> None:
+    variable, one, other = SimpleNamespace(value=1), object(), object()
+    enter(variable, one, 2, PLAIN)
+    meanwhile = Meanwhile(lambda: enter(variable, other, 3, PLAIN))
+    leave(variable, one, meanwhile.hands)
+    meanwhile.thread.join()
+    assert (variable.value, raw_value(variable, PLAIN)) == (3, 1)
+    leave(variable, other, PLAIN)
+    assert vars(variable) == {"value": 1}
+
+
+def test_the_raw_value_is_raw_where_another_thread_puts_an_average_there_meanwhile() -> None:
+    variable = SimpleNamespace(value=1)
+    meanwhile = Meanwhile(lambda: enter(variable, meanwhile, 3, PLAIN))
+    assert raw_value(variable, meanwhile.hands) == 1
+    meanwhile.thread.join()
+    assert variable.value == 3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda held: pickle.loads(pickle.dumps(held))])
+def test_a_copy_of_a_variable_is_followed_by_nobody_and_what_it_holds_is_its_own(copied: Callable[[Any], Any]) -> None:
+    variable, watcher = SimpleNamespace(value=1), Watcher()
+    watch(variable, watcher)
+    enter(variable, watcher, 2, PLAIN)
+    twin = copied(variable)
+    leave(variable, watcher, PLAIN)
+    assert watchers([variable]) == [watcher]
+    assert (variable.value, twin.value, raw_value(twin, PLAIN)) == (1, 2, 2)
+    assert not holds_average(twin)
+    if copied is not copy.copy:  # which shares what the variable's attributes are
+        assert watchers([twin]) == []

@@ -99,3 +99,16 @@ def test_an_interrupt_while_it_is_done_again_waits_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         surely(work)
     assert ended == ["failed", "whole"]
+
+
+def test_a_signal_without_a_name_waits_too() -> None:
+    seen: list[int] = []
+    number = signal.SIGRTMIN + 3
+    before = signal.signal(number, lambda number, frame: seen.append(number))
+    try:
+        with unbroken():
+            signal.raise_signal(number)
+            assert seen == []
+        assert seen == [number]
+    finally:
+        signal.signal(number, before)

@@ -135,10 +135,11 @@ class Average(ABC):
             Applied: the average is applied to its model.
             NonFinite: a weight is NaN or infinite.
         """
-        self.reset()
-        raw, kept = snapshot_of(self.source, RAW), {w.path for w in self.target.weights}
-        held = Snapshot((i for path, i in raw.items_by_path.items() if path in kept), {RAW: None}, raw.origin)
-        return make_plan(held, self.target, {"nonfinite": "allow"}).apply()
+        with self.moment():
+            self.reset()
+            raw, kept = snapshot_of(self.source, RAW), {w.path for w in self.target.weights}
+            held = Snapshot((i for path, i in raw.items_by_path.items() if path in kept), {RAW: None}, raw.origin)
+            return make_plan(held, self.target, {"nonfinite": "allow"}).apply()
 
     @abstractmethod
     def report_skips(self) -> None:

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, Protocol
 
 from polyak.errors import ModelError
@@ -19,6 +20,9 @@ NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
 # Seconds to wait for a train step that holds an average: one that waits in vain for its data shall hang nobody else.
 PATIENCE = 60.0
+# Held while a note is read or written together with what its variable holds: two averages may be applied to a variable
+# in two threads, and each of them takes its own lock alone. Who holds this one takes none of theirs.
+EXCHANGING = RLock()
 
 
 class Watcher(Protocol):
@@ -42,52 +46,77 @@ class Hands:
 
 @dataclass(slots=True)
 class Exchange:
-    """The raw value of a variable, and the averaged values put over it, the newest last, each by who put it there."""
+    """The raw value of a variable, and the averaged values put over it, the newest last, each by who put it there.
+
+    It is not copied with its variable: what the variable holds is the copy's own value, which nobody takes away again.
+    """
 
     raw: Any
     over: list[tuple[object, Any]]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+class _Watchers(weakref.WeakSet[Watcher]):
+    """The averages that follow a variable. Nothing follows a copy of it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Watchers, ()
+
 
 def enter(variable: Any, owner: object, value: Any, hands: Hands) -> None:
     """Put a value over what the variable holds."""
-    exchange = vars(variable).get(NOTE) or Exchange(hands.take(variable), [])
-    setattr(variable, NOTE, exchange)
-    exchange.over.append((owner, value))
-    hands.put(variable, value)
+    with EXCHANGING:
+        exchange = noted(variable) or Exchange(hands.take(variable), [])
+        exchange.over.append((owner, value))
+        setattr(variable, NOTE, exchange)
+        hands.put(variable, value)
 
 
 def leave(variable: Any, owner: object, hands: Hands) -> None:
     """Take the owner's value away again, in whichever order owners leave; the last one brings the raw value back."""
-    exchange = vars(variable).get(NOTE)
-    if exchange is None or all(o is not owner for o, _ in exchange.over):
-        return
-    exchange.over = [(o, value) for o, value in exchange.over if o is not owner]
-    hands.put(variable, exchange.over[-1][1] if exchange.over else exchange.raw)
-    if not exchange.over:
-        delattr(variable, NOTE)
+    with EXCHANGING:
+        exchange = noted(variable)
+        if exchange is None or all(o is not owner for o, _ in exchange.over):
+            return
+        over = [(o, value) for o, value in exchange.over if o is not owner]
+        hands.put(variable, over[-1][1] if over else exchange.raw)
+        exchange.over = over
+        if not over:
+            delattr(variable, NOTE)
 
 
 def raw_value(variable: Any, hands: Hands) -> Any:
     """The raw value, also while an average is applied."""
-    exchange = vars(variable).get(NOTE)
-    return hands.take(variable) if exchange is None else exchange.raw
+    with EXCHANGING:
+        exchange = noted(variable)
+        return hands.take(variable) if exchange is None else exchange.raw
+
+
+def noted(variable: Any) -> Exchange | None:
+    """What is put over the variable's raw value now."""
+    exchange: Exchange | None = vars(variable).get(NOTE)
+    return exchange if exchange is not None and exchange.over else None
 
 
 def holds_average(variable: Any) -> bool:
     """Whether an average is applied to the variable now."""
-    return NOTE in vars(variable)
+    return noted(variable) is not None
 
 
 def watch(variable: Any, watcher: Watcher) -> None:
     """Note that an average follows the variable."""
-    if _WATCHERS not in vars(variable):
-        setattr(variable, _WATCHERS, weakref.WeakSet())
-    getattr(variable, _WATCHERS).add(watcher)
+    with EXCHANGING:
+        if _WATCHERS not in vars(variable):
+            setattr(variable, _WATCHERS, _Watchers())
+        getattr(variable, _WATCHERS).add(watcher)
 
 
 def watchers(variables: Iterable[Any]) -> list[Watcher]:
     """The averages that follow any of the variables."""
-    return list({id(w): w for v in variables for w in vars(v).get(_WATCHERS, ())}.values())
+    with EXCHANGING:
+        return list({id(w): w for v in variables for w in vars(v).get(_WATCHERS, ())}.values())
 
 
 @contextmanager

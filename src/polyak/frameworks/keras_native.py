@@ -15,18 +15,18 @@ from polyak.errors import NonFinite, UnbuiltModel
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_at_zero
-from polyak.frameworks.exchange import enter, holds_average, leave, raw_value, together, watch, watchers
+from polyak.frameworks.exchange import EXCHANGING, enter, holds_average, leave, raw_value, together, watch, watchers
 from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import KerasVariables, RawVariables, Shadows
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
-from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown
+from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.transfer.target import Target
-from polyak.transfer.unbroken import surely
+from polyak.transfer.unbroken import surely, unbroken
 from polyak.weights import Kind, Weight
 
 
@@ -180,11 +180,13 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def update(self) -> None:
         update_all([self])
 
+    @undisturbed
     def reset(self) -> None:
         self.refuse_applied()
         self.held = self._counted(self._started(self.raw, self.rule, self.shadow_weights(), {}), 0, 0)
         self.set_counts(0, 0)
 
+    @undisturbed
     def refresh(self) -> str:
         if self._model.value is None:
             return ""
@@ -232,7 +234,9 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def look(self) -> None:
         """Notice whether any of the followed weights holds averaged values now."""
-        self._in_use.value = any(holds_average(v) for v in self.raw.variables.values())
+        variables = self.raw.variables.values()
+        with EXCHANGING:
+            self._in_use.value = any(holds_average(v) for v in variables)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.target.moment():
@@ -342,13 +346,19 @@ def update_all(averages: Sequence[NativeAverage]) -> None:
     with together(averages):
         for average in averages:
             average.refuse_applied()
-        for engine, own in by_engine(averages).items():
-            values = {path: value for average in own for path, value in average.raw_values().items()}
-            new = engine.step([average.program for average in own], [average.held for average in own], values)
-            for average, held in zip(own, new, strict=True):
-                average.held = held
+        with unbroken():
+            for engine, own in by_engine(averages).items():
+                _step(engine, own)
     for average in averages:
         average.report_skips()
+
+
+def _step(engine: Engine, averages: Sequence[NativeAverage]) -> None:
+    """Move averages whose shadows lie in one place. In between, what they hold is half moved or given away."""
+    values = {path: value for average in averages for path, value in average.raw_values().items()}
+    new = engine.step([average.program for average in averages], [average.held for average in averages], values)
+    for average, held in zip(averages, new, strict=True):
+        average.held = held
 
 
 def by_engine(averages: Sequence[NativeAverage]) -> dict[Any, list[NativeAverage]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from threading import RLock
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.rules import Rule
@@ -34,6 +35,22 @@ class Ref:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+A = TypeVar("A", bound="StatefulAverage")
+
+
+def undisturbed(method: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[A, P], R]:
+    """A method that waits while another thread is within a moment of the average, as ``update`` does."""
+
+    @wraps(method)
+    def alone(average: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with average.still:
+            return method(average, *args, **kwargs)
+
+    return alone
 
 
 class StatefulAverage(Average):
@@ -128,6 +145,7 @@ class StatefulAverage(Average):
         """A stored rule. One of the user's own is known only as that which the average has already."""
         return self.rule if data == self.rule.to_json() else rule_from_json(data)
 
+    @undisturbed
     def change_rule(self, rule: Rule | Parts | str | Mapping[str, Rule | str | None]) -> None:
         """Go on by another rule, such as a larger decay for the end of a run. Values and counts stay.
 

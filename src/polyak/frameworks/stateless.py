@@ -12,7 +12,7 @@ from polyak.errors import ModelError
 from polyak.frameworks.base import Tree
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine, Held, Program, held_from, tree_of
-from polyak.frameworks.stateful import StatefulAverage
+from polyak.frameworks.stateful import StatefulAverage, undisturbed
 
 
 class StatelessAverage(StatefulAverage):
@@ -35,6 +35,7 @@ class StatelessAverage(StatefulAverage):
     def program(self) -> Program:
         """What one update does."""
 
+    @undisturbed
     def tree(self) -> Tree:
         return tree_of(self._copied(self.held))
 
@@ -56,14 +57,13 @@ class StatelessAverage(StatefulAverage):
             )
         return self.call_with(tree["shadows"], *args, **kwargs)
 
+    @undisturbed
     def take(self, tree: Tree) -> None:
         self.refuse_applied()
         held = held_from(tree)
         self._refuse_other(held.shadows)
         self.engine.refuse_traced(held.count)
-        copies = self._copied(held)
-        with self.still:
-            self.held = copies
+        self.held = self._copied(held)
         self.report_skips()
 
     def call_with(self, shadows: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -13,9 +13,9 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.base import Tracking
-from polyak.frameworks.exchange import holds_average, watch, watchers
+from polyak.frameworks.exchange import EXCHANGING, holds_average, watch, watchers
 from polyak.frameworks.growth import Growth, joined
-from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown
+from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, leave
 from polyak.frameworks.tensorflow_moving import Moving
@@ -23,7 +23,7 @@ from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_state import Counters, Memo
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
 from polyak.transfer.target import Target
-from polyak.transfer.unbroken import surely
+from polyak.transfer.unbroken import surely, unbroken
 from polyak.weights import Kind, Weight
 
 
@@ -123,11 +123,14 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         """A function of the user's own contains the present rule from now on."""
         self._traced.value = True
 
+    @undisturbed
     def reset(self) -> None:
         self.refuse_applied()
-        restart(self.bound, self.rule)
-        self.set_counts(0, 0)
+        with unbroken():
+            restart(self.bound, self.rule)
+            self.set_counts(0, 0)
 
+    @undisturbed
     def refresh(self) -> str:
         if self._held.value is None:
             return ""
@@ -180,7 +183,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     def look(self) -> None:
         """Notice whether any of the followed weights holds averaged values now, of this or of another average."""
-        self.counts.in_use.assign(any(holds_average(v) for v in self.bound.raw.variables.values()))
+        variables = self.bound.raw.variables.values()
+        with EXCHANGING:
+            self.counts.in_use.assign(any(holds_average(v) for v in variables))
 
     @property
     def is_applied(self) -> bool:

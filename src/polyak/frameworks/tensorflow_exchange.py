@@ -40,5 +40,6 @@ def leave(variable: tf.Variable, owner: object) -> None:
 
 def raw_value(variable: tf.Variable) -> tf.Tensor:
     """The raw value, also while an average is applied; that of the first replica."""
-    held = vars(variable).get(exchange.NOTE)
-    return variable.read_value() if held is None else held.raw[0]
+    with exchange.EXCHANGING:
+        held = exchange.noted(variable)
+        return variable.read_value() if held is None else held.raw[0]

@@ -15,6 +15,7 @@ from polyak.frameworks.tensorflow_binding import Bound, refuse_resized
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
 from polyak.frameworks.tensorflow_placing import HOST
 from polyak.frameworks.tensorflow_state import Counters
+from polyak.transfer.unbroken import unbroken
 
 # Below one half by more than the rounding in which NumPy and TensorFlow may differ.
 _SURELY_NEAR = 0.4999
@@ -54,7 +55,8 @@ class Moving:
             for average in self._averages:
                 average.refuse_applied()
                 refuse_resized(average.bound)
-            self._step()
+            with unbroken():
+                self._step()
         for average in self._averages:
             average.report_skips()
 

@@ -18,6 +18,7 @@ from polyak.frameworks.engine import held_from, tree_of
 from polyak.frameworks.engine_jax import stepped
 from polyak.frameworks.exchange import together
 from polyak.keras.fitting import Function, updates
+from polyak.transfer.unbroken import unbroken
 
 TRAINABLE, OTHERS, OPTIMIZER = 0, 1, 2
 _STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
@@ -31,19 +32,23 @@ class _Fitting:
             step = jax.jit(step, donate_argnums=(0, 1), out_shardings=_shardings(model, within))
 
         def train_function(state: Any, iterator: Any) -> Any:
-            for i in range(model.steps_per_execution):
-                try:
-                    data = next(iterator)
-                    with together(averages):
+            try:
+                for i in range(model.steps_per_execution):
+                    data = next(iterator, None)
+                    if data is None and i:
+                        break
+                    if data is None:
+                        raise StopIteration
+                    with together(averages), unbroken():
                         logs, state, trees, real = step(state, [tree_of(a.held) for a in within], data)
+                        _note(model, state)
                         for average, tree in zip(within, trees, strict=True):
                             average.held = held_from(tree)
                         _move_apart(model, apart, state, real)
-                except BaseException as error:
-                    if i and isinstance(error, StopIteration):
-                        break
-                    _give_back(model, state)
-                    raise
+            except BaseException:
+                if not any(array.is_deleted() for array in jax.tree.leaves(state)):
+                    _note(model, state)
+                raise
             return logs, state
 
         return train_function
@@ -78,12 +83,13 @@ def _move_apart(model: Any, averages: Sequence[Any], state: Any, real: Any) -> N
         average.held = held
 
 
-def _give_back(model: Any, state: Any) -> None:
-    """Leave the weights where Keras looks for them when ``fit`` ends by an exception. Before the first step of an epoch
-    it has emptied its variables and noted the weights nowhere.
+def _note(model: Any, state: Any) -> None:
+    """Leave the weights where Keras looks for them when ``fit`` ends by an exception: it has emptied its variables
+    before the first step of an epoch, and notes what a step gives only some lines after it.
+
+    Past Keras' tracking of attributes, which would look at each array once more.
     """
-    if not any(array.is_deleted() for array in jax.tree.leaves(state)):
-        model._jax_state = dict(zip(_STATE, state, strict=True))
+    vars(model)["_jax_state"] = dict(zip(_STATE, state, strict=True))
 
 
 def _step(model: Any, averages: Sequence[Any]) -> Function:

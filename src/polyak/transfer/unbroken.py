@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+# What `signal` wraps: it makes members of enumerations of every number, a hundred times as slowly, at every update.
+import _signal  # type: ignore[import-not-found]
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+_NUMBERS = tuple(map(int, signal.valid_signals()))
 
 
 @contextmanager
@@ -30,16 +35,27 @@ def unbroken() -> Iterator[None]:
         yield
         return
     waiting: list[tuple[int, FrameType | None]] = []
-    handlers = {s: h for s in signal.valid_signals() if callable(h := signal.getsignal(s))}
+    handlers = {number: h for number in _NUMBERS if callable(h := _signal.getsignal(number))}
     try:
-        with ExitStack() as back:
-            for number, handler in handlers.items():
-                back.callback(signal.signal, number, handler)
-                signal.signal(number, lambda number, frame: waiting.append((number, frame)))
+        try:
+            for number in handlers:
+                _signal.signal(number, lambda number, frame: waiting.append((number, frame)))
             yield
+        finally:
+            _set(handlers)
     finally:
         for arrived, frame in waiting:
-            handlers[signal.Signals(arrived)](arrived, frame)
+            handlers[arrived](arrived, frame)
+
+
+def _set(handlers: Mapping[int, Callable[..., Any]]) -> None:
+    """Set handlers of signals, all of them also where one that is set already raises meanwhile."""
+    try:
+        for number, handler in handlers.items():
+            _signal.signal(number, handler)
+    except BaseException:
+        _set(handlers)
+        raise
 
 
 def surely(work: Callable[[], None]) -> None:

@@ -1,0 +1,125 @@
+"""An interrupt from the keyboard at any line of polyak leaves an average as it was or as it is after the update."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from tests.keras.peers import BACKEND, X, Y, adam, network
+
+import polyak
+from polyak.keras import Averaging
+
+HERE = str(Path(polyak.__file__).parent)
+
+
+@contextmanager
+def interrupted_at(line: int, within: str, first: bool) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C at a line of polyak, counted as they are run; the result says whether so many were run.
+
+    Args:
+        first: whether the first lines of functions count.
+    """
+    left = line
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(within):
+            return None
+        if event == "line" and (first or frame.f_lineno > frame.f_code.co_firstlineno + 1):
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lambda: left <= 0
+    finally:
+        sys.settrace(before)
+
+
+def interrupts(work: Callable[[], object], within: str = HERE, first: bool = True) -> Iterator[int]:
+    """Do work with an interrupt at its first line, then at its second, and so on; after each look at what is left."""
+    line, reached = 1, True
+    while reached:
+        with interrupted_at(line, within, first) as was_reached:
+            try:
+                work()
+            except KeyboardInterrupt:
+                assert was_reached()
+            reached = was_reached()
+        yield line
+        line += 1
+
+
+def small() -> Any:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a"), keras.layers.BatchNormalization()])
+    fill(model, 1.0)
+    return model
+
+
+def fill(model: Any, value: float) -> None:
+    for variable in model.weights:
+        variable.assign(np.full(variable.shape, value, np.float32))
+
+
+def found(average: Any) -> tuple[set[float], set[float], int]:
+    """All numbers of what is averaged, all of what is copied, and the count."""
+    averaged = {w.path for w in average.target.weights if w.kind.value == "trainable"}
+    values = average.values()
+    moved = {float(x) for path in averaged for x in values[path].ravel()}
+    return moved, {float(x) for path in values.keys() - averaged for x in values[path].ravel()}, average.count
+
+
+@pytest.mark.parametrize("rule", ["ema:0.75,start=initial", "ema:0.25,check=off,start=initial"])
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_an_update_is_whole_or_has_not_begun(rule: str, placement: Any) -> None:
+    model = small()
+    average = polyak.track(model, rule, placement=placement)
+    fill(model, 2.0)
+    average.update()
+    fill(model, 3.0)
+    held, before = average.snapshot().copy(), found(average)
+    average.update()
+    after = found(average)
+    polyak.transfer(held, average)
+    seen = []
+    for line in interrupts(average.update):
+        seen.append(found(average))
+        assert seen[-1] in (before, after), f"line {line}"
+        polyak.transfer(held, average)
+    assert seen[0] == before
+    assert seen[-1] == after
+
+
+def test_averages_that_move_together_have_all_moved_or_none() -> None:
+    model = small()
+    near = polyak.track(model, "ema:0.25,check=off,start=initial")
+    far = polyak.track(model, "ema:0.75,start=initial", placement="host")
+    averages = polyak.Averages(model, {"near": near, "far": far})
+    averages.update()
+    for line in interrupts(averages.update):
+        assert near.count == far.count, f"line {line}"
+
+
+def test_an_interrupt_of_fit_loses_neither_the_average_nor_the_model() -> None:
+    model, averaging = network(adam()), Averaging("ema:0.75,start=initial")
+    model.compile(adam(), "mse", jit_compile=BACKEND == "jax")
+    fit = lambda: model.fit(X, Y, batch_size=len(X) // 2, verbose=0, callbacks=[averaging])  # noqa: E731
+    fit()
+    averaging.average.update()
+    # Before the first line of a train function Keras alone has the weights, in a frame of its own.
+    for line in interrupts(fit, f"{HERE}/keras/fitting", first=False):
+        for values in (averaging.average.values().values(), model.get_weights()):
+            assert all(np.isfinite(value).all() for value in values), f"line {line}"
+        assert averaging.average.count > 0

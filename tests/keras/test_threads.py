@@ -1,0 +1,155 @@
+"""What another thread does to an average comes before an action or after it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from tests.keras.peers import BACKEND
+
+import polyak
+from polyak.derived import BEMA, DEMA, FigureBEMA
+
+RULE = "ema:0.75,start=initial"
+
+
+def small() -> Any:
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a")])
+
+
+def fill(model: Any, value: float) -> None:
+    for variable in model.weights:
+        variable.assign(np.full(variable.shape, value, np.float32))
+
+
+def apart(work: Callable[[], object]) -> threading.Thread:
+    """Another thread that has had the time to do work, unless something holds it up."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(0.5)
+    return thread
+
+
+ACTIONS: dict[str, Callable[[Any], Any]] = {
+    "update": lambda average: average.update(),
+    "reset": lambda average: average.reset(),
+    "hard_sync": lambda average: average.hard_sync(),
+    "refresh": lambda average: average.refresh(),
+    "change_rule": lambda average: average.change_rule("ema:0.9,start=initial"),
+    "tree": lambda average: average.tree(),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_action_waits_while_another_thread_is_within_a_moment(action: str) -> None:
+    if action == "tree" and BACKEND == "tensorflow":
+        pytest.skip("an average in variables has no tree")
+    average = polyak.track(small(), RULE)
+    average.update()
+    with average.moment():
+        thread = apart(lambda: ACTIONS[action](average))
+        waits, state = thread.is_alive(), average.state
+    thread.join()
+    assert waits
+    assert (state.rule, state.count) == (polyak.parse(RULE).to_json(), 1)
+
+
+def a_step(model: Any, average: Any, value: float) -> None:
+    with average.moment():
+        fill(model, value)
+        average.update()
+
+
+def between(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, work: Callable[[], object]) -> list[Any]:
+    """After the method's first call another thread does the work, if nothing holds it up; the thread is in the list."""
+    plain, threads = getattr(owner, method), []
+
+    def instead() -> Any:
+        found = plain()
+        if not threads:
+            threads.append(None)
+            threads[0] = apart(work)
+        return found
+
+    monkeypatch.setattr(owner, method, instead)
+    return threads
+
+
+def bits(snapshot: Any) -> dict[str, bytes]:
+    return {path: snapshot[path].tobytes() for path in snapshot}
+
+
+@pytest.mark.parametrize("kind", ["BEMA", "DEMA"])
+def test_a_snapshot_of_a_derived_average_is_of_one_moment(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    fill(model, 1.0)
+    form = FigureBEMA(polyak.parse(RULE))
+    average = polyak.track(model, form.rule)
+    derived = DEMA(average) if kind == "DEMA" else BEMA(average, form)
+    a_step(model, average, 2.0)
+
+    def step() -> None:
+        with average.moment():
+            a_step(model, average, 3.0)
+            if isinstance(derived, DEMA):
+                derived.update()
+
+    if isinstance(derived, DEMA):
+        derived.update()
+    before = bits(derived.snapshot())
+    threads = between(monkeypatch, average, "values", step)
+    assert bits(derived.snapshot()) == before
+    threads[0].join()
+    assert bits(derived.snapshot()) != before
+
+
+def test_a_double_average_moves_within_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    fill(model, 1.0)
+    average = polyak.track(model, RULE)
+    dema, other = DEMA(average), DEMA(average)
+    a_step(model, average, 2.0)
+    other.update()
+    threads = between(monkeypatch, dema, "_rule", lambda: a_step(model, average, 3.0))
+    dema.update()
+    threads[0].join()
+    for double in (dema, other):
+        double.update()
+    assert bits(dema.snapshot()) == bits(other.snapshot())
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_copy_of_followed_variables_holds_plain_weights(applied: bool) -> None:
+    model = small()
+    average = polyak.track(model, RULE)
+    fill(model, 2.0)
+    if applied:
+        with average.applied():
+            twins, held = copy.deepcopy(model.trainable_variables), model.get_weights()
+    else:
+        twins, held = copy.deepcopy(model.trainable_variables), model.get_weights()
+    for twin, value in zip(twins, held, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(twin), value)
+        twin.assign(np.zeros(twin.shape, np.float32))
+    average.update()
+    assert average.count == 1
+    assert all((value == 2.0).all() for value in model.get_weights())
+
+
+def test_a_copy_of_a_model_with_an_average_applied_is_a_model_of_its_own() -> None:
+    model = small()
+    average = polyak.track(model, RULE)
+    fill(model, 2.0)
+    with average.applied():
+        twin = copy.deepcopy(model)
+        held = model.get_weights()
+    assert polyak.snapshot(twin).roles == ("raw",)
+    own = polyak.track(twin, "copy")
+    own.update()
+    assert [value.tobytes() for value in own.values().values()] == [value.tobytes() for value in held]
+    assert all((value == 2.0).all() for value in model.get_weights())
