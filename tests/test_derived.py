@@ -142,6 +142,56 @@ def test_dema_counts_each_update_once_and_refuses_a_gap() -> None:
         dema.update()
 
 
+@pytest.mark.parametrize("again", ["reset", "hard_sync"])
+def test_dema_of_an_average_that_began_again_is_refused(again: str) -> None:
+    net = Net()
+    ema = polyak.track(net, "ema:0.9,start=copy")
+    dema = DEMA(ema)
+    for _ in range(5):
+        ema.update()
+        dema.update()
+    getattr(ema, again)()
+    for now in (0, 1, 2):
+        refused = f"expected an average that goes on from 5 updates, received one after {now}"
+        with pytest.raises(ModelError, match=refused):
+            dema.update()
+        with pytest.raises(ModelError, match=refused):
+            dema.snapshot()
+        ema.update()
+
+
+def test_dema_of_an_average_that_began_again_and_has_come_as_far_is_refused() -> None:
+    net = Net()
+    ema = polyak.track(net, "ema:0.5,start=copy")
+    dema = DEMA(ema)
+    for _ in range(5):
+        net.kernel.assign_add(np.ones((3, 2)))
+        ema.update()
+        dema.update()
+    net.kernel.assign(np.zeros((3, 2)))
+    ema.reset()
+    for _ in range(5):
+        ema.update()
+    for verb in (dema.update, dema.snapshot):
+        with pytest.raises(ModelError, match="weight 'kernel': expected the average that it saw after 5 updates"):
+            verb()
+
+
+def test_dema_has_no_snapshot_of_two_counts() -> None:
+    net = Net()
+    ema = polyak.track(net, "ema:0.9,every=2,start=copy")
+    dema = DEMA(ema)
+    for _ in range(4):
+        ema.update()
+        dema.update()
+    before = dema.snapshot()["kernel"].tobytes()
+    ema.update()  # moves nothing
+    assert dema.snapshot()["kernel"].tobytes() == before
+    ema.update()
+    with pytest.raises(ModelError, match=r"of which it saw 4; received snapshot\(\) after 6"):
+        dema.snapshot()
+
+
 def test_dema_needs_one_rule() -> None:
     with pytest.raises(RuleError, match="rules by part"):
         DEMA(polyak.track(Net(), {"kernel": "ema:0.9", "*": "mean"}))

@@ -378,6 +378,91 @@ def test_a_run_that_was_taken_back_sets_its_later_files_aside(tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.glob("ema-*")) == names
 
 
+def files(folder: Path) -> dict[str, float]:
+    """What lies in a folder, with the first value of each file."""
+    return {p.name.partition("-")[2]: float(polyak.open(p)["w"].ravel()[0]) for p in sorted(folder.iterdir())}
+
+
+def taken_back(folder: Path, to: int) -> tuple[Any, Walk, polyak.Snapshots]:
+    """Six updates by which the weight grows by one each, kept after 2, 4 and 6; then back to an earlier one, at 100."""
+    model = Walk()
+    model.w.assign([0.0, 0.0, 0.0])
+    ema = polyak.track(model, "copy")
+    snapshots, held = polyak.Snapshots({"a": ema}, 2, folder), polyak.snapshot(ema)
+    for n in range(1, 7):
+        moved(ema, model, 1, snapshots)
+        held = polyak.snapshot(ema) if n == to else held
+    polyak.transfer(held, ema)
+    model.w.assign([100.0, 100.0, 100.0])
+    return ema, model, snapshots
+
+
+def test_a_run_that_is_taken_back_in_its_process_sets_its_later_files_aside(tmp_path: Path) -> None:
+    ema, model, snapshots = taken_back(tmp_path, 2)
+    moved(ema, model, 1, snapshots)
+    kept = {"000000002.safetensors": 2.0}
+    abandoned = {"000000004.safetensors.abandoned": 4.0, "000000006.safetensors.abandoned": 6.0}
+    assert files(tmp_path) == kept | abandoned
+    moved(ema, model, 1, snapshots)
+    assert files(tmp_path) == kept | {"000000004.safetensors": 102.0} | abandoned
+    assert [p.name for p in snapshots.paths] == ["a-000000002.safetensors", "a-000000004.safetensors"]
+
+
+def test_a_file_of_the_very_update_after_the_one_that_a_run_was_taken_back_to_is_written_anew(tmp_path: Path) -> None:
+    ema, model, snapshots = taken_back(tmp_path, 3)
+    moved(ema, model, 1, snapshots)
+    assert files(tmp_path) == {
+        "000000002.safetensors": 2.0,
+        "000000004.safetensors": 101.0,
+        "000000004.safetensors.abandoned": 4.0,
+        "000000006.safetensors.abandoned": 6.0,
+    }
+
+
+def test_a_run_that_begins_again_in_its_process_sets_all_of_its_files_aside(tmp_path: Path) -> None:
+    ema, model, snapshots = taken_back(tmp_path, 2)
+    ema.reset()
+    moved(ema, model, 1, snapshots)
+    assert all(name.endswith(".abandoned") for name in files(tmp_path))
+    assert snapshots.paths == []
+
+
+def test_a_file_of_the_end_of_a_run_is_set_aside_when_it_is_taken_back(tmp_path: Path) -> None:
+    model = Walk()
+    ema = polyak.EMA(model, 0.9)
+    snapshots = polyak.Snapshots(ema, 3, tmp_path)
+    moved(ema, model, 4, snapshots)
+    held = polyak.snapshot(ema)
+    moved(ema, model, 1, snapshots)
+    snapshots.take()
+    again = polyak.EMA(model, 0.9)
+    polyak.transfer(held, again)
+    moved(again, model, 1, polyak.Snapshots(again, 3, tmp_path))
+    names = ["ema-0.9-000000003.safetensors", "ema-0.9-000000005.safetensors.abandoned"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_a_snapshot_that_could_not_be_written_is_made_up_for_at_the_next_step(tmp_path: Path) -> None:
+    model = Walk()
+    ema = polyak.EMA(model, 0.9)
+    snapshots = polyak.Snapshots({"a": ema}, 2, tmp_path / "kept")
+    (tmp_path / "kept").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        moved(ema, model, 2, snapshots)
+    (tmp_path / "kept").unlink()
+    assert snapshots.left == 1
+    moved(ema, model, 1, snapshots)
+    assert [p.name for p in snapshots.paths] == ["a-000000003.safetensors"]
+
+
+def test_names_that_would_share_a_file_are_refused(tmp_path: Path) -> None:
+    ema = polyak.EMA(Walk(), 0.9)
+    with pytest.raises(ModelError, match="received 'a b' and 'a-b', which become 'a-b'"):
+        polyak.Snapshots({"a b": ema, "a-b": ema}, 2, tmp_path)
+    with pytest.raises(ModelError, match="expected one average or several, received none"):
+        polyak.Snapshots({}, 2, tmp_path)
+
+
 def test_averages_that_do_not_keep_time_are_refused(tmp_path: Path) -> None:
     model = Walk()
     a, b = polyak.EMA(model, 0.9), polyak.EMA(model, 0.99)

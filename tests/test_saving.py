@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -151,6 +152,42 @@ def test_the_exception_of_a_block_comes_first_and_names_the_failed_save(tmp_path
     assert "its directory does not exist" in caught.value.__notes__[0]
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that interrupts")
+@pytest.mark.parametrize("verb", ["wait", "close"])
+def test_a_wait_that_is_interrupted_forgets_no_failure(tmp_path: Path, verb: str) -> None:
+    background, gate = polyak.Saver(), threading.Event()
+    background.save(failing(gate), tmp_path / "a.safetensors")
+    opener = threading.Timer(1.0, gate.set)
+    opener.start()
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(background, verb)()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(FileError, match="the weights are gone"):
+        background.close()
+    assert background.wait() == ()
+
+
+def test_a_relative_path_is_meant_from_where_the_program_was_at_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with polyak.Saver() as background:
+        background.save(held(1.0, gate), tmp_path / "first.safetensors")
+        saving = background.save(held(1.0), "a.safetensors")
+        monkeypatch.chdir(tmp_path / "there")
+        gate.set()
+    assert saving.path == "a.safetensors"
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["a.safetensors"]
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 PROGRAM = """
 import sys, time
 import numpy as np
@@ -163,12 +200,16 @@ def read():
     return np.full(4, 3.0, np.float32)
 
 held = Snapshot([Item("raw", Weight("w", (4,), "float32", Kind.TRAINABLE), read)])
-polyak.Saver().save(held, sys.argv[1])
+background = polyak.Saver()
+for path in sys.argv[1:]:
+    background.save(held, path)
 """
+FAILING = PROGRAM.replace("return np.full(4, 3.0, np.float32)", 'raise polyak.errors.FileError("the weights are gone")')
 
 
-def ended(path: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(path)], capture_output=True, text=True, check=True)
+def ended(*paths: Path, program: str = PROGRAM) -> str:
+    given = [sys.executable, "-c", program, *map(str, paths)]
+    done = subprocess.run(given, capture_output=True, text=True, check=True)
     return done.stderr
 
 
@@ -179,3 +220,9 @@ def test_the_end_of_the_program_waits_for_a_save(tmp_path: Path) -> None:
 
 def test_the_end_of_the_program_tells_of_a_save_that_failed(tmp_path: Path) -> None:
     assert "its directory does not exist" in ended(tmp_path / "missing" / "a.safetensors")
+
+
+def test_the_end_of_the_program_tells_of_all_saves_that_failed(tmp_path: Path) -> None:
+    told = ended(tmp_path / "a.safetensors", tmp_path / "b.safetensors", program=FAILING)
+    expected = "; ".join(f"{tmp_path / name}.safetensors: the weights are gone" for name in "ab")
+    assert f"FileError: 2 saves failed: {expected}" in told

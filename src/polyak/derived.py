@@ -7,6 +7,7 @@ it takes, and gives a snapshot that is transferred and saved like any other; its
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -138,6 +139,7 @@ class DEMA(Derived):
         self._rule()
         self.count = average.count
         self._second: dict[str, Array] = average.values()
+        self._seen = {w.path: _mark(self._second[w.path]) for w in self._moving()}
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -153,32 +155,34 @@ class DEMA(Derived):
         Without a new update of the first nothing happens.
 
         Raises:
-            ModelError: the first average has made updates in between that moved it.
+            ModelError: the first average has made updates in between that moved it, has begun again, or was taken back.
         """
         with self._average.target.moment():
             self._follow()
 
     def _follow(self) -> None:
         now, rule = self._average.count, self._rule()
+        self._refuse_out_of_step(now, now - 1, "one")
         if now == self.count:
+            self._refuse_other(self._average.target.read)
             return
-        if rule.kept(self.count + 1, now - 1) < 1.0:
-            raise ModelError(
-                f"{self.label}: expected update() after each update of the average, of which it saw {self.count}; "
-                f"received one after {now}",
-                hint="call dema.update() beside ema.update()",
-            )
         w = float(rule.weight(now))
         for weight in self._average.target.weights:
             first = self._average.target.read(weight.path)
-            self._second[weight.path] = (
-                lerp(self._second[weight.path], first, w) if weight.kind is Kind.TRAINABLE else np.array(first)
-            )
+            if weight.kind is Kind.TRAINABLE:
+                self._second[weight.path] = lerp(self._second[weight.path], first, w)
+                self._seen[weight.path] = _mark(first)
+            else:
+                self._second[weight.path] = np.array(first)
         self.count = now
 
     def snapshot(self) -> Snapshot:
+        """The values now. Raises ModelError where ``update`` was not called after the average's last update."""
         with self._average.target.moment():
+            now = self._average.count
+            self._refuse_out_of_step(now, now, "snapshot()")
             first, second, seen = self._average.values(), dict(self._second), self.count
+            self._refuse_other(first.__getitem__)
 
         def value(weight: Weight) -> Array:
             a, b = first[weight.path], second[weight.path]
@@ -187,6 +191,34 @@ class DEMA(Derived):
         weights = self._average.target.weights
         held = f"2 EMA - EMA(EMA) after {seen} updates by the rule {self._average.rule} (DEMA)"
         return _made(weights, {w.path: partial(value, w) for w in weights}, held, self.label)
+
+    def _refuse_out_of_step(self, now: int, last: int, received: str) -> None:
+        """Raise ModelError unless the average, after ``now`` updates, is where the updates up to ``last`` left it."""
+        if now < self.count:
+            raise ModelError(
+                f"{self.label}: expected an average that goes on from {self.count:,} updates, received one after "
+                f"{now:,}, which has begun again or was taken back",
+                hint="make it anew: DEMA(ema)",
+            )
+        if self._rule().kept(self.count + 1, last) < 1.0:
+            raise ModelError(
+                f"{self.label}: expected update() after each update of the average, of which it saw {self.count:,}; "
+                f"received {received} after {now:,}",
+                hint="call dema.update() beside ema.update()",
+            )
+
+    def _refuse_other(self, read: Callable[[str], Array]) -> None:
+        """Raise ModelError where the average holds other values than those that moved the second one."""
+        for weight in self._moving():
+            if _mark(read(weight.path)) != self._seen.get(weight.path):
+                raise ModelError(
+                    f"{self.label}: weight {weight.path!r}: expected the average that it saw after {self.count:,} "
+                    "updates, received other values: it has begun again, or was written",
+                    hint="make it anew: DEMA(ema)",
+                )
+
+    def _moving(self) -> list[Weight]:
+        return [w for w in self._average.target.weights if w.kind is Kind.TRAINABLE]
 
     def _rule(self) -> Rule:
         rule = self._average.rule
@@ -295,6 +327,11 @@ def _same_shape(held: Snapshot, weight: Weight) -> Array:
             f"weight {weight.path!r}: expected {weight.shape}, received {value.shape} from {held.origin}"
         )
     return value
+
+
+def _mark(value: Array) -> int:
+    """Tells one value of a weight from another one, without holding it."""
+    return zlib.crc32(value.tobytes())
 
 
 def _wide(average: Array, value: Callable[[Array], Any]) -> Array:

@@ -20,8 +20,9 @@ class Snapshots:
     """Writes averages into a folder after every so many updates: call ``step()`` after each update.
 
     The files are called ``<name>-<updates>.safetensors``; each is written beside its place and then moved there, so
-    that one that is there is whole. A run that was taken back to an earlier checkpoint writes over its own files;
-    those of later updates are not of the run any more, and get ``.abandoned`` at the end of their names.
+    that one that is there is whole. When a run is taken back to an earlier checkpoint, in a new process or in this
+    one, the files of later updates are not of the run any more, and get ``.abandoned`` at the end of their names. A
+    write that failed is made up for at the next step.
 
     Args:
         averages: one average, several, or several by name; otherwise the rule is the name. Of one model, and started
@@ -31,10 +32,11 @@ class Snapshots:
         folder: made where there is none.
 
     Attributes:
-        paths: the files written so far, by this object.
+        paths: the files written so far, by this object, but for those that were abandoned.
 
     Raises:
-        ModelError: two averages have one name, or ``every`` is no number of updates.
+        ModelError: there is no average, two have one name, or ``every`` is no number of updates.
+        FileError: the folder holds files of another run.
 
     Example:
         >>> import tempfile
@@ -58,8 +60,10 @@ class Snapshots:
         self._every = _positive(every)
         self._folder = Path(folder)
         self._last = self.count
-        self._looked = False
+        self._seen: int | None = None
         self.paths: list[Path] = []
+        if self._last:  # before the first update nobody can tell a new run from one that is yet to be restored
+            self.look()
 
     @property
     def count(self) -> int:
@@ -75,15 +79,15 @@ class Snapshots:
     @property
     def left(self) -> int:
         """Updates until the next snapshot is due, at least 1."""
-        return self._every - self._last % self._every
+        count = self._last if self._seen is None else self._seen
+        return 1 if self._is_due(count) else self._every - count % self._every
 
     def step(self) -> None:
         """Write the averages if a multiple of ``every`` updates has been reached since the last call."""
-        before, self._last = self._last, self.count
-        if not self._looked:
-            self._set_aside_abandoned()
-        if self._last // self._every > before // self._every:
+        count = self._counted(1)
+        if self._is_due(count):
             self.take()
+        self._last = count  # not before: a write that failed is still due
 
     def take(self) -> None:
         """Write the averages now, unless they have not moved since they were written last.
@@ -91,41 +95,69 @@ class Snapshots:
         Raises:
             FileError: the folder holds files of another run.
         """
-        if not self._looked:
-            self._set_aside_abandoned()
-        count = self.count
+        count = self._counted(1)
         paths = {name: self._folder / f"{name}-{count:09}{_FORMAT}" for name in self._averages}
-        if count == 0 or set(paths.values()) <= set(self.paths):
+        left = {name: path for name, path in paths.items() if path not in self.paths}
+        if count == 0 or not left:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name, path in paths.items():
+        for name, path in left.items():
             save(self._averages[name], path)
             self.paths.append(path)
 
-    def _set_aside_abandoned(self) -> None:
-        """Files from before an interruption: later ones than the averages are now are of no use to anybody."""
-        count, found = self.count, self._found()
-        later = [path for path, n in found.items() if n > count]
-        if later and len(later) == len(found):
+    def look(self) -> None:
+        """Notice whether the averages were taken back; no update has been made since.
+
+        ``step`` and ``take`` notice it, too. Who calls ``step`` less often than after each update calls this where the
+        averages may have been taken back.
+        """
+        self._counted(0)
+
+    def _is_due(self, count: int) -> bool:
+        return count // self._every > self._last // self._every
+
+    def _counted(self, since: int) -> int:
+        """The count. Where it fell, the run is after ``since`` updates at most from where it was taken back to."""
+        count, seen = self.count, self._seen
+        if seen is None or count < seen:
+            self._set_aside(count + 1 - since)
+        if seen is not None and count < seen:
+            self._last = count - since
+        self._seen = count
+        return count
+
+    def _set_aside(self, first: int) -> None:
+        """Files of so many updates and of more are of no use to anybody, once the averages go on from before them."""
+        found = self._found()
+        if self._seen is None:
+            self._refuse_other_run(found)
+        for path, count in found.items():
+            if count >= first:
+                path.replace(path.with_name(path.name + _ABANDONED))
+        self.paths = [path for path in self.paths if self._updates(path) < first]
+
+    def _refuse_other_run(self, found: Mapping[Path, int]) -> None:
+        if found and min(found.values()) > self.count:
             raise FileError(
-                f"folder {str(self._folder)!r}: expected no snapshots of another run, received {later[0].name!r} "
-                f"while the averages have seen {count:,} updates",
+                f"folder {str(self._folder)!r}: expected no snapshots of another run, received "
+                f"{next(iter(found)).name!r} while the averages have seen {self.count:,} updates",
                 hint="give each run a folder of its own",
             )
-        for path in later:
-            path.rename(path.with_name(path.name + _ABANDONED))
-        self._looked = True
 
     def _found(self) -> dict[Path, int]:
-        names = "|".join(map(re.escape, self._averages))
-        pattern = re.compile(rf"(?:{names})-(\d+){re.escape(_FORMAT)}")
         there = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
-        return {path: int(match[1]) for path in there if (match := pattern.fullmatch(path.name))}
+        return {path: count for path in there if (count := self._updates(path)) >= 0}
+
+    def _updates(self, path: Path) -> int:
+        """The updates in the name of a file of these averages; -1 of any other file."""
+        names = "|".join(map(re.escape, self._averages))
+        match = re.fullmatch(rf"(?:{names})-(\d+){re.escape(_FORMAT)}", path.name)
+        return -1 if match is None else int(match[1])
 
 
 def _named(averages: Average | Iterable[Average] | Mapping[str, Average]) -> dict[str, Average]:
     if isinstance(averages, Mapping):
-        return {_plain(name): average for name, average in averages.items()}
+        return _named_as_asked(averages)
     listed = [averages] if isinstance(averages, Average) else list(averages)
     named = {_plain(str(average.rule)): average for average in listed}
     if not named or len(named) < len(listed):
@@ -134,6 +166,20 @@ def _named(averages: Average | Iterable[Average] | Mapping[str, Average]) -> dic
             hint='name them: {"narrow": ..., "wide": ...}',
         )
     return named
+
+
+def _named_as_asked(averages: Mapping[str, Average]) -> dict[str, Average]:
+    if not averages:
+        raise ModelError("expected one average or several, received none", hint='give {"narrow": ..., "wide": ...}')
+    asked: dict[str, str] = {}
+    for name in averages:
+        other = asked.setdefault(_plain(name), name)
+        if other != name:
+            raise ModelError(
+                f"expected names of different files, received {other!r} and {name!r}, which become {_plain(name)!r}",
+                hint="files are called by letters, digits, dots and underscores: let the names differ in these",
+            )
+    return {file: averages[name] for file, name in asked.items()}
 
 
 def _plain(name: str) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from polyak.errors import PolyakError
+from polyak.errors import FileError, PolyakError
 from polyak.file_verbs import PathLike, shared, written
 from polyak.transfer.receipt import Receipt
 from polyak.verbs import held_now, saver
@@ -81,20 +84,23 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, "polyak-save")
         self._room = threading.Semaphore(_WAITING)
         self._savings: list[Saving] = []
-        atexit.register(self._raise_unseen)
+        atexit.register(self._raise_at_end)
 
     def save(self, source: Any, path: PathLike, weights: str | None = None) -> Saving:
         """Take what ``polyak.save`` takes; write it in the thread.
+
+        A relative path is meant from the directory that the program is in now.
 
         Raises:
             FileError: an earlier save failed; this one is not begun then.
         """
         self._raise_unseen()
+        place = Path(path).absolute()
         writer = shared(saver(os.fspath(path)), source)
         self._room.acquire()
         try:
             held = held_now(source, weights)
-            future = self._pool.submit(written, held, path, writer)
+            future = self._pool.submit(written, held, place, writer)
         except BaseException:
             self._room.release()
             raise
@@ -109,15 +115,11 @@ class Saver:
         Raises:
             FileError: the first one that failed, with the others as notes.
         """
-        waited, self._savings = self._savings, []
-        failed = [(s, error) for s in waited if (error := s._future.exception()) is not None and not s.seen]
-        for saving in waited:
-            saving.seen = True
-        if failed:
-            first = failed[0][1]
-            for saving, error in failed[1:]:
-                first.add_note(f"{saving.path}: {error}")
-            raise first
+        waited = list(self._savings)
+        wait_for([saving._future for saving in waited])
+        # Only now: an interrupt while they are waited for leaves them to the next call.
+        self._savings = [saving for saving in self._savings if saving not in waited]
+        self._raise_failed(waited)
         return tuple(s._future.result() for s in waited if s._future.exception() is None)
 
     def close(self) -> None:
@@ -126,7 +128,8 @@ class Saver:
             self.wait()
         finally:
             self._pool.shutdown()
-            atexit.unregister(self._raise_unseen)
+            if not self._savings:  # an interrupted wait has left what is still to be told
+                atexit.unregister(self._raise_at_end)
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +144,28 @@ class Saver:
             error.add_note(f"besides, a save failed: {failed}")
 
     def _raise_unseen(self) -> None:
-        """Raise for a save that failed and that nobody has heard of; at the end of the program all are done."""
-        for saving in self._savings:
-            if saving.has_failed_unheard:
-                saving.result()
+        """Raise for saves that have failed and that nobody has heard of."""
+        self._raise_failed([saving for saving in self._savings if saving.done])
+
+    def _raise_at_end(self) -> None:
+        """Raise when the program ends, which has waited for all. It shows no notes then, so one message says all."""
+        failed = _failed(self._savings)
+        if len(failed) > 1:
+            raise FileError(f"{len(failed)} saves failed: {'; '.join(f'{s.path}: {error}' for s, error in failed)}")
+        self._raise_failed(self._savings)
+
+    @staticmethod
+    def _raise_failed(done: Sequence[Saving]) -> None:
+        failed = _failed(done)
+        for saving in done:
+            saving.seen = True
+        if failed:
+            first = failed[0][1]
+            for saving, error in failed[1:]:
+                first.add_note(f"{saving.path}: {error}")
+            raise first
+
+
+def _failed(done: Sequence[Saving]) -> list[tuple[Saving, BaseException]]:
+    """Those that have failed and that nobody has heard of."""
+    return [(s, error) for s in done if not s.seen and (error := s._future.exception()) is not None]

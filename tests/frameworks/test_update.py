@@ -473,3 +473,14 @@ def test_arguments_that_cannot_be_right_are_refused() -> None:
         polyak.track(model, "mean", kinds={"*": "weights"})
     with pytest.raises(polyak.errors.ModelError, match="kinds='nothing/\\*': expected a glob of weights"):
         polyak.track(model, "mean", kinds={"nothing/*": "statistic"})
+
+
+def test_complex_weights_are_copied_and_refused_as_trainable() -> None:
+    module = tf.Module()
+    module.w, module.z = tf.Variable([1.0]), tf.Variable([1 + 2j], dtype=tf.complex64)
+    with pytest.raises(polyak.errors.ModelError, match=r"weight 'z': expected real .* received complex64"):
+        polyak.track(module, "ema:0.5,start=copy", kinds={"*": "trainable"})
+    ema = polyak.track(module, "ema:0.5,start=initial")
+    module.z.assign([3 + 4j])
+    ema.update()
+    assert ema.values()["z"].tolist() == [3 + 4j]

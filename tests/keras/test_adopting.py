@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import keras
@@ -167,6 +168,20 @@ def test_accumulated_micro_steps_are_the_moves_and_the_pace_is_said() -> None:
     with pytest.warns(RuleChanged, match=re.escape("each of 4 accumulated micro-steps, which is a decay of 0.4096")):
         ema = polyak.adopt(model.optimizer, model)
     assert ema.count == 8
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_where_the_warning_is_an_error_the_optimizer_keeps_its_average(with_model: bool) -> None:
+    model = network(adam(gradient_accumulation_steps=4))
+    train(model, 8)
+    given = (model,) if with_model else ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuleChanged)
+        with pytest.raises(RuleChanged):
+            polyak.adopt(model.optimizer, *given)
+    assert model.optimizer.use_ema is True
+    with pytest.warns(RuleChanged):
+        assert polyak.adopt(model.optimizer, *given).count == 8
 
 
 def test_pairs_are_made_by_identity_and_not_by_position() -> None:

@@ -529,3 +529,23 @@ def test_nothing_here_warns_without_need() -> None:
 def test_keras_runs_on_the_backend_that_was_asked_for() -> None:
     assert keras.backend.backend() == BACKEND
     assert type(polyak.EMA(ZOO["sequential"].built(), decay=0.9)).__name__ in ("KerasAverage", "NativeAverage")
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+def test_what_is_no_real_floating_point_is_refused_as_trainable(dtype: str) -> None:
+    class Counting(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.seen = self.add_weight(shape=(2,), dtype=dtype, initializer="zeros", trainable=False, name="seen")
+            self.scale = self.add_weight(shape=(2,), initializer="ones", name="scale")
+
+        def call(self, x: Any) -> Any:
+            return x * self.scale
+
+    layer = Counting()
+    layer.build((2,))
+    with pytest.raises(
+        polyak.errors.ModelError, match=f"weight 'seen': expected real floating-point values .* received {dtype}"
+    ):
+        polyak.track(layer, "ema:0.5", kinds={"*": "trainable"})
+    ema = polyak.track(layer, "ema:0.5", kinds={"seen": "counter", "*": "trainable"})
+    assert {w.path: w.kind.value for w in ema.target.weights} == {"seen": "counter", "scale": "trainable"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -171,6 +173,22 @@ def test_the_callback_leaves_a_raw_model_alone() -> None:
     raw = bits(model)
     averaging.recalibrate(X)
     assert bits(model) == raw
+
+
+def test_a_call_of_the_user_s_own_stays_on_its_layer() -> None:
+    model, calls = trained(), []
+    layer, other = (x for x in model.layers if isinstance(x, keras.layers.BatchNormalization))
+    plain = layer.call
+
+    def own(*args: Any, **asked: Any) -> Any:
+        calls.append(1)
+        return plain(*args, **asked)
+
+    layer.call = own
+    polyak.recalibrate(model, X)
+    assert calls
+    assert vars(layer)["call"] is own
+    assert "call" not in vars(other)
 
 
 def test_a_layer_that_runs_twice_counts_twice() -> None:

@@ -87,6 +87,20 @@ def test_a_second_fit_goes_on(tmp_path: Path) -> None:
     assert counts(snapshots.paths) == [7, 10, 14, 20]
 
 
+def test_a_fit_that_goes_on_from_an_earlier_average_sets_later_files_aside(tmp_path: Path) -> None:
+    model, average = small(), Averaging("mean")
+    snapshots = Snapshots(average, 8, tmp_path)
+    model.fit(X, Y, 16, 1, verbose=0, callbacks=[average, snapshots])
+    held = polyak.snapshot(average.average)
+    model.fit(X, Y, 16, 2, verbose=0, callbacks=[average, snapshots])
+    assert counts(snapshots.paths) == [8, 10, 16, 24, 30]
+    polyak.transfer(held, average.average)
+    model.fit(X, Y, 16, 1, verbose=0, callbacks=[average, snapshots])
+    assert counts(snapshots.paths) == [8, 10, 16, 20]
+    abandoned = sorted(int(p.name.partition(".")[0].rpartition("-")[2]) for p in tmp_path.glob("*.abandoned"))
+    assert abandoned == [16, 24, 30]
+
+
 def test_an_average_that_moves_in_a_step_of_one_s_own_is_kept_too(tmp_path: Path) -> None:
     model = small()
     ema = polyak.EMA(model, 0.9)

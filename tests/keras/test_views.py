@@ -149,6 +149,37 @@ def test_what_a_call_has_given_stays_what_it_is() -> None:
         np.testing.assert_array_equal(ops.convert_to_numpy(array), before)
 
 
+class Scaled(keras.Model):
+    """Gives its weights away as variables, as CLIP does with its scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = self.add_weight(shape=(1,), initializer="zeros", name="scale")
+        self.left = self.add_weight(shape=(1,), initializer="ones", name="left")
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return {"scaled": x * self.scale, "own": [self.scale, ops.convert_to_tensor(self.scale)], "left": self.left}
+
+
+@pytest.mark.parametrize("verb", ["call", "predict"])
+def test_a_weight_that_a_model_gives_away_is_the_averaged_one(verb: str) -> None:
+    model = Scaled()
+    ema = polyak.track(model, {"left": None, "*": "ema:0.5,start=initial"})
+    model.scale.assign([8.0])
+    model.left.assign([3.0])
+    ema.update()
+    x = np.ones((1, 1), np.float32)
+    found = ema(x) if verb == "call" else ema.predict(x, verbose=0)
+    model.scale.assign([100.0])
+    model.left.assign([100.0])
+    ema.update()
+    given = [found["scaled"], *found["own"], found["left"]]
+    assert not any(isinstance(one, keras.Variable) for one in given)
+    assert [float(ops.convert_to_numpy(one).item()) for one in given] == [4.0, 4.0, 4.0, 3.0]
+    assert float(ops.convert_to_numpy(model.scale)[0]) == 100.0
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch reads again, for gradients, what a call has read")
 def test_gradients_through_a_call_may_be_asked_for_after_an_update() -> None:
     import torch

@@ -124,8 +124,8 @@ def adopt(optimizer: Any, model: Any = None) -> Adopted | Average:
     rule = EMA(inner.ema_momentum, "copy")
     adopted = Adopted(_label(inner), rule, count, tuple(inner._trainable_variables), values)
     made = None if model is None else adopted.bind(model)
+    _say_pace(inner, rule)  # a warning may be an error: until here the optimizer has its average still
     _switch_off(inner, [average for _, average in pairs])
-    _say_pace(inner, rule)
     return adopted if made is None else made
 
 

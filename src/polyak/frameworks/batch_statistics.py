@@ -52,16 +52,19 @@ def as_in_training(
 ) -> Iterator[Found]:
     """These layers alone run as in training, and what they find in each call is noted."""
     found: Found = {}
-    momenta = [layer.momentum for layer in layers]
+    before = [(layer, layer.momentum, vars(layer).get("call")) for layer in layers]
     try:
         for layer in layers:
             layer.momentum = 0.0
             layer.call = noting(layer, layer.call, found)
         yield found
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, call in before:
             layer.momentum = momentum
-            vars(layer).pop("call", None)
+            if call is None:
+                vars(layer).pop("call", None)
+            else:  # the user's own, set on this layer alone
+                layer.call = call
 
 
 class Means:

@@ -10,7 +10,7 @@ from polyak.errors import ModelError
 from polyak.frameworks.keras_anatomy import dtype_name
 from polyak.frameworks.keras_saved import Saved
 from polyak.frameworks.walk import Found
-from polyak.weights import Evidence, Kind, Weight, glob_match, unmatched_globs
+from polyak.weights import Evidence, Kind, Weight, glob_match, is_floating, unmatched_globs
 
 _UNSAVED = Saved("")
 
@@ -39,7 +39,8 @@ def described(
         saved: where Keras stores each variable, by its id.
 
     Raises:
-        ModelError: there are no weights, two have one path, or a glob of ``kinds`` matches none.
+        ModelError: there are no weights, two have one path, a glob of ``kinds`` matches none, or one asks for an
+            average of what has none.
     """
     if all(f.own.kind is Kind.SEED for f in found):
         raise ModelError(
@@ -84,6 +85,11 @@ def _weight(found: Found, position: int, kinds: Mapping[str, Kind], saved: Saved
         saved.names,
     )
     kind = next((k for glob, k in kinds.items() if glob_match(step.path, glob)), found.own.kind)
+    if kind is Kind.TRAINABLE and not is_floating(dtype):
+        raise ModelError(
+            f"weight {step.path!r}: expected real floating-point values to average, received {dtype}",
+            hint=f'name it before the glob that reaches it: kinds={{"{step.path}": "counter", ...}} copies it',
+        )
     return Weight(step.path, _shape(variable, step.path), dtype, kind, evidence)
 
 

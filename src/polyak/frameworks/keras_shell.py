@@ -9,6 +9,7 @@ import keras
 
 from polyak.errors import ModelError
 from polyak.frameworks.described import describe
+from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.stateful import Ref
 
 
@@ -54,7 +55,7 @@ class Shell(keras.Model):
         for (variable, copy), value in zip(pairs, given, strict=True):
             if scope.get_current_value(variable) is not value:
                 copy.assign(scope.get_current_value(variable))
-        return outputs
+        return values_of(outputs, scope)
 
 
 def compiled_like(model: Any, shell: Shell) -> Shell:

@@ -12,6 +12,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.keras_anatomy import Flavour, found_in
+from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref
@@ -50,8 +51,9 @@ class KerasOnTensorFlow(TensorFlowFramework):
         bound = average.bound
         values = average.averaged() if tf.executing_eagerly() else _cast(bound)
         scope = [(bound.raw.trackables[path], value) for path, value in values.items()]
-        with keras.StatelessScope(state_mapping=scope):
-            return average.followed()(*args, **kwargs)
+        with keras.StatelessScope(state_mapping=scope) as within:
+            found = average.followed()(*args, **kwargs)
+        return values_of(found, within)
 
     def served(self, average: TensorFlowAverage) -> tuple[Callable[..., Any], Mapping[str, tf.Variable]]:
         """The model itself, reading the shadows; weights that the average leaves out are read as they are."""

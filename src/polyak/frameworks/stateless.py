@@ -12,6 +12,7 @@ from polyak.errors import ModelError
 from polyak.frameworks.base import Tree
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine, Held, Program, held_from, tree_of
+from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.stateful import StatefulAverage, undisturbed
 
 
@@ -72,9 +73,9 @@ class StatelessAverage(StatefulAverage):
         left = [variable for path, variable in variables.items() if path not in shadows]
         read = engine.as_weight if engine.records((args, kwargs), left) else engine.readable
         scope = [(variables[path], read(shadow, variables[path])) for path, shadow in shadows.items()]
-        with keras.StatelessScope(state_mapping=scope):
+        with keras.StatelessScope(state_mapping=scope) as within:
             found = self.followed()(*args, **kwargs)
-        return engine.apart_from(shadows.values(), found)
+        return engine.apart_from(shadows.values(), values_of(found, within))
 
     def _copied(self, held: Held) -> Held:
         """The same state in arrays of its own: a compiled step may take over the memory of those that it is given."""

@@ -22,6 +22,7 @@ from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_state import Counters, Memo
 from polyak.frameworks.tensorflow_target import RawTarget, Variables
+from polyak.frameworks.tensorflow_twin import Twin
 from polyak.transfer.target import Target
 from polyak.transfer.unbroken import surely, unbroken
 from polyak.weights import Kind, Weight
@@ -196,18 +197,23 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         return self.framework.call(self, *args, **kwargs)
 
     def twin(self) -> Any:
-        """A copy of the model whose variables hold the averaged values, and what is left out as it is now."""
+        """A copy of the model whose variables hold the averaged values, and what is left out as it is now.
+
+        Numbers, strings and truth values in the attributes of its modules are taken over at each call, too; what else
+        was changed in an attribute since the first call is not, unless modules came or went.
+        """
         bound = self._fresh()
-        if self._twin.value is None:
+        if self._twin.value is None or not self._twin.value[0].is_of(self.followed()):
             with tf.init_scope():
                 self._twin.value = self._make_twin(bound)
-        model, variables = self._twin.value
+        twin, variables = self._twin.value
+        twin.follow(self.followed())
         for path, mine in variables.items():
             value = bound.shadows.variables.get(path, bound.raw.variables[path])
             mine.assign(tf.cast(value, mine.dtype))
-        return model
+        return twin.model
 
-    def _make_twin(self, bound: Bound) -> tuple[Any, Mapping[str, tf.Variable]]:
+    def _make_twin(self, bound: Bound) -> tuple[Twin, Mapping[str, tf.Variable]]:
         try:
             model = deepcopy(self.followed(), {id(a): a for a in (self, *watchers(bound.raw.variables.values()))})
         except Exception as error:
@@ -215,7 +221,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
                 hint="use `with ema.applied(): model(x)` instead",
             ) from error
-        return model, self.framework.variables(model, self.tracking.kinds).variables
+        return Twin(self.followed(), model), self.framework.variables(model, self.tracking.kinds).variables
 
     # State
 

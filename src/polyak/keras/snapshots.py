@@ -55,6 +55,7 @@ class Snapshots(keras.callbacks.Callback):
         self._snapshots: periodic.Snapshots | None = None
         self._left = 0
         self._batch = -1
+        self._begins = True
 
     @property
     def paths(self) -> list[Path]:
@@ -62,12 +63,16 @@ class Snapshots(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._batch = -1
+        self._begins = True
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         # Not earlier: by now every callback has begun, and an average that was to be restored is restored.
         if self._snapshots is None:
             self._snapshots = periodic.Snapshots(_averages(self._given), self._every, self._folder)
+        if self._begins:  # not at each batch: the count waits for the device
+            self._snapshots.look()
             self._left = self._snapshots.left
+            self._begins = False
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """An average moves at most once a batch: its count, which waits for the device, is not read before."""
