@@ -363,8 +363,7 @@ def _own_loop(model: Any) -> ModelError:
 
 
 def _refuse_use_ema(model: Any) -> None:
-    found = [inner for o in optimizers(model) for inner in getattr(o, "optimizers", None) or [o]]
-    for optimizer in found:
+    for optimizer in optimizers(model):
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if inner.use_ema:
             raise ModelError(

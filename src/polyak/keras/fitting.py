@@ -34,7 +34,7 @@ def optimizers(model: Any) -> list[Any]:
     """The optimizers of a model: the compiled one, and those that a model with a step of its own holds."""
     held = [v for value in vars(model).values() for v in _held_in(value) if isinstance(v, keras.optimizers.Optimizer)]
     compiled = [model.optimizer] if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer) else []
-    found = list({id(o): o for o in (*compiled, *held)}.values())
+    found = list({id(o): o for one in (*compiled, *held) for o in counting(one)}.values())
     if not found:
         raise ModelError(
             f"{type(model).__name__}: expected an optimizer, whose updates the average follows, received none",
@@ -55,12 +55,13 @@ def _held_in(value: Any) -> Iterator[Any]:
 
 
 def updates(found: list[Any]) -> list[Any]:
-    """How many real updates each optimizer has made: gradient accumulation and skipped steps do not count.
+    """How many real updates each optimizer has made: gradient accumulation and skipped steps do not count."""
+    return [o.iterations for o in found]
 
-    Of one that hands weights to several, each of them counts: it counts steps itself.
-    """
-    inner = ((o, getattr(o, "optimizers", ())) for o in found)
-    return [one.iterations for o, several in inner for one in several or (o,)]
+
+def counting(optimizer: Any) -> list[Any]:
+    """Those that count updates: of one that hands weights to several, each of them, for it counts steps itself."""
+    return list(getattr(optimizer, "optimizers", ())) or [optimizer]
 
 
 def exchanged(model: Any, average: Average, plain: Function) -> Function:

@@ -17,7 +17,7 @@ from keras import ops
 from polyak.frameworks.engine import held_from, tree_of
 from polyak.frameworks.engine_jax import stepped
 from polyak.frameworks.exchange import together
-from polyak.keras.fitting import Function, updates
+from polyak.keras.fitting import Function, counting, updates
 from polyak.transfer.unbroken import unbroken
 
 TRAINABLE, OTHERS, OPTIMIZER = 0, 1, 2
@@ -111,7 +111,7 @@ def _step(model: Any, averages: Sequence[Any]) -> Function:
 def _updates(model: Any, state: Any) -> list[Any]:
     """The optimizer's count in a state, which holds the compiled optimizer alone."""
     with keras.StatelessScope(state_mapping=list(zip(model.optimizer.variables, state[OPTIMIZER], strict=True))):
-        return [ops.convert_to_tensor(n) for n in updates([model.optimizer])]
+        return [ops.convert_to_tensor(n) for n in updates(counting(model.optimizer))]
 
 
 def _by_variable(model: Any, state: Any) -> dict[int, Any]:

@@ -18,10 +18,10 @@ class _Fitting:
         moving = Moving(averages)
 
         def train_step(data: Any) -> Any:
-            counts = updates(optimizers(model))
-            before = [tf.identity(n) for n in counts]
+            found = optimizers(model)
+            before = [tf.identity(n) for n in updates(found)]
             logs = plain_step(data)
-            pairs = zip(before, counts, strict=True)
+            pairs = zip(before, updates(found), strict=True)
             # Controlled: the counts are read after the step has written them.
             real = tf.reduce_any([tf.not_equal(old, tf.convert_to_tensor(new)) for old, new in pairs])
             moving.update_if(real)
