@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from typing import BinaryIO
 
 from polyak.errors import DamagedFile
@@ -18,6 +19,13 @@ from polyak.errors import DamagedFile
 _HEAP = b"GCOL\x01"
 _OBJECT = 16  # bytes before an object's own: index, references, padding, size
 _LARGEST = 1 << 24
+
+
+def _number(file: BinaryIO) -> int | None:
+    try:
+        return file.fileno()
+    except OSError:  # held in memory, which a fork copies
+        return None
 
 
 class Watched(io.RawIOBase):
@@ -31,6 +39,8 @@ class Watched(io.RawIOBase):
         self._file = file
         self._origin = origin
         self._known: set[int] = set()
+        self._at = 0  # of its own: after a fork several processes share the file's
+        self._number = _number(file)
         self.size = file.seek(0, os.SEEK_END)
         self.watching = True
 
@@ -41,14 +51,16 @@ class Watched(io.RawIOBase):
         return True
 
     def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
-        return self._file.seek(place, whence)
+        self._at = place + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        return self._at
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._at
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        start = self._file.tell()
-        got = int(self._file.readinto(buffer) or 0)  # type: ignore[attr-defined]
+        start = self._at
+        got = self._read_at(start, buffer)
+        self._at += got
         if self.watching:
             self._look(start, got)
         return got
@@ -79,11 +91,14 @@ class Watched(io.RawIOBase):
         self._known.add(place)
 
     def _bytes(self, start: int, count: int) -> bytes:
-        place = self._file.tell()
+        made = bytearray(max(min(count, self.size - start), 0))
+        return bytes(made[: self._read_at(start, memoryview(made))])
+
+    def _read_at(self, start: int, buffer: memoryview) -> int:
+        if self._number is not None and sys.platform != "win32":  # where there is no preadv, nor a fork
+            return os.preadv(self._number, [buffer], start)
         self._file.seek(start)
-        raw = self._file.read(count)
-        self._file.seek(place)
-        return raw
+        return int(self._file.readinto(buffer) or 0)  # type: ignore[attr-defined]
 
     def _damaged(self, place: int) -> DamagedFile:
         return DamagedFile(

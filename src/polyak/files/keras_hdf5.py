@@ -169,6 +169,7 @@ class Hdf5:
                 array = dataset[()]
             finally:
                 self._stream.watching = True
+        self._refuse_rewritten()
         array = np.asarray(array)
         return (
             array.view(numpy_dtype(dtype)) if array.dtype.kind == "V" else array.astype(numpy_dtype(dtype), copy=False)

@@ -97,8 +97,9 @@ def read(path: Path) -> Contents:
     """Open a file; the zip's directory and the headers are read. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
     with failures_named(path, "read"), _damage_named(origin):
-        archive = zips.opened(path, origin)
-        source = _Source(archive, PositionedFile(path), origin)
+        data = PositionedFile(path)
+        archive = zips.opened(data.stream(), origin)
+        source = _Source(archive, data, origin)
         members = {i.filename.removesuffix(_END): i for i in _infos(archive, origin)}
         manifest = _manifest(source, members.pop(_KEY, None), len(members))
         found = {name: _member(archive, info, origin) for name, info in members.items()}
