@@ -110,7 +110,7 @@ class PositionedFile:
 
     def stream(self, end: int | None = None) -> io.BufferedReader:
         """The file, or its first bytes, for who reads one piece after the other."""
-        return io.BufferedReader(_Stream(self, self.size if end is None else min(end, self.size)))
+        return _Buffered(_Stream(self, self.size if end is None else min(end, self.size)))
 
     def fill(self, view: memoryview, start: int) -> None:
         """Read as many bytes as a memory has room for. Raises as ``array``."""
@@ -143,11 +143,19 @@ class PositionedFile:
         return os.preadv(self._file.fileno(), [view], start)
 
 
+class _Buffered(io.BufferedReader):
+    """Python's takes memory for all that is asked for, before it sees how little there is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self.raw.end - self.tell(), 0)  # type: ignore[attr-defined]
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 class _Stream(io.RawIOBase):
     """A place in a file that nobody else moves, as a process would that has the same file open by a fork."""
 
     def __init__(self, data: PositionedFile, end: int) -> None:
-        self._data, self._at, self._end = data, 0, end
+        self._data, self._at, self.end = data, 0, end
 
     def readable(self) -> bool:
         return True
@@ -156,13 +164,13 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, view: Any) -> int:
-        count = min(len(view), max(self._end - self._at, 0))
+        count = min(len(view), max(self.end - self._at, 0))
         self._data.fill(memoryview(view)[:count], self._at)
         self._at += count
         return count
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        self._at = place + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        self._at = place + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.end}[whence]
         return self._at
 
 
