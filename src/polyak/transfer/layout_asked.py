@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polyak.errors import WeightError
+from polyak.errors import AmbiguousMatch, WeightError
 from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer.layout_pairs import Pairing
+from polyak.transfer.layout_rules import turns
 from polyak.transfer.layouts import said_layout, seen_as, told_by_classes
+from polyak.transfer.match import are_of_two_frameworks
 from polyak.transfer.target import Target
 from polyak.weights import as_globs, glob_match
 
 OWN = ("layout", "layers")
+_OTHER = {"keras": "torch", "torch": "keras"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,23 @@ def change(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Change
     exclude = [g for g in as_globs(asked.get("exclude", ())) if any(glob_match(path, g) for path in held)]
     rest = {k: v for k, v in asked.items() if k not in ("rename", "by", "exclude", *OWN)}
     return Change(view.snapshot, rest | {"exclude": (*exclude, *alone)}, view.alone)
+
+
+def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Target, layout: str | None) -> None:
+    """Raise AmbiguousMatch where a name of one framework was given a weight's name of the other, and nobody has said
+    how the source lies: its axes could be the other way round without anybody seeing it.
+    """
+    theirs = target.layout or told_by_classes(target.weights)
+    if not theirs or said_layout(source, layout) is not None:
+        return
+    shapes = {w.path: w.shape for w in target.weights}
+    for ours, wanted in pairs:
+        if are_of_two_frameworks(ours, wanted) and turns(shapes[wanted]):
+            raise AmbiguousMatch(
+                f"weight {wanted!r} {shapes[wanted]}: expected a source that says in which layout it lies, received "
+                f"{ours!r} from {source.origin}, whose axes may be the other way round",
+                hint=f'say it: layout="{_OTHER[theirs]}" turns it, layout="{theirs}" takes it as it is',
+            )
 
 
 def refuse_two_layouts(source: Snapshot, target: Target) -> None:

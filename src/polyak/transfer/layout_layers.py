@@ -81,12 +81,7 @@ def separable_to_keras(given: Shapes, wanted: Shapes) -> Iterator[Part]:
 
 def prelu_to_torch(given: Shapes, wanted: Shapes) -> Iterator[Part]:
     """One number a channel: the other axes of Keras' alpha must be shared."""
-    shape = given.get("alpha", ())
-    if sum(n != 1 for n in shape[:-1]):
-        raise ShapeMismatch(
-            f"'alpha' of shape {shape}: expected all axes but the channels shared, as in PyTorch",
-            hint="keras.layers.PReLU(shared_axes=[1, 2]) has one number a channel",
-        )
+    _refuse_unshared(given.get("alpha", ()))
     if "alpha" in given:
         yield Part("weight", ("alpha",), lambda alpha: alpha.reshape(-1))
 
@@ -94,8 +89,17 @@ def prelu_to_torch(given: Shapes, wanted: Shapes) -> Iterator[Part]:
 def prelu_to_keras(given: Shapes, wanted: Shapes) -> Iterator[Part]:
     """One number a channel, with as many axes as Keras has."""
     shape = like("alpha", wanted)
+    _refuse_unshared(wanted.get("alpha", ()))
     if "weight" in given:
         yield Part("alpha", ("weight",), lambda weight: reshaped(weight, shape))
+
+
+def _refuse_unshared(shape: tuple[int, ...]) -> None:
+    if any(n != 1 for n in shape[:-1]):
+        raise ShapeMismatch(
+            f"'alpha' of shape {shape}: expected all axes but the channels shared, as in PyTorch",
+            hint="keras.layers.PReLU(shared_axes=[1, 2]) has one number a channel",
+        )
 
 
 _QKV = ("query", "key", "value")

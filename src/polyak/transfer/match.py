@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
@@ -115,6 +115,32 @@ def natural_key(source: Sequence[Weight]) -> Key:
     if source and all(w.evidence is not None and w.evidence.saved == w.path for w in source):
         return "saved"
     return "path"
+
+
+def numbered(source: Sequence[Weight], target: Sequence[Weight], where: str) -> tuple[Weight, ...]:
+    """The target with the positions that the numbers of a source mean: those of all its weights, or of its parameters,
+    which is what most tools list.
+
+    Raises:
+        AmbiguousMatch: neither are as many and of the same shapes, so that no number means anything.
+    """
+    own = [t for t in target if t.kind is not Kind.SEED]
+    listed = [s.shape for s in source if s.kind is not Kind.SEED]
+    for meant in (own, [t for t in own if t.kind is Kind.TRAINABLE]):
+        if listed == [t.shape for t in meant]:
+            places = {t.path: i for i, t in enumerate(meant)}
+            return tuple(_placed(t, places.get(t.path, -1)) for t in target)
+    raise AmbiguousMatch(
+        f"expected weights by name, or a list of all {len(own)} weights of the target or of its parameters, in its "
+        f"order, received {len(listed)} numbers from {where} whose shapes are not those",
+        hint='name the pairs with rename=, or say by="position" if the numbers are the target\'s own',
+    )
+
+
+def _placed(weight: Weight, position: int) -> Weight:
+    if weight.evidence is None or weight.kind is Kind.SEED:
+        return weight
+    return replace(weight, evidence=replace(weight.evidence, position=position))
 
 
 def refuse_other_names(pairing: Pairing, source: Sequence[Weight], where: str) -> None:
@@ -222,6 +248,15 @@ def _names_around(weight: Weight) -> tuple[str, ...]:
     return () if weight.evidence is None else weight.evidence.names
 
 
+def are_of_two_frameworks(ours: str, theirs: str) -> bool:
+    """Whether one name is a kernel's in Keras and the other one's in PyTorch, whose axes have another order."""
+    return {_local(ours), _local(theirs)} == {"weight", "kernel"}
+
+
+def _local(path: str) -> str:
+    return path.replace(".", "/").rpartition("/")[2]
+
+
 def _same_end(a: Weight, b: Weight) -> bool:
     return a.path.rpartition("/")[2] == b.path.rpartition("/")[2]
 
@@ -244,6 +279,9 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
     )
     if near is None:
         return MissingWeight(message, hint=f'leave it as it is with exclude="{first.path}"')
+    if are_of_two_frameworks(near.path, first.path):
+        other = "torch" if _local(near.path) == "weight" else "keras"
+        return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
     hint = f'pair them with rename={{"{near.path}": "{first.path}"}}{_whole(missing, unexpected)}'
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)
 

@@ -14,7 +14,7 @@ from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer import match, names
 from polyak.transfer.commit import commit
-from polyak.transfer.layout_asked import change
+from polyak.transfer.layout_asked import change, refuse_unsaid
 from polyak.transfer.match import Key, Pair, Pairing
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.shared import without_twins
@@ -161,7 +161,9 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     source = without_twins(source, target, asked.get("exclude", ()))
     changed = change(source, target, asked)
     if changed is None:
-        return _paired(source, target, asked)
+        plan = _paired(source, target, asked)
+        refuse_unsaid(((m.source, m.target) for m in plan.moves), source, target, asked.get("layout"))
+        return plan
     plan = _paired(changed.source, target, cast(Asked, changed.asked))
     skipped = tuple(path for path in plan.skipped if path not in changed.alone)
     return replace(plan, skipped=skipped, left=(*plan.left, *changed.alone))
@@ -172,7 +174,9 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
     _refuse_typos(source, target, asked)
     offered = [w for w in source.weights if not _excluded(w.path, asked) and not _excluded(_new_name(w, asked), asked)]
     by = asked.get("by") or match.natural_key(offered)
-    found = match.pair(offered, target.weights, by, asked.get("rename"))
+    numbers = by == "position" and not asked.get("by")
+    wanted = match.numbered(source.weights, target.weights, source.origin) if numbers else target.weights
+    found = match.pair(offered, wanted, by, asked.get("rename"))
     pairing = _wanted(found, asked)
     if by == "path" and not asked.get("by") and not asked.get("rename") and _lacks(pairing):
         found = _by_other_names(found, offered, target, source.origin, asked)

@@ -1,0 +1,124 @@
+"""Names, numbers and shapes that fit where the weights do not: refused, with a hint that gives right numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import polyak
+from polyak.errors import AmbiguousMatch, MissingWeight, ShapeMismatch
+
+torch = pytest.importorskip("torch")
+
+WIDTH = 4
+X = np.random.default_rng(1).standard_normal((3, WIDTH)).astype(np.float32)
+
+
+def module() -> Any:
+    torch.manual_seed(0)
+    made = torch.nn.Module()
+    made.fc, made.out = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+    return made
+
+
+def model() -> Any:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(WIDTH, name=name) for name in ("fc", "out")]
+    return keras.Sequential([keras.Input((WIDTH,)), *layers])
+
+
+def answers(made: Any) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(made.out(made.fc(torch.from_numpy(X))))
+
+
+# How the axes lie
+
+
+def test_a_rename_does_not_stand_for_a_transposition(tmp_path: Path) -> None:
+    """The kernels are square, so that a wrong one fits: as they lie the outputs would be others."""
+    source, target = module(), model()
+    path = tmp_path / "foreign.safetensors"
+    save_file({name: value.numpy() for name, value in source.state_dict().items()}, path)
+    with pytest.raises(MissingWeight, match=r"'fc/kernel'.*nearest: 'fc\.weight'") as caught:
+        polyak.transfer(path, target)
+    assert caught.value.hint == 'say how the source lies: layout="torch"'
+    renamed = {"*.weight": "*/kernel", "*.bias": "*/bias"}
+    with pytest.raises(
+        AmbiguousMatch, match=r"'fc/kernel' \(4, 4\): expected a source that says in which layout"
+    ) as told:
+        polyak.transfer(path, target, rename=renamed)
+    assert told.value.hint == 'say it: layout="torch" turns it, layout="keras" takes it as it is'
+    polyak.transfer(path, target, layout="torch")
+    np.testing.assert_allclose(np.asarray(target(X).numpy()), answers(source), atol=1e-6)
+    polyak.transfer(path, target, layout="keras", rename=renamed)
+    np.testing.assert_array_equal(target.layers[0].kernel.numpy(), source.fc.weight.detach().numpy())
+
+
+def test_nor_does_one_on_the_way_to_pytorch(tmp_path: Path) -> None:
+    source, target = model(), module()
+    path = tmp_path / "foreign.npz"
+    np.savez(path, **{f"{layer.name}/{w.name}": np.asarray(w) for layer in source.layers for w in layer.weights})
+    with pytest.raises(AmbiguousMatch, match=r"'fc.weight' \(4, 4\)") as told:
+        polyak.transfer(path, target, rename={"*/kernel": "*.weight", "*/bias": "*.bias"})
+    assert told.value.hint == 'say it: layout="keras" turns it, layout="torch" takes it as it is'
+    polyak.transfer(path, target, layout="keras")
+    np.testing.assert_allclose(answers(target), np.asarray(source(X).numpy()), atol=1e-6)
+
+
+def test_slopes_of_each_channel_are_none_of_each_place() -> None:
+    source = torch.nn.Sequential(torch.nn.PReLU(6))
+    target = keras.Sequential([keras.Input((2, 3)), keras.layers.PReLU()])
+    with pytest.raises(ShapeMismatch, match=r"'alpha' of shape \(2, 3\): expected all axes but the channels shared"):
+        polyak.transfer(source, target, rename={"0": "p_re_lu"}, layout="torch")
+
+
+# Numbers
+
+
+def blocks(count: int) -> Any:
+    torch.manual_seed(count)
+    made = torch.nn.Module()
+    made.body = torch.nn.Sequential(
+        *(
+            torch.nn.Sequential(torch.nn.Conv2d(WIDTH, WIDTH, 1, bias=False), torch.nn.BatchNorm2d(WIDTH))
+            for _ in range(count)
+        )
+    )
+    made.head = torch.nn.Linear(WIDTH, 2)
+    return made
+
+
+def listed(made: Any, path: Path) -> Path:
+    """As torch-ema keeps an average: the parameters alone, by their number."""
+    shadows = [p.detach() + 1 for p in made.parameters()]
+    torch.save({"decay": 0.9, "num_updates": 5, "shadow_params": shadows, "collected_params": None}, path)
+    return path
+
+
+@pytest.mark.parametrize("include", ["*", "body.1.*", "head.*"])
+def test_a_list_of_parameters_leaves_statistics_out_of_its_numbers(include: str, tmp_path: Path) -> None:
+    source, target = blocks(4), blocks(4)
+    expected = {name: p.detach() + 1 for name, p in source.named_parameters()}
+    left = [g for g in ("*running*", "*num_batches*") if include != "head.*"]
+    chosen = {"include": include, "exclude": left}
+    polyak.transfer(listed(source, tmp_path / "ema.pt"), target, weights="average", **chosen)
+    moved = {n: p for n, p in target.named_parameters() if include == "*" or n.startswith(include.removesuffix("*"))}
+    assert moved
+    for name, parameter in moved.items():
+        assert torch.equal(parameter, expected[name]), name
+
+
+@pytest.mark.parametrize("asked", [{}, {"include": "head.*"}, {"include": "body.0.*", "exclude": "*running*"}])
+def test_numbers_of_another_model_mean_nothing_whatever_is_asked_for(asked: dict[str, Any], tmp_path: Path) -> None:
+    target = blocks(3)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(AmbiguousMatch, match="expected weights by name, or a list of all"):
+        polyak.transfer(listed(blocks(4), tmp_path / "ema.pt"), target, weights="average", **asked)
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, before[name])
