@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -449,3 +450,13 @@ def test_rules_by_part_that_change_go_on_part_by_part() -> None:
     assert "kernel: ema:0.9,start=copy until 1 then mean" in str(ema.rule)
     ema.update()
     assert ema.immaturity == pytest.approx(0.5)
+
+
+def test_what_is_derived_lies_as_its_average_does() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    ema = polyak.EMA(model, 0.5)
+    window = LastK(model, 2)
+    window.update()
+    for made in (window, DEMA(ema), BEMA(ema)):
+        assert made.snapshot().manifest.layout == "keras"

@@ -106,7 +106,8 @@ class LastK(Derived):
         """The mean. Raises WeightError before the first ``update``."""
         mean = many.mean(list(self._ring))
         held = f"the equal mean of {len(self._ring)} sets of weights, the newest of {self.seen} (LAWA)"
-        return _made(mean.weights, {w.path: partial(mean.__getitem__, w.path) for w in mean.weights}, held, self.label)
+        reads = {w.path: partial(mean.__getitem__, w.path) for w in mean.weights}
+        return _made(mean.weights, reads, held, self.label, mean.manifest.layout)
 
 
 class DEMA(Derived):
@@ -190,7 +191,9 @@ class DEMA(Derived):
 
         weights = self._average.target.weights
         held = f"2 EMA - EMA(EMA) after {seen} updates by the rule {self._average.rule} (DEMA)"
-        return _made(weights, {w.path: partial(value, w) for w in weights}, held, self.label)
+        return _made(
+            weights, {w.path: partial(value, w) for w in weights}, held, self.label, self._average.target.layout
+        )
 
     def _refuse_out_of_step(self, now: int, last: int, received: str) -> None:
         """Raise ModelError unless the average, after ``now`` updates, is where the updates up to ``last`` left it."""
@@ -300,7 +303,9 @@ class BEMA(Derived):
             f"the average by {average.rule} after {seen} updates + {strength:.6g} (weights - weights after "
             f"{self.form.start}) ({self.form})"
         )
-        return _made(weights, {w.path: partial(value, w) for w in weights}, held, self.label)
+        return _made(
+            weights, {w.path: partial(value, w) for w in weights}, held, self.label, self._average.target.layout
+        )
 
 
 def _refuse_other_rule(average: Average, form: Form) -> None:
@@ -339,7 +344,9 @@ def _wide(average: Array, value: Callable[[Array], Any]) -> Array:
     return np.asarray(value(average.astype(np.float64))).astype(average.dtype)
 
 
-def _made(weights: tuple[Weight, ...], reads: Mapping[str, Callable[[], Any]], evidence: str, origin: str) -> Snapshot:
-    written = Manifest(tool(), {}, (), source=origin, versions=versions(), evidence=(evidence,))
+def _made(
+    weights: tuple[Weight, ...], reads: Mapping[str, Callable[[], Any]], evidence: str, origin: str, layout: str
+) -> Snapshot:
+    written = Manifest(tool(), {}, (), source=origin, versions=versions(), evidence=(evidence,), layout=layout)
     items = (Item(AVERAGE, w, reads[w.path]) for w in weights)
     return Snapshot(items, {AVERAGE: None}, origin, written=written).copy()
