@@ -458,5 +458,5 @@ def test_what_is_derived_lies_as_its_average_does() -> None:
     ema = polyak.EMA(model, 0.5)
     window = LastK(model, 2)
     window.update()
-    for made in (window, DEMA(ema), BEMA(ema)):
+    for made in (window, DEMA(ema), BEMA(ema, FigureBEMA(ema.rule))):
         assert made.snapshot().manifest.layout == "keras"
