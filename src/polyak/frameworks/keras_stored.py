@@ -34,7 +34,8 @@ class StoredByKeras(StatefulAverage, KerasSaveable):
         if "counts" not in store:
             raise MissingWeight(
                 f"the file holds no average for {self.label}",
-                hint="load the weights without it (detach the attribute), then call ema.reset()",
+                hint="load the weights without it (`del model._polyak_average`, or the attribute of your own), then "
+                "call ema.reset()",
             )
         target = self.target
         values = {w.path: _loaded(store, w.path, w.shape, w.dtype) for w in target.weights}

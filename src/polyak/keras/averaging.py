@@ -34,8 +34,9 @@ class Averaging(keras.callbacks.Callback):
     """Follow a model with an average in ``fit``.
 
     The average moves once for each real update of the optimizer, inside the compiled train step where the backend has
-    one. The model holds its raw weights at every moment that another callback or your own code can see. While ``fit``
-    runs and after it the model holds the average, too, so that every file that Keras writes of it keeps both.
+    one. The model holds its raw weights at every moment that another callback or your own code can see, but for the
+    validation of ``evaluate="average"``, within which saving it is refused. While ``fit`` runs and after it the model
+    holds the average, too, so that every file that Keras writes of it keeps both. A callback follows one model.
 
     Args:
         rule: a rule, its text ("ema:0.999"), a mapping of globs to those, an average that goes on, or what
@@ -43,7 +44,8 @@ class Averaging(keras.callbacks.Callback):
         evaluate: what is validated in ``fit``, and what ``evaluate`` and ``predict`` use with this callback: the raw
             weights, the average, or both, which puts ``val_loss`` and ``val_average_loss`` in the logs of an epoch.
         finish: what the model holds after ``fit``; the other set is in ``average`` or ``raw``.
-        best: a metric such as "val_average_loss"; ``fit`` then ends with both sets of the epoch in which it was best.
+        best: a metric such as "val_average_loss"; ``fit`` then ends with both sets of the epoch in which it was best,
+            of those that this process ran.
             Where its name does not say which values are better: "max val_score".
         name: the word in the names of the average's metrics, and of the model's attribute that holds the average.
 
