@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import polyak
 from polyak.errors import AmbiguousMatch, MissingWeight, ShapeMismatch
+from polyak.transfer.match import are_of_two_frameworks
 
 torch = pytest.importorskip("torch")
 
@@ -50,7 +51,7 @@ def test_a_rename_does_not_stand_for_a_transposition(tmp_path: Path) -> None:
     assert caught.value.hint == 'say how the source lies: layout="torch"'
     renamed = {"*.weight": "*/kernel", "*.bias": "*/bias"}
     with pytest.raises(
-        AmbiguousMatch, match=r"'fc/kernel' \(4, 4\): expected a source that says in which layout"
+        AmbiguousMatch, match=r"'fc/kernel' \(4, 4\): expected two sides that say in which layout"
     ) as told:
         polyak.transfer(path, target, rename=renamed)
     assert told.value.hint == 'say it: layout="torch" turns it, layout="keras" takes it as it is'
@@ -69,6 +70,33 @@ def test_nor_does_one_on_the_way_to_pytorch(tmp_path: Path) -> None:
     assert told.value.hint == 'say it: layout="keras" turns it, layout="torch" takes it as it is'
     polyak.transfer(path, target, layout="keras")
     np.testing.assert_allclose(answers(target), np.asarray(source(X).numpy()), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("r.weight_ih_l0", "r/cell/kernel"),
+        ("r.weight_hh_l1_reverse", "r/cell/recurrent_kernel"),
+        ("s.pointwise.weight", "s/pointwise_kernel"),
+        ("a.in_proj_weight", "a/query/kernel"),
+    ],
+)
+def test_every_kernel_is_told_from_every_weight(ours: str, theirs: str) -> None:
+    for names in ((ours, theirs), (theirs, ours)):
+        assert are_of_two_frameworks(*names)
+    assert not are_of_two_frameworks(ours, ours)
+    assert not are_of_two_frameworks("e.weight", "e/embeddings")
+
+
+def test_a_file_without_a_layout_stands_for_none(tmp_path: Path) -> None:
+    np.savez(tmp_path / "like.npz", **{"fc/kernel": np.zeros((WIDTH, WIDTH), np.float32)})
+    plain = polyak.Snapshot.from_arrays({"fc.weight": np.ones((WIDTH, WIDTH), np.float32)})
+    sides = {"like": tmp_path / "like.npz", "rename": {"fc.weight": "fc/kernel"}}
+    for source, left in ((module(), ["*bias", "out*"]), (plain, [])):
+        with pytest.raises(AmbiguousMatch, match="expected two sides that say") as told:
+            polyak.transfer(source, tmp_path / "out.npz", **sides, exclude=left)
+        assert "rename= without like=" in str(told.value.hint)
+    assert not (tmp_path / "out.npz").exists()
 
 
 def test_slopes_of_each_channel_are_none_of_each_place() -> None:
@@ -114,7 +142,23 @@ def test_a_list_of_parameters_leaves_statistics_out_of_its_numbers(include: str,
         assert torch.equal(parameter, expected[name]), name
 
 
-@pytest.mark.parametrize("asked", [{}, {"include": "head.*"}, {"include": "body.0.*", "exclude": "*running*"}])
+def test_numbers_that_are_given_names_go_by_these_alone(tmp_path: Path) -> None:
+    source, target = blocks(4), blocks(1)
+    path = listed(source, tmp_path / "ema.pt")
+    names, left = {"#12": "head.weight", "#13": "head.bias"}, [f"#{i}" for i in range(12)]
+    polyak.transfer(path, target, weights="average", rename=names, include="head.*", exclude=left)
+    assert torch.equal(target.head.weight, source.head.weight + 1)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"by": "position", "include": "head.*"},
+        {"include": "head.*"},
+        {"include": "body.0.*", "exclude": "*running*"},
+    ],
+)
 def test_numbers_of_another_model_mean_nothing_whatever_is_asked_for(asked: dict[str, Any], tmp_path: Path) -> None:
     target = blocks(3)
     before = {name: value.clone() for name, value in target.state_dict().items()}

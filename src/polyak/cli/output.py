@@ -127,7 +127,7 @@ def _as_options(hint: str) -> str:
         "pair them with --rename '^a/kernel$=b/kernel'"
     """
     said = re.sub(r"""\b(?:weights|role)=["']([^"']+)["']""", r"--weights \1", hint)
-    said = re.sub(r"""\b(format|exclude|by|cast|nonfinite)=["']([^"']+)["']""", r"--\1 \2", said)
+    said = re.sub(r"""\b(format|exclude|by|cast|nonfinite|layout)=["']([^"']+)["']""", r"--\1 \2", said)
     return re.sub(r"""\brename=\{["']([^"']+)["']: ["']([^"']+)["']\}""", _rename_option, said)
 
 

@@ -64,16 +64,21 @@ def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Ta
     """Raise AmbiguousMatch where a name of one framework was given a weight's name of the other, and nobody has said
     how the source lies: its axes could be the other way round without anybody seeing it.
     """
-    theirs = target.layout or told_by_classes(target.weights)
-    if not theirs or said_layout(source, layout) is not None:
+    theirs, said = target.layout or told_by_classes(target.weights), said_layout(source, layout)
+    if theirs and said:
         return
+    hint = (
+        f'say it: layout="{_OTHER[theirs]}" turns it, layout="{theirs}" takes it as it is'
+        if theirs
+        else "give a model, or a file that says its layout; rename= without like= takes arrays as they are"
+    )
     shapes = {w.path: w.shape for w in target.weights}
     for ours, wanted in pairs:
         if are_of_two_frameworks(ours, wanted) and turns(shapes[wanted]):
             raise AmbiguousMatch(
-                f"weight {wanted!r} {shapes[wanted]}: expected a source that says in which layout it lies, received "
+                f"weight {wanted!r} {shapes[wanted]}: expected two sides that say in which layout they lie, received "
                 f"{ours!r} from {source.origin}, whose axes may be the other way round",
-                hint=f'say it: layout="{_OTHER[theirs]}" turns it, layout="{theirs}" takes it as it is',
+                hint=hint,
             )
 
 

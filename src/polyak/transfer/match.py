@@ -8,6 +8,7 @@ every other key that exists on both sides may object. An objection is an error, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,10 @@ from polyak.weights import Kind, Weight
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
+
+# What is a matrix in both frameworks, with its axes in another order.
+_KERNEL = re.compile(r"(\w+_)?kernel")
+_WEIGHT = re.compile(r"weight(_[ih]h_l\d+(_reverse)?)?|in_proj_weight|[qkv]_proj_weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ def numbered(source: Sequence[Weight], target: Sequence[Weight], where: str) -> 
     raise AmbiguousMatch(
         f"expected weights by name, or a list of all {len(own)} weights of the target or of its parameters, in its "
         f"order, received {len(listed)} numbers from {where} whose shapes are not those",
-        hint='name the pairs with rename=, or say by="position" if the numbers are the target\'s own',
+        hint="name the pairs with rename=",
     )
 
 
@@ -250,7 +255,8 @@ def _names_around(weight: Weight) -> tuple[str, ...]:
 
 def are_of_two_frameworks(ours: str, theirs: str) -> bool:
     """Whether one name is a kernel's in Keras and the other one's in PyTorch, whose axes have another order."""
-    return {_local(ours), _local(theirs)} == {"weight", "kernel"}
+    one, other = _local(ours), _local(theirs)
+    return any(_KERNEL.fullmatch(a) and _WEIGHT.fullmatch(b) for a, b in ((one, other), (other, one)))
 
 
 def _local(path: str) -> str:
@@ -280,7 +286,7 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
     if near is None:
         return MissingWeight(message, hint=f'leave it as it is with exclude="{first.path}"')
     if are_of_two_frameworks(near.path, first.path):
-        other = "torch" if _local(near.path) == "weight" else "keras"
+        other = "torch" if _WEIGHT.fullmatch(_local(near.path)) else "keras"
         return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
     hint = f'pair them with rename={{"{near.path}": "{first.path}"}}{_whole(missing, unexpected)}'
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)

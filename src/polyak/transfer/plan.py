@@ -173,8 +173,10 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
     """The plan within one layout."""
     _refuse_typos(source, target, asked)
     offered = [w for w in source.weights if not _excluded(w.path, asked) and not _excluded(_new_name(w, asked), asked)]
-    by = asked.get("by") or match.natural_key(offered)
-    numbers = by == "position" and not asked.get("by")
+    natural = match.natural_key(offered)
+    # Where numbers are given names, those without one are nobody's.
+    by = asked.get("by") or ("path" if natural == "position" and asked.get("rename") else natural)
+    numbers = by == natural == "position"
     wanted = match.numbered(source.weights, target.weights, source.origin) if numbers else target.weights
     found = match.pair(offered, wanted, by, asked.get("rename"))
     pairing = _wanted(found, asked)
