@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 
 from polyak.errors import DamagedFile
+from polyak.files import hdf5_stream
 from polyak.files.hdf5_stream import Watched
 
 
@@ -30,6 +35,40 @@ def test_it_is_what_python_calls_a_file_to_read() -> None:
     held = io.BufferedReader(Watched(io.BytesIO(content), "file 'x'"))
     assert held.seek(10) == 10
     assert held.read() == content[10:]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no preadv")
+def test_bytes_that_the_system_gives_in_pieces_all_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives two gibibytes at a time, and HDF5 takes an array of more for read when it has those."""
+    path, values, whole = tmp_path / "x.h5", np.arange(10_000.0), os.preadv
+
+    def a_piece(number: int, views: Sequence[memoryview], start: int) -> int:
+        return whole(number, [views[0][:1000]], start)
+
+    with h5py.File(path, "w") as file:
+        file["w"] = values
+    monkeypatch.setattr(os, "preadv", a_piece)
+    with path.open("rb") as raw, h5py.File(Watched(raw, "file 'x'"), "r") as file:
+        assert file["w"][()].tobytes() == values.tobytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no preadv")
+def test_no_more_is_asked_for_at_once_than_any_system_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(bytes(range(250)))
+    monkeypatch.setattr(hdf5_stream, "_PIECE", 99)
+    asked: list[int] = []
+
+    def noted(number: int, views: Sequence[memoryview], start: int) -> int:
+        asked.append(len(views[0]))
+        return whole(number, views, start)
+
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", noted)
+    with (tmp_path / "x").open("rb") as raw:
+        held = Watched(raw, "file 'x'")
+        held.watching = False
+        assert held.read(300) == bytes(range(250))
+    assert asked == [99, 99, 99, 50]  # 250 bytes are there, and the last call is told that no more are
 
 
 def free(size: int) -> tuple[int, int]:

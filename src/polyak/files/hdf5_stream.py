@@ -19,6 +19,7 @@ from polyak.errors import DamagedFile
 _HEAP = b"GCOL\x01"
 _OBJECT = 16  # bytes before an object's own: index, references, padding, size
 _LARGEST = 1 << 24
+_PIECE = 1 << 30  # bytes to ask for at once: Linux gives less than two gibibytes, macOS gives nothing for more
 
 
 def _number(file: BinaryIO) -> int | None:
@@ -95,10 +96,17 @@ class Watched(io.RawIOBase):
         return bytes(made[: self._read_at(start, memoryview(made))])
 
     def _read_at(self, start: int, buffer: memoryview) -> int:
-        if self._number is not None and sys.platform != "win32":  # where there is no preadv, nor a fork
-            return os.preadv(self._number, [buffer], start)
-        self._file.seek(start)
-        return int(self._file.readinto(buffer) or 0)  # type: ignore[attr-defined]
+        """Read all that is there: HDF5 does not look at the count, and takes what it did not get for numbers."""
+        if self._number is None or sys.platform == "win32":  # where there is no preadv, nor a fork
+            self._file.seek(start)
+            return int(self._file.readinto(buffer) or 0)  # type: ignore[attr-defined]
+        view, done = memoryview(buffer), 0
+        while done < len(view):
+            got = os.preadv(self._number, [view[done : done + _PIECE]], start + done)
+            if not got:
+                break
+            done += got
+        return done
 
     def _damaged(self, place: int) -> DamagedFile:
         return DamagedFile(
