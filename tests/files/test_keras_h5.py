@@ -20,6 +20,7 @@ import pytest
 import polyak
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import keras_archive, keras_h5
+from polyak.files.hdf5_stream import Watched
 
 VALUE = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -30,6 +31,12 @@ def written(path: Path, **more: Any) -> Path:
         file["layers/dense/vars"].attrs["name"] = "head"
         for name, value in more.items():
             file[f"layers/dense/vars/{name}"] = value
+    return path
+
+
+def chunked(path: Path, value: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("w", data=value, chunks=(100,), compression="gzip")
     return path
 
 
@@ -63,6 +70,28 @@ def test_a_file_in_use_can_be_written_again_and_the_old_snapshot_says_so(tmp_pat
     written(tmp_path / "a.h5", other=VALUE)
     with pytest.raises(FileError, match="it was written again after it was opened"):
         snap["layers/dense/vars/0"]
+
+
+@pytest.mark.parametrize("still_hdf5", [True, False])
+def test_a_file_that_is_written_again_during_a_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, still_hdf5: bool
+) -> None:
+    """Whether HDF5 then finds other numbers, or nothing that it can unpack."""
+    path, whole = chunked(tmp_path / "a.h5", np.ones(1000)), Watched.readinto
+    other = chunked(tmp_path / "b.h5", np.full(1000, 5.0)).read_bytes()
+    after = other if still_hdf5 else bytes(len(other))
+    os.utime(path, ns=(0, 0))  # long ago: clocks of file systems are coarse
+    tensor = keras_h5.read(path).tensors["w"]
+
+    def then_written(held: Watched, buffer: memoryview) -> int:
+        got = whole(held, buffer)
+        if not held.watching:
+            path.write_bytes(after)
+        return got
+
+    monkeypatch.setattr(Watched, "readinto", then_written)
+    with pytest.raises(FileError, match="it was written again after it was opened"):
+        tensor.read()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])

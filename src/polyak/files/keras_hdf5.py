@@ -97,6 +97,7 @@ class Hdf5:
         except FileError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
+            self._refuse_rewritten()  # which is no damage
             raise DamagedFile(
                 f"{self.origin}: {subject}expected an HDF5 file, received one that HDF5 cannot read: {error!s:.200}",
                 hint="it is truncated or damaged; restore it from a copy",
