@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -85,3 +86,82 @@ def test_a_file_that_several_processes_read_after_a_fork_gives_each_its_numbers(
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.returncode) == ("0 0 0\n", 0), done.stderr
+
+
+# A child that moves the place of each open file that both processes have, as one that reads does, only all the time.
+MOVED = """
+import os, signal, sys
+import numpy as np
+import polyak
+
+held, expected = polyak.open(sys.argv[1]), np.load(sys.argv[2])
+parent, (told, tell) = os.getpid(), os.pipe()
+child = os.fork()
+if child == 0:
+    shared = []
+    for number in range(3, 64):
+        try:
+            os.lseek(number, 0, os.SEEK_CUR)
+            shared.append(number)
+        except OSError:  # none, or a pipe
+            pass
+    os.write(tell, bytes([len(shared)]))
+    while shared and os.getppid() == parent:
+        for number in shared:
+            os.lseek(number, 5, os.SEEK_SET)
+    os._exit(0)
+files = os.read(told, 1)[0]
+try:
+    right = [np.array_equal(held[name], value) for _ in range(5) for name, value in zip(sorted(held), expected)]
+finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+print(files > 0, right.count(False), len(right))
+"""
+
+
+def _weights(path: Path, values: np.ndarray, first: int = 0, **how: object) -> Path:
+    with h5py.File(path, "w") as file:
+        for i, value in enumerate(values, first):
+            file.create_dataset(f"layers/d{i:02}/vars/0", data=value, **how)
+    return path
+
+
+def _packed_weights(path: Path, values: np.ndarray) -> None:
+    _weights(path, values, compression="gzip", compression_opts=1)
+
+
+def _archive(path: Path, values: np.ndarray) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.write(_weights(path.with_suffix(".h5"), values), "model.weights.h5")
+
+
+def _shards(path: Path, values: np.ndarray) -> None:
+    _weights(path.with_name("a_0.weights.h5"), values[:5])
+    _weights(path.with_name("a_1.weights.h5"), values[5:], 5)
+    homes = {f"/layers/d{i:02}/vars": f"a_{i // 5}.weights.h5" for i in range(len(values))}
+    path.write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+
+
+def _packed_arrays(path: Path, values: np.ndarray) -> None:
+    np.savez_compressed(path, **{f"w{i}": value for i, value in enumerate(values)})
+
+
+MAKERS: dict[str, Callable[[Path, np.ndarray], object]] = {
+    "plain.weights.h5": _weights,
+    "packed.weights.h5": _packed_weights,
+    "model.keras": _archive,
+    "a.weights.json": _shards,
+    "packed.npz": _packed_arrays,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_no_other_process_moves_the_place_that_is_read(name: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 100, (10, 250_000)).astype(np.float32)  # hardly packed, 10 MB
+    MAKERS[name](tmp_path / name, values)
+    np.save(tmp_path / "expected.npy", values)
+    command = [sys.executable, "-c", MOVED, str(tmp_path / name), str(tmp_path / "expected.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("True 0 50\n", 0), done.stderr
