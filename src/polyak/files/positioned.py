@@ -27,6 +27,7 @@ from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
 Runs = Sequence[tuple[int, int]]  # of bytes: where each begins, how long it is
+_MOST = 1 << 30  # bytes of one call: some systems refuse two gibibytes
 _PIECE = 1 << 19  # bytes: it stays in the processor's cache
 
 
@@ -117,7 +118,7 @@ class PositionedFile:
         done, start = 0, self._first + start
         with failures_named(self._path, "read"):
             while done < len(view):
-                got = self._read_into(view[done:], start + done)
+                got = self._read_into(view[done : done + _MOST], start + done)
                 if got == 0:
                     raise DamagedFile(
                         f"file {str(self._path)!r}: expected {len(view)} bytes at byte {start}, received {done}: "
