@@ -125,13 +125,13 @@ def test_each_file_must_stay_the_one_that_was_opened(sharded: Path, name: str) -
 
 def test_a_file_that_is_written_while_it_is_read_is_refused(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = polyak.open(sharded)
-    found = torch_dcp.os.fstat
+    found = os.fstat
 
     def meanwhile(handle: int) -> os.stat_result:
         os.utime(handle, ns=(0, 0))
         return found(handle)
 
-    monkeypatch.setattr(torch_dcp.os, "fstat", meanwhile)
+    monkeypatch.setattr(os, "fstat", meanwhile)
     with pytest.raises(DamagedFile, match=LATER):
         held["whole"]
 

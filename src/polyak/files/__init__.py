@@ -9,6 +9,7 @@ from polyak.contents import Contents
 from polyak.errors import FileError, UnknownFormat
 from polyak.files.atomic import standing
 from polyak.files.failures import failures_named
+from polyak.files.stamp import Stamp, stamp
 
 # A module with ``recognises(path)`` and ``read(path)`` each; the first that recognises a path reads it.
 _FORMATS = (
@@ -56,17 +57,17 @@ def read(path: Path) -> Contents:
     raise FileError(f"file {str(path)!r}: it was written again at each of {_TRIES} attempts to open it")
 
 
-def _stamps(path: Path) -> list[tuple[int, int, int] | None]:
+def _stamps(path: Path) -> list[Stamp | None]:
     """What changes when the path, or the TensorFlow checkpoint of this prefix, is written again."""
     return [_stamp(path), _stamp(path.with_name(f"{path.name}.index")) if path.name else None]
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> Stamp | None:
     try:
         status = path.stat()
     except (OSError, ValueError):
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return stamp(status)
 
 
 def _read(path: Path) -> Contents:

@@ -22,6 +22,7 @@ from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files.hdf5_chunks import runs
 from polyak.files.hdf5_stream import Watched
 from polyak.files.limits import FREE_INFLATION, MOST_INFLATION, MOST_TENSORS
+from polyak.files.stamp import Stamp, stamp
 from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
@@ -181,12 +182,11 @@ class Hdf5:
             raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
 
 
-def _stamp(file: BinaryIO) -> tuple[int, int] | None:
+def _stamp(file: BinaryIO) -> Stamp | None:
     try:
-        status = os.fstat(file.fileno())
+        return stamp(os.fstat(file.fileno()))
     except OSError:  # held in memory
         return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _text(attributes: Any, name: str, most: int) -> str | tuple[str, ...] | None:

@@ -23,6 +23,7 @@ import xxhash
 
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
+from polyak.files.stamp import stamp
 from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
@@ -55,8 +56,9 @@ class PositionedFile:
             self._file = file or path.open("rb", buffering=0)
             if file is None:
                 weakref.finalize(self, self._file.close)
-            self._opened = self._stamp()
-        self._turn, self._first, self.size = threading.Lock(), 0, self._opened[0]
+            status = os.fstat(self._file.fileno())
+        self._opened, self.size, self._first = stamp(status), status.st_size, 0
+        self._turn = threading.Lock()
         self._whole: PositionedFile | None = None
 
     def array(self, start: int, shape: tuple[int, ...], dtype: str) -> Array:
@@ -126,15 +128,11 @@ class PositionedFile:
                         hint="whoever writes it should write another file and rename that",
                     )
                 done += got
-            if self._stamp() != self._opened:
+            if stamp(os.fstat(self._file.fileno())) != self._opened:
                 raise DamagedFile(
                     f"file {str(self._path)!r}: it was written again after it was opened",
                     hint="open it once more; whoever writes it should write another file and rename that",
                 )
-
-    def _stamp(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
 
     def _read_into(self, view: memoryview, start: int) -> int:
         if sys.platform == "win32":  # pragma: no cover - Windows has no preadv

@@ -10,7 +10,6 @@ opened, and the list, which is written last, as well.
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from polyak.files.failures import failures_named
 from polyak.files.limits import MOST_HEADER
 from polyak.files.pinned import Pinned
 from polyak.files.positioned import PositionedFile
+from polyak.files.stamp import Stamp, stamp
 from polyak.files.torch_dcp_metadata import Chunk, Entry, Metadata, Place, read_metadata
 from polyak.files.torch_globals import View
 from polyak.files.torch_pt import FORMAT, NOT_READ
@@ -36,7 +36,6 @@ METADATA = ".metadata"
 _CHUNKS = "*.distcp"
 _LARGEST_OBJECT = 1 << 20
 _MOST_OBJECTS = 2000
-Stamp = tuple[int, int, int]
 
 
 def recognises(path: Path) -> bool:
@@ -95,7 +94,7 @@ class _Held:
                     f"{self.origin}: expected {METADATA}, which is written last, received chunks alone",
                     hint="the checkpoint was not finished or not copied whole; file managers hide names with a dot",
                 )
-            self._stamps[METADATA] = _stamp(held.stat())
+            self._stamps[METADATA] = stamp(held.stat())
             if held.stat().st_size > MOST_HEADER:
                 raise DamagedFile(f"{self.origin}: {METADATA}: expected at most {MOST_HEADER:,} bytes")
             raw = held.read_bytes()
@@ -124,7 +123,7 @@ class _Held:
                     hint="copy the checkpoint with its links followed (`cp -rL`), if you trust what they lead to",
                 )
             found = file.stat()
-        self._stamps[name] = _stamp(found)
+        self._stamps[name] = stamp(found)
         return found.st_size
 
     def part(self, place: Place) -> PositionedFile:
@@ -142,17 +141,12 @@ class _Held:
     def _refuse_changed(self, name: str) -> None:
         with failures_named(self._named / name, "read"):
             found = (self._pinned.path / name).stat()
-        if _stamp(found) != self._stamps[name]:
+        if stamp(found) != self._stamps[name]:
             raise DamagedFile(
                 f"{self.origin}: {name!r:.120}: expected the file as it was when the checkpoint was opened, "
                 "received one that was written later",
                 hint="open the checkpoint again; whoever saves should take a new directory each time",
             )
-
-
-def _stamp(found: os.stat_result) -> Stamp:
-    """What tells a file from one that was written to its place."""
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _readable(entry: Entry) -> bool:
