@@ -309,6 +309,8 @@ def test_immaturity_falls_from_one(rule: Rule, n: int) -> None:
         (Splice(((0, EMA(0.9, "initial")), (10, EMA(0.99, "initial")))), 30, 0.9**10 * 0.99**20),
         (Splice(((0, EMA(0.9, "copy")), (10, EMA(0.99, "copy")))), 30, 0.9**9 * 0.99**20),
         (Splice(((0, EMA(0.9)), (10, Delayed(Mean(), 10)))), 18, 1 / 8),
+        (Splice(((0, Mean()), (10, Delayed(Mean(), 99)), (50, EMA(0.9, "initial")))), 60, 0.9**10),
+        (Splice(((0, Mean()), (10, Delayed(Mean(), 99)), (50, EMA(0.9, "initial")), (60, Mean()))), 80, 0.75 * 0.9**10),
         (Every(Delayed(EMA(0.9, "initial"), 25), 10), 30, 1.0),
         (Every(Delayed(EMA(0.9, "initial"), 25), 10), 50, 0.9**20),
     ],
@@ -739,3 +741,9 @@ def test_parts_that_follow_others_have_a_rule_for_weights_to_come(rule: Any, the
     changed = continued(as_rule(rule), 10, as_rule(then), ["body/kernel", "head/bias"])
     assert str(changed) == expected
     assert changed.immaturity(11) <= 1 / 11
+
+
+def test_a_copy_after_very_many_updates_takes_no_memory_for_each_of_them() -> None:
+    rule = Every(Copy(), 10**12)
+    assert [float(rule.weight(n)) for n in (1, 10**12 - 1, 10**12, 2 * 10**12)] == [0.0, 0.0, 1.0, 1.0]
+    assert Copy().merged(np.arange(4.0, 6.0), 3).tolist() == [1.0, 1.0]

@@ -68,11 +68,11 @@ class Splice(Rule):
 
     @property
     def anchor(self) -> int:
-        """The last copy that a piece begins with; where none does, the first piece's."""
-        for after, rule in reversed(self.pieces[1:]):
-            if rule.anchor > after:
-                return rule.anchor
-        return min(self.pieces[0][1].anchor, self.pieces[1][0])
+        """The last copy that a piece begins with, at its end at the latest; where none does, the first piece's."""
+        ends = [*(after for after, _ in self.pieces[1:]), None]
+        last = [(after, rule.anchor, end) for (after, rule), end in zip(self.pieces, ends, strict=True)]
+        _, anchor, end = next((piece for piece in reversed(last) if piece[1] > piece[0]), last[0])
+        return anchor if end is None else min(anchor, end)
 
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
         weight = self.pieces[0][1].weight(n, ops)
