@@ -191,6 +191,9 @@ class Copy(Rule):
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
         return 0.0 * n + 1.0
 
+    def _merge(self, n: Numbers, k: int, ops: Ops) -> Numbers:
+        return self._at(n, ops)
+
     def kept(self, first: int, last: int) -> float:
         return 0.0 if last >= first else 1.0
 
