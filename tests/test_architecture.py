@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("averaging", "transfer", "combine", "contents"),
     ("files", "frameworks", "dialects"),
     ("file_verbs",),
-    ("report", "verbs", "posthoc_verbs", "derived", "testing"),
+    ("report", "verbs", "posthoc_verbs", "derived", "testing", "rules"),
     ("plan_verbs", "several", "targets", "periodic", "recalibrating", "saving"),
     ("keras", "tensorflow"),
     ("polyak",),

@@ -1,7 +1,11 @@
 """The public face: what type checkers see, what is looked up, and what is listed are the same names."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import polyak
 
@@ -28,3 +32,10 @@ def test_verbs_stay_verbs_when_the_modules_of_their_names_are_imported():
 
     assert callable(polyak.transfer)
     assert callable(polyak.snapshot)
+
+
+@pytest.mark.parametrize("module", polyak._MODULES)
+def test_public_modules_are_imported_by_the_names_that_they_are_used_by(module):
+    program = f"import polyak.{module}; from polyak.{module} import *; assert polyak.{module}.__name__"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.metadata import version
 
-    from polyak import derived, errors, testing
-    from polyak.averaging import rules
+    from polyak import derived, errors, rules, testing
     from polyak.averaging.parse import parse
     from polyak.averaging.profile import Profile, profile
     from polyak.combine.average import Member
@@ -71,7 +70,7 @@ _HOMES = {
     "transfer.stored": ("StoredPlan",),
     "verbs": ("EMA", "SWA", "PowerEMA", "save", "snapshot", "track"),
 }
-_MODULES = {"derived": "derived", "errors": "errors", "rules": "averaging.rules", "testing": "testing"}
+_MODULES = ("derived", "errors", "rules", "testing")
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
@@ -92,7 +91,7 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("polyak")
     elif name in _MODULES:
-        value = import_module(f"polyak.{_MODULES[name]}")
+        value = import_module(f"polyak.{name}")
     elif name in _HOME:
         value = getattr(import_module(f"polyak.{_HOME[name]}"), name)
     else:
