@@ -67,6 +67,9 @@ TEXTS: list[tuple[str, Rule]] = [
     ("cosine:0.996,steps=5epochs,steps_per_epoch=200,final=0.999", CosineRamp(0.996, 1000, 0.999)),
     ("linear:0.999,steps=1e3", LinearRamp(0.999, 1000)),
     ("linear:1,steps=1000,initial=0.996,check=off", LinearRamp(1.0, 1000, 0.996)),
+    ("linear:1,steps=1000,initial=0.996", LinearRamp(1.0, 1000, 0.996)),
+    ("mean,after=1e3,every=10.0", Every(Delayed(Mean(), 1000), 10)),
+    ("mean until 1e3 then copy", Splice(((0, Mean()), (1000, Copy())))),
     ("polynomial:eta=3", PolynomialDecay(3)),
     ("inverse-power", InversePower()),
     ("inverse_power:power=0.5,lag=10,freq=400", InversePower()),
@@ -158,6 +161,8 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
         "half_life=0.999 is less than one update",
         "if you mean decay=0.999 write decay=0.999; " + INSIST.format(repr(2 ** (-1 / 0.999))),
     ),
+    ({"horizon": 0.9}, "horizon=0.9 is less than two updates", "if you mean decay=0.9 write decay=0.9"),
+    ({"horizon": 1}, "horizon=1 is less than two updates", INSIST.format("0")),
     ({"half_life": 0}, "half_life=0: expected a number in [1, inf)", None),
     ({"half_life": float("inf")}, "half_life=inf: expected a number in [1, inf)", None),
     ({"half_life": 1e17}, "half_life=1e+17 is a decay of 1 in float64: the average would never move", None),
@@ -188,6 +193,10 @@ KNOWN = (
     "known rules: copy, cosine, diffusers, edm2, ema, inverse-gamma, inverse-power, linear, mean, polynomial, power, "
     "swa, tail, tf, tf-models"
 )
+OF_ALL = "those of every rule: every, after, scaled"
+EMA_SETTINGS = f"its settings: decay, start, half_life, horizon, tau, check; {OF_ALL}"
+LINEAR = "for example 'linear:0.999,steps=1000'"
+INSIST_IN_A_TEXT = "to insist, write check=off beside it"
 BAD_TEXTS = [
     ("emaa:0.9", "unknown rule 'emaa'", f"did you mean 'ema'? {KNOWN}"),
     ("inverse_gama", "unknown rule 'inverse_gama'", f"did you mean 'inverse-gamma'? {KNOWN}"),
@@ -218,9 +227,23 @@ BAD_TEXTS = [
         "expected exactly one of decay, half_life, horizon and tau; received decay and tau",
         None,
     ),
-    ("ema:0.9,speed=3", "rule 'ema': unknown setting 'speed'", "its settings: decay, start"),
-    ("mean,tau=0.1", "rule 'mean': unknown setting 'tau'", "its settings: none"),
-    ("mean,check=off", "rule 'mean': unknown setting 'check'", "its settings: none"),
+    ("ema:0.9,speed=3", "rule 'ema': unknown setting 'speed'", EMA_SETTINGS),
+    ("mean,tau=0.1", "rule 'mean': unknown setting 'tau'", f"its settings: none; {OF_ALL}"),
+    ("mean,check=off", "rule 'mean': unknown setting 'check'", f"its settings: none; {OF_ALL}"),
+    ("mean,evry=10", "rule 'mean': unknown setting 'evry'", f"did you mean 'every'? its settings: none; {OF_ALL}"),
+    ("ema:0.9,Start=copy", "rule 'ema': unknown setting 'Start'", f"did you mean 'start'? {EMA_SETTINGS}"),
+    ("ema:halflife=9", "rule 'ema': unknown setting 'halflife'", f"did you mean 'half_life'? {EMA_SETTINGS}"),
+    (
+        "power:sigma=0.1",
+        "rule 'power': unknown setting 'sigma'",
+        f"did you mean 'sigma_rel'? its settings: gamma, sigma_rel; {OF_ALL}",
+    ),
+    (
+        "cosine:1,steps=9",
+        "decay=1 would never move the average",
+        "write a decay below 1, such as decay=0.999",
+    ),
+    ("linear:1,steps=9,initial=1", "rule 'linear': initial=1: expected a number in [0, decay=1.0] and below 1", LINEAR),
     ("ema:0.9,check=maybe", "check=maybe: expected on or off", None),
     (
         "ema:0.9,start=cold",
@@ -231,7 +254,7 @@ BAD_TEXTS = [
     (
         "tf:0.1",
         "decay=0.1 would forget 90% of the average at each update",
-        "if you mean tau=0.1 write tau=0.1, i.e. decay=0.9; " + INSIST.format("0.1"),
+        "if you mean tau=0.1 write tau=0.1, i.e. decay=0.9; " + INSIST_IN_A_TEXT,
     ),
     ("ema:1.5,check=off", "rule 'ema': decay=1.5: expected a number in [0, 1)", "for example 'ema:0.999'"),
     ("ema:-1,check=off", "decay=-1: expected a number in [0, inf)", None),
@@ -255,7 +278,7 @@ BAD_TEXTS = [
     (
         "ema:half_life=20samples,batch=64",
         "half_life=0.3125 is less than one update",
-        "if you mean decay=0.3125 write decay=0.3125; " + INSIST.format(repr(2 ** (-1 / 0.3125))),
+        "if you mean decay=0.3125 write decay=0.3125; " + INSIST_IN_A_TEXT,
     ),
     (
         "mean,after=0.3epochs,steps_per_epoch=111",
@@ -277,7 +300,7 @@ BAD_TEXTS = [
         "for example 'power:sigma_rel=0.1'",
     ),
     ("mean,scaled=2epochs,steps_per_epoch=3", "rule 'scaled': kappa=2epochs: expected a number in [1e-6, 1e6]", None),
-    ("ema:horizon=1.5", "horizon=1.5 is less than two updates", "if you mean decay=1.5 write decay=1.5"),
+    ("ema:horizon=1.5", "horizon=1.5 is less than two updates", INSIST_IN_A_TEXT),
     ("ema:horizon=0,check=off", "horizon=0: expected a number in [1, inf)", None),
     ("ema:horizon=0.9,check=off", "horizon=0.9: expected a number in [1, inf)", None),
     ("tail:last=0.5", "expected last= and steps=, received last", "for example 'tail:last=0.25,steps=10000'"),

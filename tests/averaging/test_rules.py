@@ -521,7 +521,7 @@ def test_tf_rule_is_tf_train_exponential_moving_average_with_num_updates(tf: Any
         ),
         (lambda: PowerEMA.from_sigma_rel(0), "rule 'power': sigma_rel=0: expected a number in [1e-15, 0.3002831]"),
         (lambda: Every(Mean(), 0), "rule 'every': k=0: expected a whole number of updates, at least 1"),
-        (lambda: Every(Mean(), 2.0), "rule 'every': k=2: expected a whole number of updates, at least 1"),  # type: ignore[arg-type]
+        (lambda: Every(Mean(), 2.0), "rule 'every': k=2.0: expected a whole number of updates, at least 1"),  # type: ignore[arg-type]
         (lambda: Every(Mean(), True), "rule 'every': k=True: expected a whole number of updates, at least 1"),
         (lambda: Every(Mean(), 2**54), "rule 'every': k=18014398509481984: expected a whole number"),
         (lambda: Delayed(Mean(), -1), "rule 'after': after=-1: expected a whole number of updates, at least 0"),
@@ -747,3 +747,12 @@ def test_a_copy_after_very_many_updates_takes_no_memory_for_each_of_them() -> No
     rule = Every(Copy(), 10**12)
     assert [float(rule.weight(n)) for n in (1, 10**12 - 1, 10**12, 2 * 10**12)] == [0.0, 0.0, 1.0, 1.0]
     assert Copy().merged(np.arange(4.0, 6.0), 3).tolist() == [1.0, 1.0]
+
+
+def test_numbers_and_texts_of_numpy_become_those_of_python_or_are_refused() -> None:
+    rule = EMA(np.float32(0.5), np.str_("copy"))  # type: ignore[arg-type]
+    assert rule == EMA(0.5, "copy")
+    assert {key: type(value) for key, value in rule.to_json().items()} == {"rule": str, "decay": float, "start": str}
+    for value in (np.True_, b"0.5"):
+        with pytest.raises(RuleError, match="expected a number in"):
+            PowerEMA(value)  # type: ignore[arg-type]

@@ -204,7 +204,7 @@ class Rule(ABC):
     def __str__(self) -> str:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         settings = [plain(v) if key == "decay" else f"{key}={plain(v)}" for key, v in changed.items()]
-        if "decay" in changed and not LEAST_USUAL_DECAY <= changed["decay"] < 1.0:
+        if "decay" in changed and changed["decay"] < LEAST_USUAL_DECAY:
             settings.append("check=off")
         return ":".join([self.name, ",".join(settings)]) if settings else self.name
 
@@ -230,7 +230,7 @@ def real(what: str, value: object, interval: str, within: Callable[[float], bool
         1.0
     """
     try:
-        number = math.nan if isinstance(value, bool | str) else float(value)  # type: ignore[arg-type]
+        number = math.nan if isinstance(value, bool | np.bool_ | str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and within(number)):
@@ -260,7 +260,9 @@ def count(what: str, value: object, least: int) -> int:
     except TypeError:
         number = -1
     if not least <= number <= _MOST:
-        raise RuleError(f"{what}={plain(value):.40}: expected a whole number of updates, at least {least}")
+        # A float is shown as such, since 2.0 is refused, too.
+        shown = repr(float(value)) if isinstance(value, float) else str(value)
+        raise RuleError(f"{what}={shown:.40}: expected a whole number of updates, at least {least}")
     return number
 
 

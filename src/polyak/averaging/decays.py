@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from polyak.averaging.base import LEAST_USUAL_DECAY, plain, real
 from polyak.averaging.units import Pace, Quantity
 from polyak.errors import RuleError
 
 USUAL = {"decay": "[0.5, 1)", "half_life": "[1, inf)", "horizon": "[2, inf)", "tau": "(0, 0.5]"}
+# What to write to have a decay nevertheless.
+Insist: TypeAlias = Callable[[float], str]
 _ONE_OF = "decay, half_life, horizon and tau"
 
 
@@ -42,9 +45,25 @@ def decay_from(
         hint: if you mean 99.9 percent write decay=0.999
     """
     pairs = {"decay": decay, "half_life": half_life, "horizon": horizon, "tau": tau}
-    key, value = single({key: value for key, value in pairs.items() if value is not None})
+    return usual(*single({key: value for key, value in pairs.items() if value is not None}), _insist)
+
+
+def usual(key: str, value: object, insist: Insist) -> float:
+    """The decay that one of the four ways means.
+
+    Args:
+        insist: what to write to have a decay nevertheless.
+
+    Raises:
+        RuleError: the value is out of range, or suspicious.
+
+    Example:
+        >>> usual("horizon", 100, str)
+        0.99
+    """
     number = real(key, value, USUAL[key], lambda x: x > 0 or (key == "decay" and x == 0))
-    {"decay": _check_decay, "half_life": _check_half_life, "horizon": _check_horizon, "tau": _check_tau}[key](number)
+    check = {"decay": _check_decay, "half_life": _check_half_life, "horizon": _check_horizon, "tau": _check_tau}[key]
+    check(number, insist)
     return converted(key, number)
 
 
@@ -79,12 +98,12 @@ def _forgets(key: str, number: float, decay: float) -> str:
     return f"{key}={plain(number)} would forget {100 * (1 - decay):.10g}% of the average at each update"
 
 
-def _check_decay(decay: float) -> None:
+def _check_decay(decay: float, insist: Insist) -> None:
     if decay == 0.0:
-        raise RuleError("decay=0 is a copy of the newest weights", hint=f"write the rule 'copy'; {_insist(decay)}")
+        raise RuleError("decay=0 is a copy of the newest weights", hint=f"write the rule 'copy'; {insist(decay)}")
     if decay < LEAST_USUAL_DECAY:
         meant = f"if you mean tau={plain(decay)} write tau={plain(decay)}, i.e. decay={1 - decay:.12g}"
-        raise RuleError(_forgets("decay", decay, decay), hint=f"{meant}; {_insist(decay)}")
+        raise RuleError(_forgets("decay", decay, decay), hint=f"{meant}; {insist(decay)}")
     if decay == 1.0:
         raise RuleError("decay=1 would never move the average", hint="write a decay below 1, such as decay=0.999")
     if decay > 1.0:
@@ -93,27 +112,28 @@ def _check_decay(decay: float) -> None:
         raise RuleError(f"decay={plain(decay)} is above 1", hint=percent if 50 <= decay < 100 else updates)
 
 
-def _check_tau(tau: float) -> None:
+def _check_tau(tau: float, insist: Insist) -> None:
     if tau > 1.0:
         raise RuleError(f"tau={plain(tau)} is above 1", hint="tau is the share of the newest value, such as tau=0.001")
     if tau == 1.0:
-        raise RuleError("tau=1 is a copy of the newest weights", hint=f"write the rule 'copy'; {_insist(0.0)}")
+        raise RuleError("tau=1 is a copy of the newest weights", hint=f"write the rule 'copy'; {insist(0.0)}")
     if tau > 1.0 - LEAST_USUAL_DECAY:
         meant = f"if you mean decay={plain(tau)} write decay={plain(tau)}, i.e. tau={1 - tau:.12g}"
-        raise RuleError(_forgets("tau", tau, 1 - tau), hint=f"{meant}; {_insist(1 - tau)}")
+        raise RuleError(_forgets("tau", tau, 1 - tau), hint=f"{meant}; {insist(1 - tau)}")
 
 
-def _check_half_life(half_life: float) -> None:
+def _check_half_life(half_life: float, insist: Insist) -> None:
     if half_life < 1.0:
         meant = f"if you mean decay={plain(half_life)} write decay={plain(half_life)}"
-        insist = _insist(converted("half_life", half_life))
-        raise RuleError(f"half_life={plain(half_life)} is less than one update", hint=f"{meant}; {insist}")
+        anyway = insist(converted("half_life", half_life))
+        raise RuleError(f"half_life={plain(half_life)} is less than one update", hint=f"{meant}; {anyway}")
 
 
-def _check_horizon(horizon: float) -> None:
+def _check_horizon(horizon: float, insist: Insist) -> None:
     if horizon < 2.0:
         meant = f"if you mean decay={plain(horizon)} write decay={plain(horizon)}"
-        raise RuleError(f"horizon={plain(horizon)} is less than two updates", hint=meant)
+        hint = meant if horizon < 1.0 else insist(converted("horizon", horizon))
+        raise RuleError(f"horizon={plain(horizon)} is less than two updates", hint=hint)
 
 
 def paced(key: str, given: Quantity, pace: Pace) -> tuple[str, float]:

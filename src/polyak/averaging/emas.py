@@ -92,6 +92,7 @@ class EMA(Rule):
         _set_decay(self)
         if self.start not in get_args(Start):
             raise RuleError(f"rule 'ema': start={self.start}: expected one of {', '.join(get_args(Start))}")
+        object.__setattr__(self, "start", str(self.start))  # NumPy has texts of its own, which no JSON takes
 
     @property
     def origin(self) -> Origin:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from polyak.averaging.base import Rule, plain, real
-from polyak.averaging.decays import USUAL, converted, decay_from, paced, single
+from polyak.averaging.decays import USUAL, converted, decay_from, paced, single, usual
 from polyak.averaging.means import Mean
 from polyak.averaging.rules import RULES, WRAPPERS, PowerEMA, build
 from polyak.averaging.splice import Splice
@@ -181,10 +182,12 @@ def _count(key: str, value: str, pace: Pace | None = None) -> int:
     try:
         return int(value)
     except ValueError:
-        given = quantity(value)
-    if given is None:
+        given = _value(value)
+    if isinstance(given, Quantity):
+        return (pace or Pace()).whole(key, given)
+    if isinstance(given, str) or not given.is_integer():
         raise RuleError(f"{key}={value}: expected a whole number of updates")
-    return (pace or Pace()).whole(key, given)
+    return int(given)
 
 
 def _example(name: str) -> str:
@@ -197,13 +200,30 @@ def _plain_rule(name: str, given: _Settings) -> Rule:
         if len(settings) > 1:
             raise RuleError("expected sigma_rel or gamma alone", hint=_example(name))
         return PowerEMA.from_sigma_rel(settings["sigma_rel"])
+    _check_known(name, settings)
     _settle_counts(settings, given.pace)
     if "decay" in RULES[name].__dataclass_fields__:
-        _settle_decay(settings, given.pace)
+        _settle_decay(name, settings, given.pace)
     try:
         return build(name, settings)
     except RuleError as error:
         raise RuleError(error.message, hint=error.hint or _example(name)) from None
+
+
+def _check_known(name: str, settings: dict[str, Any]) -> None:
+    """Raise RuleError for a setting that a text of this rule does not have."""
+    own = [field.name for field in fields(RULES[name])]
+    known = own + [key for key in (*USUAL, "check") if "decay" in own and key not in own]
+    known += ["sigma_rel"] * (name == "power")
+    for key in settings:
+        if key not in known:
+            raise RuleError(f"rule '{name}': unknown setting {key!r}", hint=_nearest_setting(key, known))
+
+
+def _nearest_setting(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key.lower()[:40], [*known, *WRAPPERS], n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}its settings: {', '.join(known) or 'none'}; those of every rule: {', '.join(WRAPPERS)}"
 
 
 def _tail(given: _Settings) -> Rule:
@@ -229,7 +249,7 @@ def _settle_counts(settings: dict[str, Any], pace: Pace) -> None:
             settings[key] = int(value)
 
 
-def _settle_decay(settings: dict[str, Any], pace: Pace) -> None:
+def _settle_decay(name: str, settings: dict[str, Any], pace: Pace) -> None:
     given = {key: settings.pop(key) for key in USUAL if key in settings}
     check = settings.pop("check", "on")
     if check not in ("on", "off"):
@@ -239,7 +259,9 @@ def _settle_decay(settings: dict[str, Any], pace: Pace) -> None:
     key, value = single(given)
     if isinstance(value, Quantity):
         key, value = paced(key, value, pace)
-    if check == "on":
-        settings["decay"] = decay_from(**{key: value})
+    if name == "linear" and (key, value) == ("decay", 1.0):  # where the ramp ends: usual, as for teachers
+        settings["decay"] = value
+    elif check == "on":
+        settings["decay"] = usual(key, value, lambda decay: "to insist, write check=off beside it")
     else:
         settings["decay"] = converted(key, real(key, value, "[0, inf)", lambda x: x >= 0))
