@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from polyak import verbs
 from polyak.dialects.tf1 import SUFFIX
-from polyak.errors import FileError, ModelError
+from polyak.errors import AmbiguousRole, FileError, ModelError, WeightError
 from polyak.files.atomic import replacing_directory
 from polyak.files.bundle_commit import replacing_bundle
 from polyak.files.object_graph import TrackedTensor
@@ -28,7 +28,7 @@ from polyak.frameworks import Average, framework_of
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.manifest import AVERAGE, RAW, Stored, digest, encode_note
-from polyak.renaming import Rename, apply_rename
+from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Array, Snapshot
 from polyak.transfer.receipt import Moved, Receipt
 from polyak.weights import Kind, Weight, numpy_dtype
@@ -81,18 +81,23 @@ def save_tf1(source: Any, prefix: str | os.PathLike[str], rename: Rename | None 
     """Write a name-based checkpoint that ``tf.compat.v1.train.Saver`` restores.
 
     An average writes its model's raw weights under their own names, and what it averages also under
-    ``<name>/ExponentialMovingAverage``, as ``tf.train.ExponentialMovingAverage`` does.
+    ``<name>/ExponentialMovingAverage``, as ``tf.train.ExponentialMovingAverage`` does. That one is float32 for weights
+    that are narrower: a Saver restores it into a variable of float32.
 
     Args:
-        source: an average, a model, or a snapshot.
+        source: an average, a model, or a snapshot with at most one average.
         prefix: path of the checkpoint without ``.index``.
         rename: structural path to variable name, by globs: ``{"*": "net/*"}`` adds a scope.
 
     Raises:
         FileError: the directory does not exist.
+        WeightError: two weights would have one name, or a name to rename is that of none.
+        AmbiguousRole: the snapshot holds several averages.
+        ModelError: the call stands within a graph.
     """
+    _refuse_graph("save_tf1")
     arrays = _tf1_arrays(source, rename)
-    return _write_bundle(source, "+".join(role or RAW for role, _ in _sets(source)), Path(prefix), arrays)
+    return _write_bundle(source, "+".join(role or RAW for role, _ in _sets(source)), _named(prefix), arrays)
 
 
 def export(average: Average, directory: str | os.PathLike[str], *signature: Any) -> Receipt:
@@ -103,14 +108,21 @@ def export(average: Average, directory: str | os.PathLike[str], *signature: Any)
 
     Args:
         directory: must not exist yet, or be empty.
-        signature: a ``tf.TensorSpec`` or a sample array for each input; a sample's batch dimension becomes free.
+        signature: a ``tf.TensorSpec`` or a sample array for each argument of the model; a sample's batch dimension
+            becomes free. A model that takes a list or a dictionary of inputs gets one of those, and is served by its
+            keys.
 
     Raises:
         FileError: the directory is in use.
-        ModelError: the average is not one of a TensorFlow model.
+        ModelError: the average is not one of a TensorFlow model, there is no signature, or the call stands within a
+            graph.
     """
+    _refuse_graph("export")
     if not isinstance(average, TensorFlowAverage):
         raise ModelError(f"expected an average of a TensorFlow model, received {type(average).__name__}")
+    if not signature:
+        hint = "export(average, directory, x) with a batch x of inputs, or a tf.TensorSpec for each input"
+        raise ModelError("export: expected a sample of the model's inputs, received none", hint=hint)
     final = Path(directory)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise FileError(f"file {str(final)!r}: expected no or an empty directory", hint="choose another name")
@@ -137,7 +149,7 @@ def write(checkpoint: tf.train.Checkpoint, prefix: str | os.PathLike[str]) -> st
     ``checkpoint.read``, ``tf.train.load_checkpoint`` and ``polyak.open`` read it.
 
     Raises:
-        FileError: the directory is not there, or it cannot be written.
+        FileError: the directory is not there, it cannot be written, or the prefix ends in no name.
 
     Example:
         >>> import tempfile
@@ -147,9 +159,25 @@ def write(checkpoint: tf.train.Checkpoint, prefix: str | os.PathLike[str]) -> st
         >>> module.w.numpy().tolist()
         [1.0]
     """
-    with replacing_bundle(prefix, check=_read_all) as fresh, _refusals_named(Path(prefix)):
+    with replacing_bundle(_named(prefix), check=_read_all) as fresh, _refusals_named(Path(prefix)):
         checkpoint.write(str(fresh))
     return os.fspath(prefix)
+
+
+def _refuse_graph(verb: str) -> None:
+    if not tf.executing_eagerly():
+        raise ModelError(
+            f"{verb}: received a call within a graph or a tf.function", hint="call it outside of the graph"
+        )
+
+
+def _named(prefix: str | os.PathLike[str]) -> Path:
+    path = Path(prefix)
+    if path.name in ("", ".."):
+        raise FileError(
+            f"file {os.fspath(prefix)!r}: expected a prefix that ends in a name", hint="such as run/ckpt-900"
+        )
+    return path
 
 
 def _read_all(prefix: Path) -> None:
@@ -181,11 +209,18 @@ class _Served(tf.Module):
         self.serve = tf.function(lambda *inputs: call(*inputs), input_signature=specs)
 
 
-def _spec(example: Any) -> tf.TensorSpec:
+def _spec(example: Any, name: str | None = None) -> Any:
+    """What the function takes: tensors of any batch size, in dictionaries and lists as the example is."""
     if isinstance(example, tf.TensorSpec):
         return example
+    if isinstance(example, Mapping):
+        return {key: _spec(one, str(key)) for key, one in example.items()}
+    if isinstance(example, list | tuple) and any(
+        isinstance(one, np.ndarray | tf.Tensor | tf.TensorSpec) for one in example
+    ):
+        return [_spec(one) for one in example]
     tensor = tf.convert_to_tensor(example)
-    return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype)
+    return tf.TensorSpec((None, *tensor.shape[1:]) if tensor.shape.rank else (), tensor.dtype, name)
 
 
 def _write_note(average: TensorFlowAverage, directory: Path) -> tuple[Stored, ...]:
@@ -211,22 +246,44 @@ def _stored(key: str, weight: Weight, bundle: TensorBundle) -> Stored:
 
 
 def _tf1_arrays(source: Any, rename: Rename | None) -> dict[str, Array]:
-    """Everything to write, by its name in the file."""
+    """Everything to write, by its name in the file; what is not averaged stands there once, raw where there is raw."""
     arrays: dict[str, Array] = {}
-    for role, suffix in _sets(source):
+    sets = _sets(source)
+    for role, suffix in sets:
         held = verbs.snapshot(source, role)
+        refuse_unused_renames([w.path for w in held.weights], rename, verbs.label(source))
+        alone = not suffix or all(other == SUFFIX for _, other in sets)
         for w in held.weights:
-            if w.kind is Kind.TRAINABLE or (not suffix and w.kind is not Kind.SEED):
-                arrays[apply_rename(w.path, rename) + suffix] = held[w.path]
+            if w.kind is Kind.TRAINABLE or (alone and w.kind is not Kind.SEED):
+                name = apply_rename(w.path, rename) + (suffix if w.kind is Kind.TRAINABLE else "")
+                _refuse_taken(name, arrays, source)
+                arrays[name] = held[w.path]
     return arrays
+
+
+def _refuse_taken(name: str, arrays: Mapping[str, Array], source: Any) -> None:
+    if name in arrays:
+        raise WeightError(
+            f"{verbs.label(source)}: two weights would have this name: {name!r}", hint="rename them apart"
+        )
 
 
 def _sets(source: Any) -> list[tuple[str | None, str]]:
     if isinstance(source, TensorFlowAverage):
         return [(RAW, ""), (AVERAGE, SUFFIX)]
     if isinstance(source, Snapshot):
-        return [(role, SUFFIX if role.startswith(AVERAGE) else "") for role in source.roles]
+        return _sets_of(source)
     return [(RAW, "")]
+
+
+def _sets_of(held: Snapshot) -> list[tuple[str | None, str]]:
+    averages = [role for role in held.roles if role.startswith(AVERAGE)]
+    if len(averages) > 1:
+        raise AmbiguousRole(
+            f"{verbs.label(held)}: expected one average, received {' and '.join(map(repr, averages))}",
+            hint=f"take one: snapshot.select(role={averages[0]!r})",
+        )
+    return [(role, SUFFIX if role in averages else "") for role in held.roles]
 
 
 def _write_bundle(source: Any, role: str, path: Path, arrays: Mapping[str, Array]) -> Receipt:

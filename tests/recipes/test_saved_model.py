@@ -58,6 +58,43 @@ def test_a_module_is_exported_too(tmp_path):
     assert float(module.w[0, 0]) == 6.0
 
 
+def _two_inputs(several):
+    one, two = keras.Input((2,), name="one"), keras.Input((3,), name="two")
+    head = keras.layers.Dense(1)(keras.layers.Concatenate()([one, two]))
+    ema = polyak.EMA(keras.Model(several(one=one, two=two), head), decay=0.9)
+    ema.update()
+    return ema
+
+
+def test_a_model_of_named_inputs_is_served_by_their_names(tmp_path):
+    ema = _two_inputs(dict)
+    inputs = {"one": np.ones((1, 2), "float32"), "two": np.ones((1, 3), "float32")}
+    polyak.tensorflow.export(ema, tmp_path / "served", inputs)
+    served = tf.saved_model.load(str(tmp_path / "served")).signatures["serving_default"]
+    batch = {name: tf.constant(np.repeat(x, 5, axis=0)) for name, x in inputs.items()}
+    (answer,) = served(**batch).values()
+    np.testing.assert_allclose(answer, ema(batch), rtol=1e-6)
+
+
+def test_a_model_of_a_list_of_inputs_is_served(tmp_path):
+    ema = _two_inputs(lambda one, two: [one, two])
+    inputs = [np.ones((1, 2), "float32"), tf.TensorSpec((None, 3), name="two")]
+    polyak.tensorflow.export(ema, tmp_path / "served", inputs)
+    served = tf.saved_model.load(str(tmp_path / "served")).signatures["serving_default"]
+    batch = [tf.ones((5, 2)), tf.ones((5, 3))]
+    (answer,) = served(inputs_0=batch[0], two=batch[1]).values()
+    np.testing.assert_allclose(answer, ema(batch), rtol=1e-6)
+
+
+def test_an_export_without_a_sample_asks_for_one(trained, tmp_path):
+    _, fast, _ = trained
+    with pytest.raises(polyak.errors.ModelError) as caught:
+        polyak.tensorflow.export(fast, tmp_path / "served")
+    assert (
+        caught.value.hint == "export(average, directory, x) with a batch x of inputs, or a tf.TensorSpec for each input"
+    )
+
+
 def test_an_export_takes_no_directory_in_use(trained, tmp_path):
     _, fast, _ = trained
     (tmp_path / "mine.txt").write_text("mine")

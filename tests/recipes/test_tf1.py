@@ -50,6 +50,62 @@ def test_variables_to_restore_of_a_tf1_graph_finds_the_averages(trained, tmp_pat
         assert session.run(kernel).tobytes() == expected.tobytes()
 
 
+def test_names_that_meet_are_refused(trained, tmp_path):
+    _, fast, _ = trained
+    with pytest.raises(polyak.errors.WeightError) as caught:
+        polyak.tensorflow.save_tf1(fast, tmp_path / "ema", rename=lambda path: path.rpartition("/")[2])
+    assert "two weights would have this name: 'kernel'" in caught.value.message
+    assert caught.value.hint == "rename them apart"
+    with pytest.raises(polyak.errors.MissingWeight, match="received a name of none"):
+        polyak.tensorflow.save_tf1(fast, tmp_path / "ema", rename={"nowhere/*": "net/*"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_averages_one_must_be_chosen(trained, tmp_path):
+    model, fast, slow = trained
+    held = polyak.open(tf.train.Checkpoint(model=model, fast=fast, slow=slow).write(str(tmp_path / "all")))
+    with pytest.raises(polyak.errors.AmbiguousRole) as caught:
+        polyak.tensorflow.save_tf1(held, tmp_path / "ema")
+    assert "received 'average:fast' and 'average:slow'" in caught.value.message
+    polyak.tensorflow.save_tf1(held.select(role="average:slow"), tmp_path / "ema")
+    found = polyak.open(tmp_path / "ema").select(role="average")
+    assert found["stem/kernel"].tobytes() == slow.values()["stem/kernel"].tobytes()
+
+
+def test_a_file_that_holds_the_average_alone_keeps_its_statistics(trained, tmp_path):
+    _, fast, _ = trained
+    polyak.save(fast, tmp_path / "fast.safetensors")
+    polyak.tensorflow.save_tf1(polyak.open(tmp_path / "fast.safetensors"), tmp_path / "ema")
+    written = tf.train.load_checkpoint(str(tmp_path / "ema"))
+    statistics = {w.path for w in fast.target.weights if w.kind == "statistic"}
+    assert statistics
+    for path in statistics:
+        assert written.get_tensor(path).tobytes() == nets.averaged(fast)[path].tobytes()
+
+
+@pytest.mark.parametrize("prefix", ["", ".", "./", "folder/.."])
+def test_a_prefix_needs_a_name(trained, tmp_path, monkeypatch, prefix):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    _, fast, _ = trained
+    with pytest.raises(polyak.errors.FileError, match="expected a prefix that ends in a name"):
+        polyak.tensorflow.save_tf1(fast, prefix)
+    with pytest.raises(polyak.errors.FileError, match="expected a prefix that ends in a name"):
+        polyak.tensorflow.write(tf.train.Checkpoint(fast=fast), prefix)
+
+
+def test_a_call_within_a_graph_is_refused(trained, tmp_path):
+    _, fast, _ = trained
+    held = fast.snapshot()
+    for source in (fast, held):
+        with tf.Graph().as_default(), pytest.raises(polyak.errors.ModelError) as caught:
+            polyak.tensorflow.save_tf1(source, tmp_path / "ema")
+        assert caught.value.hint == "call it outside of the graph"
+    with tf.Graph().as_default(), pytest.raises(polyak.errors.ModelError, match="within a graph"):
+        polyak.tensorflow.export(fast, tmp_path / "served", nets.INPUTS)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def tf1_run(tmp_path_factory):
     """A TF1 session that trains, averages with tf.train.ExponentialMovingAverage, and saves everything."""
