@@ -119,15 +119,18 @@ def _keeps(rule: Rule, updates: int) -> None:
 
 
 def _follows(rule: Rule, updates: int) -> None:
-    """The share of the start, measured: an average of values that are 1 up to the anchor and 0 after it."""
+    """The share of the start, measured: an average that is 1 at the anchor, of values that are 0 after it."""
     _claim(rule.immaturity(0) == 1.0, "immaturity before the first update", rule, rule.immaturity(0), 1.0)
-    average: Any = np.float64(1.0)
     for n in range(1, updates + 1):
-        value = np.float64(n <= rule.anchor)
-        average = lerp(average, value, float(rule.weight(n)))
-        found = rule.immaturity(n)
-        expected = 1.0 if n <= rule.anchor else float(average)
+        found, expected = rule.immaturity(n), _left(rule, rule.anchor_at(n), n)
         _claim(_close(found, expected), f"immaturity({n}) is the share of the start", rule, found, expected)
+
+
+def _left(rule: Rule, anchor: int, n: int) -> float:
+    average: Any = np.float64(1.0)
+    for later in range(anchor + 1, n + 1):
+        average = lerp(average, np.float64(0.0), float(rule.weight(later)))
+    return float(average)
 
 
 def _is_a_value(rule: Rule, updates: int) -> None:

@@ -149,6 +149,10 @@ class Rule(ABC):
         """The update whose value counts as the one the average started from; 0 is the initial value itself."""
         return 0
 
+    def anchor_at(self, n: int) -> int:
+        """The anchor as it is after ``n`` updates: what begins only later is not known then."""
+        return self.anchor
+
     def span(self, first: int, last: int) -> Float64:
         """Weights of updates ``first`` ... ``last``, shape (last - first + 1,)."""
         return np.asarray(self.weight(NUMPY.arange(first, last + 1)))
@@ -167,7 +171,7 @@ class Rule(ABC):
 
         That is the initial value, or the value of update ``anchor`` where the first update copies. It is 1.0 for n = 0.
         """
-        return self.kept(self.anchor + 1, n)
+        return self.kept(self.anchor_at(n) + 1, n)
 
     def scaled(self, kappa: float) -> Rule:
         """The rule for updates that stand for ``kappa`` of this rule's each, as with a ``kappa`` times larger batch.

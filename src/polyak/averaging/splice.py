@@ -69,8 +69,12 @@ class Splice(Rule):
     @property
     def anchor(self) -> int:
         """The last copy that a piece begins with, at its end at the latest; where none does, the first piece's."""
-        ends = [*(after for after, _ in self.pieces[1:]), None]
-        last = [(after, rule.anchor, end) for (after, rule), end in zip(self.pieces, ends, strict=True)]
+        return self.anchor_at(self.pieces[-1][0] + 1)
+
+    def anchor_at(self, n: int) -> int:
+        begun = [piece for piece in self.pieces if piece[0] < max(n, 1)]
+        ends = [*(after for after, _ in begun[1:]), None]
+        last = [(after, rule.anchor_at(n), end) for (after, rule), end in zip(begun, ends, strict=True)]
         _, anchor, end = next((piece for piece in reversed(last) if piece[1] > piece[0]), last[0])
         return anchor if end is None else min(anchor, end)
 

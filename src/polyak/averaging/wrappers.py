@@ -83,6 +83,9 @@ class Every(_Wrapper):
     def anchor(self) -> int:
         return -(-self.rule.anchor // self.k) * self.k
 
+    def anchor_at(self, n: int) -> int:
+        return -(-self.rule.anchor_at(n // self.k * self.k) // self.k) * self.k
+
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
         due = ops.maximum(ops.floor(n / self.k) * self.k, float(self.k))
         return ops.where(n == due, self.rule.merged(due, self.k, ops), 0.0)
@@ -136,6 +139,9 @@ class Delayed(_Wrapper):
     @property
     def anchor(self) -> int:
         return self.after + self.rule.anchor
+
+    def anchor_at(self, n: int) -> int:
+        return self.after + self.rule.anchor_at(max(n - self.after, 0))
 
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
         late = ops.maximum(n - self.after, 1.0)
@@ -198,6 +204,9 @@ class Scaled(_Wrapper):
     @property
     def anchor(self) -> int:
         return math.ceil(self.rule.anchor / self.kappa - _SLACK)
+
+    def anchor_at(self, n: int) -> int:
+        return math.ceil(self.rule.anchor_at(math.ceil(n * self.kappa - _SLACK)) / self.kappa - _SLACK)
 
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
         if self.kappa == int(self.kappa):

@@ -39,7 +39,8 @@ def warn_if_immature(source: Snapshot) -> None:
     state = source.state
     for rule in () if state is None else _rules(state):
         share = rule.immaturity(state.count) if state else 0.0
-        if state and share > MATURE and (rule.anchor == 0 or share > FAIR / max(state.count - rule.anchor + 1, 1)):
+        anchor = rule.anchor_at(state.count) if state else 0
+        if state and share > MATURE and (anchor == 0 or share > FAIR / max(state.count - anchor + 1, 1)):
             notify(
                 ImmatureWarning(
                     f"{source.origin}: after {state.count:,} updates {share:.1%} of the average still is the value "

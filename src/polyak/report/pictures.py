@@ -127,7 +127,7 @@ def _draw(ax: Any, rule: Rule | str, steps: int, style: dict[str, Any]) -> None:
     """The shares of the values as a line; that of the start, where there is much of it, as a dot of its own."""
     parsed, made = parse(rule), profile(rule, steps)
     later = made.shares.copy()
-    later[: parsed.anchor + 1] = 0.0
+    later[: parsed.anchor_at(steps) + 1] = 0.0
     parts = min(_POINTS, steps)
     told = f"mean age {number(made.mean_age)}, effective samples {number(made.effective_samples)}"
     if made.immaturity > _SEEN:
