@@ -17,7 +17,7 @@ from tests.averaging.strategies import COPYING, RULES, STARTS, rules
 from polyak.averaging.base import Ops, Rule
 from polyak.averaging.kernel import lerp
 from polyak.averaging.parse import parse
-from polyak.averaging.parts import Parts, as_rule, continued
+from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.profile import profile
 from polyak.averaging.rules import (
     EMA,
@@ -39,7 +39,7 @@ from polyak.averaging.rules import (
     TFModels,
     from_json,
 )
-from polyak.averaging.splice import spliced
+from polyak.averaging.splice import begun, spliced
 from polyak.errors import RuleError
 
 
@@ -753,6 +753,20 @@ def test_a_copy_after_very_many_updates_takes_no_memory_for_each_of_them() -> No
     rule = Every(Copy(), 10**12)
     assert [float(rule.weight(n)) for n in (1, 10**12 - 1, 10**12, 2 * 10**12)] == [0.0, 0.0, 1.0, 1.0]
     assert Copy().merged(np.arange(4.0, 6.0), 3).tolist() == [1.0, 1.0]
+
+
+def test_a_new_weight_begins_a_delay_within_an_interval_where_the_others_are() -> None:
+    rule = spliced(EMA(0.5), 10, Every(Delayed(Mean(), 10), 2))
+    assert begun(rule, 6) == Splice(((0, EMA(0.5)), (4, Every(Delayed(Mean(), 4), 2))))
+    assert begun(rule, 12) == Every(Mean(), 2)
+
+
+@pytest.mark.parametrize("parts", [5, None, "ab", [5], [["a"]], [["a", {"rule": "mean"}, 3]], [[3, {"rule": "mean"}]]])
+def test_what_describes_no_rules_by_part_is_refused(parts: object) -> None:
+    with pytest.raises(RuleError, match="expected rules by part as JSON"):
+        rule_from_json({"parts": parts})
+    with pytest.raises(RuleError, match="expected globs as the keys"):
+        as_rule({3: "mean"})  # type: ignore[dict-item]
 
 
 def test_numbers_and_texts_of_numpy_become_those_of_python_or_are_refused() -> None:

@@ -27,6 +27,9 @@ class Parts:
 
     @classmethod
     def of(cls, rules: Mapping[str, Rule | str | None]) -> Parts:
+        for glob in rules:
+            if not isinstance(glob, str):
+                raise RuleError(f"expected globs as the keys of rules by part, received {glob!r:.80}")
         return cls(tuple((glob, None if rule is None else parse(rule)) for glob, rule in rules.items()))
 
     def rule_of(self, path: str) -> Rule | None:
@@ -119,10 +122,17 @@ def _after(rule: Rule | None, count: int, then: Rule | None) -> Rule | None:
 
 
 def rule_from_json(data: Any) -> Rule | Parts:
-    """A rule, or rules by part, from the JSON form."""
-    if isinstance(data, dict) and "parts" in data:
-        return Parts(tuple((glob, None if rule is None else from_json(rule)) for glob, rule in data["parts"]))
-    return from_json(data)
+    """A rule, or rules by part, from the JSON form. Raises RuleError where the data describe none."""
+    if not (isinstance(data, Mapping) and "parts" in data):
+        return from_json(data)
+    parts = data["parts"]
+    if not isinstance(parts, list | tuple) or not all(map(_is_entry, parts)):
+        raise RuleError(f"expected rules by part as JSON, like [['head/*', null], ['*', RULE]]; received {parts!r:.80}")
+    return Parts(tuple((glob, None if rule is None else from_json(rule)) for glob, rule in parts))
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)
 
 
 def as_rule(rule: Rule | str | Parts | Mapping[str, Rule | str | None]) -> Rule | Parts:

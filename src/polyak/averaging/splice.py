@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias, final
 import numpy as np
 
 from polyak.averaging.base import Float64, Numbers, Ops, Origin, Rule, count
-from polyak.averaging.wrappers import Delayed, check_inner
+from polyak.averaging.wrappers import Delayed, Every, check_inner
 from polyak.errors import RuleError
 
 Piece: TypeAlias = tuple[int, Rule]
@@ -150,6 +150,8 @@ def begun(rule: Rule, count: int) -> Rule:
 
 
 def _counted_from(rule: Rule, count: int) -> Rule:
+    if isinstance(rule, Every):
+        return Every(_counted_from(rule.rule, count), rule.k)
     if not isinstance(rule, Delayed):
         return rule
     return Delayed(rule.rule, rule.after - count) if rule.after > count else rule.rule
