@@ -281,6 +281,18 @@ def test_inspect_shows_two_sets_in_one_table(both: str) -> None:
     )
 
 
+def test_a_rule_of_ones_own_is_shown_where_its_class_is_not_known(average: str, arrays: dict[str, Any]) -> None:
+    for count in (1, 2):
+        state = State({"rule": "harmonic", "lag": 3.0}, count, 0)
+        polyak.save(polyak.Snapshot.from_arrays(arrays, "average", state), f"own-{count}.safetensors")
+    answer = call("inspect", "own-1.safetensors")
+    assert (answer.exit_code, answer.stderr) == (0, "")
+    assert 'average  {"rule": "harmonic", "lag": 3.0}        1        0        2     32' in answer.stdout
+    answer = call("diff", "own-1.safetensors", "own-2.safetensors")
+    assert (answer.exit_code, answer.stderr) == (1, "")
+    assert 'average: {"rule": "harmonic", "lag": 3.0} after 1 update in A' in answer.stdout
+
+
 def test_inspect_in_json_gives_the_manifest(average: str) -> None:
     manifest = json.loads(call("inspect", average, "--json").stdout)
     assert manifest["roles"]["average"] == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +130,19 @@ def rule_from_json(data: Any) -> Rule | Parts:
     if not isinstance(parts, list | tuple) or not all(map(_is_entry, parts)):
         raise RuleError(f"expected rules by part as JSON, like [['head/*', null], ['*', RULE]]; received {parts!r:.80}")
     return Parts(tuple((glob, None if rule is None else from_json(rule)) for glob, rule in parts))
+
+
+def shown_rule(data: Any) -> str:
+    """The text of a rule in its JSON form; of a rule that is not known here, such as a user's own, that form.
+
+    Example:
+        >>> shown_rule({"rule": "mean"}), shown_rule({"rule": "harmonic", "lag": 3.0})
+        ('mean', '{"rule": "harmonic", "lag": 3.0}')
+    """
+    try:
+        return str(rule_from_json(data))
+    except RuleError:
+        return json.dumps(data)
 
 
 def _is_entry(entry: object) -> bool:

@@ -49,14 +49,14 @@ def _roles(held: Snapshot) -> str:
 
 
 def _role(role: str, held: Snapshot) -> list[str]:
-    from polyak.averaging.parts import rule_from_json
+    from polyak.averaging.parts import shown_rule
     from polyak.report.tables import ABSENT
 
     part = held.select(role=role)
     size = [f"{len(part):,}", f"{sum(w.nbytes for w in part.weights):,}"]
     if part.state is None:
         return [role, ABSENT, ABSENT, ABSENT, *size]
-    return [role, str(rule_from_json(part.state.rule)), f"{part.state.count:,}", f"{part.state.skipped:,}", *size]
+    return [role, shown_rule(part.state.rule), f"{part.state.count:,}", f"{part.state.skipped:,}", *size]
 
 
 def _weights(held: Snapshot) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from polyak.averaging.parts import rule_from_json
+from polyak.averaging.parts import shown_rule
 from polyak.combine.average import Member
 from polyak.combine.convert import Converted
 from polyak.combine.difference import Change, Difference
@@ -58,7 +58,7 @@ def _ulp(value: int | None) -> str:
 
 
 def _state(state: State) -> str:
-    return f"{rule_from_json(state.rule)} after {counted(state.count, 'update')}"
+    return f"{shown_rule(state.rule)} after {counted(state.count, 'update')}"
 
 
 def _count(found: Difference) -> str:
