@@ -17,8 +17,8 @@ def completion(shell: str, as_json: bool) -> None:
     """Write the script that makes SHELL complete polyak's verbs, options and file names.
 
     \b
-    bash:  eval "$(polyak completion bash)"                                  in ~/.bashrc
-    zsh:   eval "$(polyak completion zsh)"                                   in ~/.zshrc
+    bash:  eval "$(polyak completion bash)"              in ~/.bashrc
+    zsh:   eval "$(polyak completion zsh)"               in ~/.zshrc
     fish:  polyak completion fish > ~/.config/fish/completions/polyak.fish
 
     It is the script of click: the same as _POLYAK_COMPLETE=bash_source polyak. bash must be of version 4.4 or newer.
