@@ -81,6 +81,7 @@ class Plan:
         skipped: weights of either side that the caller asked to leave alone.
         left: random seeds, and counters of PyTorch, that only one side has.
         finite: NaN and infinity are refused.
+        turned: whether the source is a view of one that lies in another layout than the target.
     """
 
     source: Snapshot
@@ -89,6 +90,7 @@ class Plan:
     skipped: tuple[str, ...]
     left: tuple[str, ...]
     finite: bool
+    turned: bool = False
 
     @property
     def role(self) -> str:
@@ -124,7 +126,13 @@ class Plan:
         return replace(self, moves=kept, skipped=(*self.skipped, *dropped))
 
     def to_json(self) -> str:
-        """The plan as data, to be edited and applied later: see ``polyak.read_plan``."""
+        """The plan as data, to be edited and applied later: see ``polyak.read_plan``.
+
+        Raises:
+            WeightError: the two sides lie in different layouts; data says which array goes where, not how it is turned.
+        """
+        if self.turned:
+            raise _not_data(self)
         body = {
             "version": VERSION,
             "source": self.source.origin,
@@ -166,7 +174,7 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
         return plan
     plan = _paired(changed.source, target, cast(Asked, changed.asked))
     skipped = tuple(path for path in plan.skipped if path not in changed.alone)
-    return replace(plan, skipped=skipped, left=(*plan.left, *changed.alone))
+    return replace(plan, skipped=skipped, left=(*plan.left, *changed.alone), turned=True)
 
 
 def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
@@ -316,6 +324,14 @@ def structure(weights: Iterable[Weight]) -> str:
     """
     lines = sorted(f"{w.path}\0{w.shape}\0{w.dtype}" for w in weights)
     return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+
+
+def _not_data(plan: Plan) -> WeightError:
+    return WeightError(
+        f"the plan: expected two sides in one layout to store it, received {plan.source.origin} for {plan.target.label}",
+        hint="apply it as it is; or write the source in the target's layout first, with polyak.transfer(source, "
+        '"as_target.safetensors", like=target), and plan from that file',
+    )
 
 
 def _names(m: Move) -> str:
