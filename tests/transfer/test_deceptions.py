@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,17 @@ def test_a_list_of_parameters_leaves_statistics_out_of_its_numbers(include: str,
     assert moved
     for name, parameter in moved.items():
         assert torch.equal(parameter, expected[name]), name
+
+
+def test_the_hint_for_a_list_of_parameters_names_all_statistics(tmp_path: Path) -> None:
+    source, target = blocks(4), blocks(4)
+    path = listed(source, tmp_path / "ema.pt")
+    with pytest.raises(MissingWeight) as refused:
+        polyak.transfer(path, target, weights="average")
+    exclude = ["*running_mean", "*running_var", "*num_batches_tracked"]
+    assert f"exclude={json.dumps(exclude)}" in str(refused.value)
+    polyak.transfer(path, target, weights="average", exclude=exclude)
+    assert torch.equal(target.head.weight, source.head.weight + 1)
 
 
 def test_numbers_that_are_given_names_go_by_these_alone(tmp_path: Path) -> None:

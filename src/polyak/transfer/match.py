@@ -16,7 +16,7 @@ from typing import Literal
 
 from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
 from polyak.renaming import Rename, apply_rename
-from polyak.weights import Kind, Weight
+from polyak.weights import Kind, Weight, glob_match
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
@@ -187,6 +187,7 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str, not
     unexpected = [w for w in pairing.unexpected if w.kind is not Kind.SEED]
     if missing:
         error = _missing(missing, unexpected, source_label, target_label)
+        error.hint = error.hint or _left_alone(missing, pairing.pairs)
         error.hint = "; ".join(filter(None, [error.hint, note]))
         raise error
     if unexpected:
@@ -284,7 +285,7 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
         f"{_others(missing)}"
     )
     if near is None:
-        return MissingWeight(message, hint=f'leave it as it is with exclude="{first.path}"')
+        return MissingWeight(message)
     if are_of_two_frameworks(near.path, first.path):
         other = "torch" if _WEIGHT.fullmatch(_local(near.path)) else "keras"
         return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
@@ -311,6 +312,16 @@ def _whole(missing: list[Weight], unexpected: list[Weight]) -> str:
         if all((s := found.get(key_of(t, by))) is not None and s.shape == t.shape for t in missing):
             return f', or all by their {word} with by="{by}"'
     return ""
+
+
+def _left_alone(missing: Sequence[Weight], pairs: Sequence[Pair]) -> str:
+    """Statistics, which many sources leave out, by their local names at once; else the first weight by its path."""
+    globs = list(dict.fromkeys(f"*{_local(w.path)}" for w in missing))
+    derived = all(w.kind in (Kind.STATISTIC, Kind.COUNTER) for w in missing)
+    if len(missing) == 1 or not derived or any(glob_match(p.target.path, globs) for p in pairs):
+        return f'leave it as it is with exclude="{missing[0].path}"'
+    listed = ", ".join(f'"{glob}"' for glob in globs)
+    return f"leave all of them as they are with exclude=[{listed}]"
 
 
 def _unexpected(unexpected: list[Weight], source: str, target: str) -> UnexpectedWeight:

@@ -328,7 +328,8 @@ def structure(weights: Iterable[Weight]) -> str:
 
 def _not_data(plan: Plan) -> WeightError:
     return WeightError(
-        f"the plan: expected two sides in one layout to store it, received {plan.source.origin} for {plan.target.label}",
+        f"the plan: expected two sides in one layout to store it, received {plan.source.origin} and "
+        f"{plan.target.label}",
         hint="apply it as it is; or write the source in the target's layout first, with polyak.transfer(source, "
         '"as_target.safetensors", like=target), and plan from that file',
     )
