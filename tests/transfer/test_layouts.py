@@ -606,15 +606,18 @@ APART = [
     ("dense", "kernel", "weight"),
     ("depthwise2d", "kernel", "weight"),
     ("depthwise2d", "bias", "bias"),
+    ("separable2d", "depthwise_kernel", "0.weight"),
     ("separable2d", "pointwise_kernel", "1.weight"),
     ("separable2d", "bias", "1.bias"),
     ("lstm", "cell/bias", "bias_*"),
     ("gru", "cell/kernel", "weight_ih_l0"),
     ("gru", "cell/bias", "bias_*"),
+    ("attention", "[!a]*", "in_proj_*"),
     ("attention", "[!a]*/kernel", "in_proj_weight"),
     ("attention", "[!a]*/bias", "in_proj_bias"),
     ("attention", "attention_output/kernel", "out_proj.weight"),
     ("attention", "attention_output/bias", "out_proj.bias"),
+    ("attention", "attention_output/*", "out_proj.*"),
 ]
 
 

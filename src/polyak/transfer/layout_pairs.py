@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnexpectedWeight, WeightError
 from polyak.renaming import Rename, apply_rename
@@ -47,6 +47,11 @@ class Pairing:
     def excluded(self, path: str) -> bool:
         return glob_match(path, self.exclude)
 
+    def offered(self, block: Block) -> Block:
+        """A source's layer less the weights that are left out."""
+        kept = {local: w for local, w in block.weights.items() if not self.excluded(w.path)}
+        return replace(block, weights=kept)
+
     def wanted(self, block: Block) -> bool:
         """Whether any weight of a target's layer is asked for."""
         return any(glob_match(w.path, self.include) and not self.excluded(w.path) for w in block.weights.values())
@@ -63,19 +68,23 @@ class Pairing:
 def pair(ours: Sequence[Block], theirs: Sequence[Block], layout: Layout, pairing: Pairing) -> Pairs:
     """Source and target layers that belong together; ``layout`` is the source's.
 
+    What a layer is shows in all of its weights; those that are excluded are taken out of it afterwards.
+
     Raises:
         MissingWeight, UnexpectedWeight: a layer without partner.
         AmbiguousMatch: two layers of one name, or an order that counts, classes or shapes speak against.
     """
     refuse_unused(pairing, ours, theirs)
     if pairing.position:
-        return _in_order(list(ours), [t for t in theirs if pairing.wanted(t)], layout, pairing)
+        offered = [b for b in map(pairing.offered, ours) if b.weights]
+        return _in_order(offered, [t for t in theirs if pairing.wanted(t)], layout, pairing)
     mine: Named = [(_renamed(b, pairing.rename), b) for b in ours]
     other: Named = [(b.name, b) for b in theirs]
     if layout == "keras":
         other = joined_pairs(other, _separable(mine))
     else:
         mine = joined_pairs(mine, _separable(other))
+    mine = [(n, offered) for n, b in mine if (offered := pairing.offered(b)).weights]
     found = _unique(mine, pairing.source)
     targets = _unique(other, pairing.target)
     pairs = [(found[n], t) for n, t in targets.items() if n in found and pairing.wanted(t)]

@@ -84,7 +84,7 @@ def seen_as(source: Snapshot, targets: Sequence[Weight], pairing: Pairing, layou
         AmbiguousMatch: classes that are not known, or that have no rule.
         ShapeMismatch: two layers of different sizes, where a rule cannot see through them.
     """
-    ours = blocks((w for w in source.weights if not pairing.excluded(w.path)), layout)
+    ours = blocks(source.weights, layout)
     theirs = blocks(targets, _OTHER[layout])
     pairs = pair(ours, theirs, layout, pairing)
     items: list[Item] = []
