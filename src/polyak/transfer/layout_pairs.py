@@ -84,7 +84,7 @@ def pair(ours: Sequence[Block], theirs: Sequence[Block], layout: Layout, pairing
         other = joined_pairs(other, _separable(mine))
     else:
         mine = joined_pairs(mine, _separable(other))
-    mine = [(n, offered) for n, b in mine if (offered := pairing.offered(b)).weights]
+    mine = [(n, left) for n, b in mine if (left := pairing.offered(b)).weights]
     found = _unique(mine, pairing.source)
     targets = _unique(other, pairing.target)
     pairs = [(found[n], t) for n, t in targets.items() if n in found and pairing.wanted(t)]
