@@ -20,7 +20,7 @@ from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
-from polyak.frameworks.keras_target import KerasVariables, RawVariables, Shadows
+from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
@@ -46,7 +46,7 @@ class KerasNative(Framework):
         return self._host if tracking.on_host else self.engine
 
     def target(self, model: Any) -> Target:
-        return KerasVariables(self.described(model, {}), self.engine)
+        return ModelVariables(model, self.described(model, {}), self.engine)
 
     def described(self, model: Any, kinds: Mapping[str, Kind]) -> Described:
         """The model's weights; ``kinds`` overrides kinds by glob. Raises UnbuiltModel."""

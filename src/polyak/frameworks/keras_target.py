@@ -11,6 +11,7 @@ from polyak.errors import Applied, ModelError
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine
 from polyak.frameworks.exchange import holds_average, moment, raw_value, watchers
+from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
@@ -67,6 +68,17 @@ class KerasVariables(Target):
             self._engine.hands.put(variable, held)
 
         return put_back
+
+
+class ModelVariables(KerasVariables):
+    """The variables of a model, whose layers may have computed constants from them."""
+
+    def __init__(self, model: Any, held: Described, engine: Engine) -> None:
+        super().__init__(held, engine)
+        self._model = model
+
+    def settle(self) -> None:
+        settle(self._model)
 
 
 class RawVariables(KerasVariables):

@@ -34,10 +34,11 @@ def commit(source: Snapshot, target: Target, moves: Moves, finite: bool = True) 
             could not be put back after any error, which is then the cause.
     """
     with source.moment(), target.moment():
-        undo: Undo = [("rule and counts", target.hold_state())]
+        undo: Undo = [("what is computed from weights", target.settle), ("rule and counts", target.hold_state())]
         try:
             moved = _write(source, target, moves, finite, undo)
             target.adopt(source.state)
+            target.settle()
             for m in moved:
                 _verify(target, m)
         except BaseException as error:

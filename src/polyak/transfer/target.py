@@ -58,6 +58,10 @@ class Target(ABC):
         """A context in which nobody else changes anything of it."""
         return nullcontext()
 
+    def settle(self) -> None:
+        """Make anew what is computed from the weights once and kept: they were written, or put back."""
+        return
+
     def hold_state(self) -> PutBack:
         """Remember what ``adopt`` changes."""
         return lambda: None

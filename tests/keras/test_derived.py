@@ -1,0 +1,65 @@
+"""Layers that were adapted to data keep constants made of their weights, which must follow a transfer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import NonFinite
+
+X = np.random.default_rng(0).normal(5.0, 3.0, (20, 3)).astype("float32")
+Y = np.zeros((20, 2), "float32")
+
+
+def model(adapted: bool) -> Any:
+    norm = keras.layers.Normalization()
+    made = keras.Sequential([keras.Input((3,)), norm, keras.layers.Dense(2)])
+    if adapted:
+        norm.adapt(X)
+    made.compile("sgd", "mse")
+    return made
+
+
+def answers(made: Any) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(made(X)), made.predict(X, verbose=0)]
+
+
+@pytest.mark.parametrize("way", ["model", "average", "copy_to", "file"])
+def test_a_model_that_was_adapted_answers_alike_after_a_transfer_compiled_or_not(way: str, tmp_path: Path) -> None:
+    source, target = model(adapted=True), model(adapted=False)
+    answers(target)
+    ema = polyak.EMA(source, decay=0.5)
+    for _ in range(9):
+        ema.update()
+    if way == "copy_to":
+        ema.copy_to(target)
+    else:
+        polyak.save(source, tmp_path / "m.safetensors")
+        polyak.transfer({"model": source, "average": ema, "file": tmp_path / "m.safetensors"}[way], target)
+    for ours, theirs in zip(answers(target), answers(source), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    losses = [made.evaluate(X, Y, verbose=0) for made in (source, target)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_training_goes_on_with_what_was_transferred() -> None:
+    source, target = model(adapted=True), model(adapted=False)
+    target.fit(X, Y, verbose=0)
+    polyak.transfer(source, target)
+    losses = [made.fit(X, Y, verbose=0, shuffle=False, batch_size=20).history["loss"][0] for made in (source, target)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_transfer_that_is_taken_back_takes_the_constants_back() -> None:
+    source, target = model(adapted=True), model(adapted=False)
+    before = answers(target)
+    source.layers[-1].bias.assign([0.0, np.nan])
+    with pytest.raises(NonFinite):
+        polyak.transfer(source, target)
+    for ours, theirs in zip(answers(target), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
