@@ -184,6 +184,29 @@ def test_files_into_a_file_with_a_receipt(tmp_path: Path) -> None:
     assert all(str(path) in opened.manifest.source for path in paths)
 
 
+@pytest.mark.parametrize("end", ["safetensors", "npz", "pt", "orbax", "safetensors.index.json"])
+def test_a_thousand_members_go_into_a_file_that_can_be_read(end: str, tmp_path: Path) -> None:
+    """However many there are, the file's manifest stays in proportion to its arrays."""
+    arrays = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    paths = [tmp_path / f"a-folder-with-quite-a-long-name-{i}.npz" for i in range(1000)]
+    for path, array in zip(paths, arrays, strict=True):
+        np.savez(path, w=array)
+    out = tmp_path / f"mean.{end}"
+    polyak.average(paths, out=out)
+    held = polyak.open(out)
+    np.testing.assert_array_equal(held["w"], arrays.mean(0, dtype=np.float64).astype(np.float32))
+    said = held.manifest.evidence
+    assert said[0].endswith("raw weights, share 0.001")
+    assert said[-1] == f"and {1000 - len(said) + 1:,} more"
+    assert held.manifest.source.startswith(f"mean of file {str(paths[0])!r}, ")
+
+
+def test_values_at_both_ends_of_float64_have_their_mean() -> None:
+    wide = [held(w=np.float64([1.7e308, 1.0])), held(w=np.float64([-1.7e308, 2.0]))]
+    assert polyak.average(wide)["w"].tolist() == [0.0, 1.5]
+    np.testing.assert_allclose(polyak.average(wide, [3, 1])["w"], [0.85e308, 1.25], rtol=1e-15)
+
+
 def test_nothing_is_written_when_a_member_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NonFinite):
         polyak.average([held(a=np.float32(1), w=np.float32(np.nan))], out=tmp_path / "mean.safetensors")
@@ -236,9 +259,9 @@ def test_a_greedy_soup_of_mixed_roles_or_structures_is_refused_before_any_score(
         polyak.greedy_soup([one, held(w=np.float32(1), v=np.float32(1))], score)
 
 
-@pytest.mark.parametrize("made", [np.complex64, np.int8, np.uint8])
+@pytest.mark.parametrize("made", [np.complex64, np.int8, np.uint8, np.bool_])
 def test_weights_that_have_no_mean_are_not_taken_from_the_last_without_a_word(made: type) -> None:
-    one, other = held(w=made([1, 2]), s=np.float32([1])), held(w=made([3, 2]), s=np.float32([3]))
+    one, other = held(w=made([0, 2]), s=np.float32([1])), held(w=made([3, 2]), s=np.float32([3]))
     mean = polyak.average([one, other])
     assert mean["s"].tolist() == [2.0]
     with pytest.raises(DtypeMismatch, match="weight 'w': expected floating-point numbers to average"):

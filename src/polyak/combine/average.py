@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from polyak.combine.blocks import Array, blocks, count_nonfinite, wide
+from polyak.combine.telling import EVIDENCE, LABEL, fitting
 from polyak.errors import (
     AmbiguousMatch,
     AmbiguousRole,
@@ -30,7 +31,7 @@ from polyak.manifest import AVERAGE, RAW, Manifest, State
 from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
 from polyak.weights import Kind, Weight, numpy_dtype
 
-_QUANTISED = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
+_CODES = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "bool")  # of quantised weights; masks of pruned ones
 ROOM = 1 << 27  # bytes of float64 that one read may take whatever the array's own size
 
 Watch = Callable[[str, int, int], None]
@@ -87,7 +88,7 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     written = Manifest(
         tool(), {}, (), versions=versions(), evidence=_provenance(members, shares), layout=common_layout(members)
     )
-    origin = f"mean of {', '.join(m.origin for m in members)}"
+    origin = f"mean of {', '.join(fitting([m.origin for m in members], LABEL))}"
     return Snapshot(items, {AVERAGE: _state(members, weights)}, origin, written=written)
 
 
@@ -174,8 +175,8 @@ def averaged(w: Weight) -> bool:
 
 
 def _is_weight(w: Weight) -> bool:
-    """Whether numbers that have no mean here are those of a layer, complex or quantised, and no counters or seeds."""
-    return w.dtype.startswith("complex") or (bool(w.shape) and w.dtype in _QUANTISED)
+    """Whether numbers that have no mean here are those of a layer, complex, quantised or masks, and no counters or seeds."""
+    return w.dtype.startswith("complex") or (bool(w.shape) and w.dtype in _CODES)
 
 
 def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> Read:
@@ -240,8 +241,15 @@ def _move(mean: Array, value: Array, share: float | None) -> None:
         if share is None:
             m[...] = x
         else:
-            step = (wide(x) - m) * share
+            step = _step(wide(x), m, share)
             np.add(m, step, out=m, where=step != 0)  # adding nothing would turn -0.0 into 0.0
+
+
+def _step(value: Array, mean: Array, share: float) -> Array:
+    """How far a mean moves. Between float64 values of opposite signs lies more than float64 holds."""
+    with np.errstate(over="ignore"):
+        step = (value - mean) * share
+    return step if np.isfinite(step).all() else value * share - mean * share
 
 
 def finite(member: Snapshot, w: Weight) -> Array:
@@ -272,9 +280,8 @@ def _state(members: Sequence[Snapshot], weights: Sequence[float] | None) -> Stat
 
 
 def _provenance(members: Sequence[Snapshot], shares: Sequence[float]) -> tuple[str, ...]:
-    return tuple(
-        f"member {m.origin}: {m.roles[0]} weights, share {share:.6g}" for m, share in zip(members, shares, strict=True)
-    )
+    said = [f"member {m.origin}: {m.roles[0]} weights, share {s:.6g}" for m, s in zip(members, shares, strict=True)]
+    return fitting(said, EVIDENCE)
 
 
 def distances(

@@ -12,6 +12,7 @@ import numpy as np
 
 from polyak.combine.average import Read, Watch, common_layout, finite, in_parts, refuse_mixed, watched_read
 from polyak.combine.blocks import Array, blocks, same_bits, wide
+from polyak.combine.telling import EVIDENCE, fitting
 from polyak.errors import WeightError
 from polyak.manifest import AVERAGE, Manifest, State, digest
 from polyak.snapshot import Item, Snapshot, tool, versions
@@ -63,8 +64,8 @@ class Recipe:
             f"synthesized {self.rule} after {self.state.count} updates: relative profile error {self.error:.3g}, "
             f"norm of the coefficients {self.norm:.3g}"
         )
-        parts = (f"{i.coefficient:+.6g} of {i.source}: {i.rule} after {i.count} updates" for i in self.ingredients)
-        return (head, *parts)
+        parts = [f"{i.coefficient:+.6g} of {i.source}: {i.rule} after {i.count} updates" for i in self.ingredients]
+        return (head, *fitting(parts, EVIDENCE))
 
 
 @final
