@@ -175,7 +175,7 @@ def averaged(w: Weight) -> bool:
 
 
 def _is_weight(w: Weight) -> bool:
-    """Whether numbers that have no mean here are those of a layer, complex, quantised or masks, and no counters or seeds."""
+    """Whether numbers without a mean are a layer's (complex, quantised, a mask), and not those of counters or seeds."""
     return w.dtype.startswith("complex") or (bool(w.shape) and w.dtype in _CODES)
 
 
