@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import polyak
-from polyak.errors import AmbiguousMatch, MissingWeight, ShapeMismatch
+from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, ShapeMismatch
 from polyak.transfer.match import are_of_two_frameworks
 
 torch = pytest.importorskip("torch")
@@ -71,6 +71,32 @@ def test_nor_does_one_on_the_way_to_pytorch(tmp_path: Path) -> None:
     assert told.value.hint == 'say it: layout="keras" turns it, layout="torch" takes it as it is'
     polyak.transfer(path, target, layout="keras")
     np.testing.assert_allclose(answers(target), np.asarray(source(X).numpy()), atol=1e-6)
+
+
+@pytest.mark.parametrize("end", [".weights.h5", ".keras"])
+def test_places_in_a_file_of_keras_are_none_of_pytorch(end: str, tmp_path: Path) -> None:
+    """They lie as in Keras, whatever names they are given; the way into PyTorch is the model that has the names."""
+    path, source, target = tmp_path / f"model{end}", model(), module()
+    source.save(path) if end == ".keras" else source.save_weights(path)
+    places = {f"layers/{layer}/vars/{i}": i for layer in ("dense", "dense_1") for i in (0, 1)}
+    names = dict(zip(places, ("fc.weight", "fc.bias", "out.weight", "out.bias"), strict=True))
+    with pytest.raises(PolyakError):
+        polyak.transfer(path, target, rename=names)
+    polyak.transfer(path, (again := model()))
+    polyak.transfer(again, target)
+    np.testing.assert_allclose(answers(target), np.asarray(source(X)), rtol=1e-5)
+
+
+def test_arrays_without_names_do_not_say_how_they_lie(tmp_path: Path) -> None:
+    path, source, target = tmp_path / "list.npz", model(), module()
+    np.savez(path, *source.get_weights())
+    names = {f"arr_{i}": name for i, name in enumerate(("fc.weight", "fc.bias", "out.weight", "out.bias"))}
+    with pytest.raises(AmbiguousMatch, match=r"weight 'fc.weight' \(4, 4\): expected two sides that say") as refused:
+        polyak.transfer(path, target, rename=names)
+    assert 'layout="torch" takes it as it is' in str(refused.value)
+    names = {f"arr_{i}": name for i, name in enumerate(("fc/kernel", "fc/bias", "out/kernel", "out/bias"))}
+    polyak.transfer(path, (again := model()), rename=names, layout="keras")
+    np.testing.assert_array_equal(np.asarray(again(X)), np.asarray(source(X)))
 
 
 @pytest.mark.parametrize(

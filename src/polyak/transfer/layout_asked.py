@@ -11,7 +11,7 @@ from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer.layout_pairs import Pairing
 from polyak.transfer.layout_rules import turns
 from polyak.transfer.layouts import said_layout, seen_as, told_by_classes
-from polyak.transfer.match import are_of_two_frameworks
+from polyak.transfer.match import are_of_two_frameworks, is_numbered_kernel
 from polyak.transfer.target import Target
 from polyak.weights import as_globs, glob_match
 
@@ -61,25 +61,29 @@ def change(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Change
 
 
 def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Target, layout: str | None) -> None:
-    """Raise AmbiguousMatch where a name of one framework was given a weight's name of the other, and nobody has said
-    how the source lies: its axes could be the other way round without anybody seeing it.
+    """Raise AmbiguousMatch where a name of one framework or a number was given a weight's name of the other, and nobody
+    has said how the source lies: its axes could be the other way round without anybody seeing it.
     """
     theirs, said = target.layout or told_by_classes(target.weights), said_layout(source, layout)
     if theirs and said:
         return
-    hint = (
-        f'say it: layout="{_OTHER[theirs]}" turns it, layout="{theirs}" takes it as it is'
-        if theirs
-        else "give a model, or a file that says its layout; rename= without like= takes arrays as they are"
-    )
     shapes = {w.path: w.shape for w in target.weights}
     for ours, wanted in pairs:
-        if are_of_two_frameworks(ours, wanted) and turns(shapes[wanted]):
+        is_number = is_numbered_kernel(ours, wanted)
+        if (is_number or are_of_two_frameworks(ours, wanted)) and turns(shapes[wanted]):
             raise AmbiguousMatch(
                 f"weight {wanted!r} {shapes[wanted]}: expected two sides that say in which layout they lie, received "
                 f"{ours!r} from {source.origin}, whose axes may be the other way round",
-                hint=hint,
+                hint=_how_to_say(theirs, is_number),
             )
+
+
+def _how_to_say(theirs: str | None, is_number: bool) -> str:
+    if not theirs:
+        return "give a model, or a file that says its layout; rename= without like= takes arrays as they are"
+    if is_number:
+        return f'layout="{theirs}" takes it as it is; else load it into a model of its own framework, and transfer that'
+    return f'say it: layout="{_OTHER[theirs]}" turns it, layout="{theirs}" takes it as it is'
 
 
 def refuse_two_layouts(source: Snapshot, target: Target) -> None:

@@ -44,9 +44,14 @@ class View:
 
 
 def layout_of(held: Snapshot) -> Layout | None:
-    """The layout that a snapshot is in, as its manifest says or as the classes of its layers tell; None if unknown."""
+    """The layout that a snapshot is in, as its manifest, its layers' classes or its writer tell; None if unknown."""
     said = held.manifest.layout
-    return _known(said) or told_by_classes(held.weights)
+    return _known(said) or told_by_classes(held.weights) or ("keras" if _wrote_keras(held) else None)
+
+
+def _wrote_keras(held: Snapshot) -> bool:
+    """Whether the file is one of Keras' own."""
+    return held.manifest.tool.partition(" ")[0] == "Keras"
 
 
 def told_by_classes(weights: Sequence[Weight]) -> Layout | None:

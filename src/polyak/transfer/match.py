@@ -23,6 +23,7 @@ _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
 # What is a matrix in both frameworks, with its axes in another order.
 _KERNEL = re.compile(r"(\w+_)?kernel")
+_NUMBER = re.compile(r"(arr_)?\d+")  # what NumPy and Keras call arrays that have no name
 _WEIGHT = re.compile(r"weight(_[ih]h_l\d+(_reverse)?)?|in_proj_weight|[qkv]_proj_weight")
 
 
@@ -258,6 +259,12 @@ def are_of_two_frameworks(ours: str, theirs: str) -> bool:
     """Whether one name is a kernel's in Keras and the other one's in PyTorch, whose axes have another order."""
     one, other = _local(ours), _local(theirs)
     return any(_KERNEL.fullmatch(a) and _WEIGHT.fullmatch(b) for a, b in ((one, other), (other, one)))
+
+
+def is_numbered_kernel(ours: str, theirs: str) -> bool:
+    """Whether a kernel of either framework is given a mere number, which does not tell whose it is."""
+    own = _local(theirs)
+    return bool(_NUMBER.fullmatch(_local(ours)) and (_KERNEL.fullmatch(own) or _WEIGHT.fullmatch(own)))
 
 
 def _local(path: str) -> str:
