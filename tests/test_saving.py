@@ -226,3 +226,46 @@ def test_the_end_of_the_program_tells_of_all_saves_that_failed(tmp_path: Path) -
     told = ended(tmp_path / "a.safetensors", tmp_path / "b.safetensors", program=FAILING)
     expected = "; ".join(f"{tmp_path / name}.safetensors: the weights are gone" for name in "ab")
     assert f"FileError: 2 saves failed: {expected}" in told
+
+
+FORKED = """
+import os, sys, time, warnings
+import numpy as np
+import polyak
+from polyak.errors import FileError
+from polyak.snapshot import Item, Snapshot
+from polyak.weights import Kind, Weight
+
+def read():
+    time.sleep(1)
+    return np.ones(2, np.float32)
+
+slow = Snapshot([Item("raw", Weight("w", (2,), "float32", Kind.TRAINABLE), read)])
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads
+saver = polyak.Saver()
+saving = saver.save(slow, sys.argv[1])
+child = os.fork()
+if child == 0:
+    for verb in (saver.wait, lambda: saver.save(slow, sys.argv[1])):
+        try:
+            verb()
+        except FileError as error:
+            print(str(error).splitlines()[-1], file=sys.stderr)
+    sys.exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), saving.done, file=sys.stderr)
+saver.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_forked_process_ends_and_leaves_the_saves_to_the_one_that_began_them(tmp_path: Path) -> None:
+    told = ended(tmp_path / "w.safetensors", program=FORKED)
+    assert told.splitlines() == ["hint: make a Saver in each process"] * 2 + ["3 False"]
+    assert polyak.open(tmp_path / "w.safetensors")["w"].tolist() == [1.0, 1.0]
+
+
+def test_a_saver_that_is_closed_says_so(tmp_path: Path) -> None:
+    saver = polyak.Saver()
+    saver.close()
+    with pytest.raises(FileError, match=r"w.safetensors': the saver is closed"):
+        saver.save(held(1), tmp_path / "w.safetensors")

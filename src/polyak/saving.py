@@ -84,6 +84,8 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, "polyak-save")
         self._room = threading.Semaphore(_WAITING)
         self._savings: list[Saving] = []
+        self._process = os.getpid()
+        self._closed = False
         atexit.register(self._raise_at_end)
 
     def save(self, source: Any, path: PathLike, weights: str | None = None) -> Saving:
@@ -92,9 +94,12 @@ class Saver:
         A relative path is meant from the directory that the program is in now.
 
         Raises:
-            FileError: an earlier save failed; this one is not begun then.
+            FileError: an earlier save failed; this one is not begun then. Or the saver is closed, or another process's.
         """
+        self._refuse_forked()
         self._raise_unseen()
+        if self._closed:
+            raise FileError(f"file {os.fspath(path)!r}: the saver is closed", hint="make another Saver")
         place = Path(path).absolute()
         writer = shared(saver(os.fspath(path)), source)
         self._room.acquire()
@@ -113,8 +118,9 @@ class Saver:
         """Wait for all saves; the receipts of those under way at the last call, in their order.
 
         Raises:
-            FileError: the first one that failed, with the others as notes.
+            FileError: the first one that failed, with the others as notes. Or another process has begun them.
         """
+        self._refuse_forked()
         waited = list(self._savings)
         wait_for([saving._future for saving in waited])
         # Only now: an interrupt while they are waited for leaves them to the next call.
@@ -124,6 +130,7 @@ class Saver:
 
     def close(self) -> None:
         """Wait for all saves, and take no more. Raises what ``wait`` raises."""
+        self._closed = True
         try:
             self.wait()
         finally:
@@ -143,12 +150,23 @@ class Saver:
         except PolyakError as failed:  # the block's own exception matters more, and names it
             error.add_note(f"besides, a save failed: {failed}")
 
+    def _refuse_forked(self) -> None:
+        """A process that was forked has no thread that writes, and would wait for ever."""
+        if os.getpid() != self._process:
+            raise FileError(
+                f"a saver: expected to be used in process {self._process}, which made it, received process "
+                f"{os.getpid()}, forked from it",
+                hint="make a Saver in each process",
+            )
+
     def _raise_unseen(self) -> None:
         """Raise for saves that have failed and that nobody has heard of."""
         self._raise_failed([saving for saving in self._savings if saving.done])
 
     def _raise_at_end(self) -> None:
         """Raise when the program ends, which has waited for all. It shows no notes then, so one message says all."""
+        if os.getpid() != self._process:
+            return  # what is under way there is told there
         failed = _failed(self._savings)
         if len(failed) > 1:
             raise FileError(f"{len(failed)} saves failed: {'; '.join(f'{s.path}: {error}' for s, error in failed)}")
