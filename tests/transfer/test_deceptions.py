@@ -73,6 +73,22 @@ def test_nor_does_one_on_the_way_to_pytorch(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers(target), np.asarray(source(X).numpy()), atol=1e-6)
 
 
+class OwnLinear(torch.nn.Linear):
+    """A user's own: polyak knows its base class alone, which a model of another code could have changed."""
+
+
+@pytest.mark.parametrize("to_torch", [True, False])
+def test_the_hint_for_a_class_of_ones_own_turns_its_kernel(to_torch: bool) -> None:
+    made, target = model(), module()
+    target.fc = OwnLinear(WIDTH, WIDTH)
+    ends = (made, target) if to_torch else (target, made)
+    with pytest.raises(AmbiguousMatch, match="no layout rule is known for these two classes") as refused:
+        polyak.transfer(*ends)
+    assert 'layers={"fc": "Dense"}, or "same" if the arrays lie alike' in str(refused.value)
+    polyak.transfer(*ends, layers={"fc": "Dense"})
+    np.testing.assert_allclose(answers(target), np.asarray(made(X)), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("end", [".weights.h5", ".keras"])
 def test_places_in_a_file_of_keras_are_none_of_pytorch(end: str, tmp_path: Path) -> None:
     """They lie as in Keras, whatever names they are given; the way into PyTorch is the model that has the names."""

@@ -265,7 +265,9 @@ def rule_for(mine: Block, other: Block | None, layout: Layout, pairing: Pairing)
     rule = rules.BY_KERAS.get(keras.layer if keras else "")
     if rule is not None:
         if torch is not None and torch.layer and torch.layer not in rule.torch:
-            raise _no_rule(mine, other, f'"{_alike(torch.layer)}"')
+            # A class that nobody knows may be the user's own kind of the class that the rule is for.
+            known = rules.by_torch(torch.layer) or [rule]
+            raise _no_rule(mine, other, f'"{known[0].keras[0]}"')
         _refuse_unclear(rule, mine, other)
         return rule
     if torch is not None and torch.layer in rules.TORCH_CLASSES:
@@ -282,11 +284,6 @@ def _by_torch(mine: Block, other: Block | None, layout: Layout, name: str) -> Ru
         raise _no_rule(mine, other, " or ".join(f'"{r.keras[0]}"' for r in fitting or rules.by_torch(name)))
     _refuse_unclear(fitting[0], mine, other)
     return fitting[0]
-
-
-def _alike(torch: str) -> str:
-    found = rules.by_torch(torch)
-    return found[0].keras[0] if found else SAME
 
 
 def _no_rule(mine: Block, other: Block | None, classes: str) -> AmbiguousMatch:
