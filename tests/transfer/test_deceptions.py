@@ -220,3 +220,37 @@ def test_numbers_of_another_model_mean_nothing_whatever_is_asked_for(asked: dict
         polyak.transfer(listed(blocks(4), tmp_path / "ema.pt"), target, weights="average", **asked)
     for name, value in target.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+# Places in Keras' files
+
+
+class Private(keras.Model):
+    """Keras stores layers by attribute, private ones last; TensorFlow keeps lists of its own among these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trunk, self._value, self._action = (keras.layers.Dense(WIDTH) for _ in range(3))
+
+    def call(self, x: Any) -> Any:
+        return self._value(keras.ops.tanh(self._trunk(x))) - self._action(x)
+
+
+def attending() -> Any:
+    inputs = keras.Input((5, WIDTH))
+    return keras.Model(inputs, keras.layers.GroupQueryAttention(3, 4, 2)(inputs, inputs))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Private, (3, WIDTH)), (attending, (3, 5, WIDTH))])
+def test_layers_in_private_attributes_come_from_a_file_of_keras(make: Any, shape: Any, tmp_path: Path) -> None:
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    source, target = make(), make()
+    expected = np.asarray(source(x))
+    assert not np.array_equal(np.asarray(target(x)), expected)
+    source.save_weights(tmp_path / "m.weights.h5")
+    polyak.transfer(tmp_path / "m.weights.h5", target)
+    np.testing.assert_array_equal(np.asarray(target(x)), expected)
+    polyak.save(source, tmp_path / "p.weights.h5")
+    (again := make())(x)
+    again.load_weights(tmp_path / "p.weights.h5")
+    np.testing.assert_array_equal(np.asarray(again(x)), expected)

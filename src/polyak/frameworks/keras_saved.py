@@ -101,7 +101,7 @@ def saved_places(model: Any, flavour: Flavour) -> Mapping[int, Saved]:
 def _keras3(keras: ModuleType) -> Manner:
     from keras.src.saving.keras_saveable import KerasSaveable
 
-    skipped = _bare(keras)
+    skipped = _bare(keras) | {"_self_unconditional_dependency_names"}  # TensorFlow's list, which Keras passes over
 
     def order(layer: Any) -> list[str]:
         first = ["layers"] if layer._obj_type() in ("Sequential", "Functional") else []
