@@ -64,6 +64,16 @@ def test_the_average_is_told_apart_as_in_a_file_of_torch() -> None:
         assert_same(held[name], array)
 
 
+def test_a_checkpoint_of_many_thousand_tensors_is_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint")
+    path = tmp_path / "many"
+    checkpoint.save({str(i): torch.full((1, 1, 1, 1), i) for i in range(6000)}, checkpoint_id=path)
+    held = torch_dcp.read(path).tensors
+    assert len(held) == 6000
+    assert held["5999"].read().item() == 5999
+
+
 def test_torch_is_not_loaded() -> None:
     script = "import sys, polyak; dict(polyak.open(sys.argv[1])); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script, str(GOLDEN / "dcp")], check=False).returncode == 0

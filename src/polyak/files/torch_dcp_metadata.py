@@ -14,7 +14,7 @@ from typing import Any
 
 from polyak.errors import DamagedFile
 from polyak.files import torch_globals
-from polyak.files.limits import most_steps
+from polyak.files.limits import FREE_STEPS
 from polyak.files.torch_pickle import Machine, load
 from polyak.files.torch_values import Budget, Name, Refused, Stub
 from polyak.weights import numpy_dtype
@@ -70,8 +70,8 @@ class Metadata:
 
 def read_metadata(raw: bytes, origin: str) -> Metadata:
     """Read the pickle. Raises DamagedFile."""
-    # A chunk takes three hundred bytes here, and some fifty steps.
-    budget = Budget(most_steps(len(raw), len(raw) // 128))
+    # A tensor takes two hundred bytes here and, with some of its axes and names for each, nearly as many steps.
+    budget = Budget(FREE_STEPS + len(raw))
     value = load(BytesIO(raw), Machine(torch_globals.find, torch_globals.call, torch_globals.storage, budget), origin)
     try:
         return _metadata(value, origin)
