@@ -146,6 +146,8 @@ class _Buffered(io.BufferedReader):
     """Python's takes memory for all that is asked for, before it sees how little there is."""
 
     def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and 0 <= size <= _PIECE:  # what parsers ask for, a million times
+            return super().read(size)
         left = max(self.raw.end - self.tell(), 0)  # type: ignore[attr-defined]
         return super().read(left if size is None or size < 0 else min(size, left))
 
@@ -167,6 +169,9 @@ class _Stream(io.RawIOBase):
         self._data.fill(memoryview(view)[:count], self._at)
         self._at += count
         return count
+
+    def tell(self) -> int:
+        return self._at
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
         self._at = place + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.end}[whence]
