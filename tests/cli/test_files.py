@@ -374,6 +374,14 @@ def test_a_file_whose_name_is_no_text_is_verified_as_data() -> None:
         json.loads(answer.stdout)
 
 
+def test_a_dry_run_says_names_that_are_no_text_as_data() -> None:
+    target = os.fsdecode(b"b\xff.safetensors")
+    for verb in ("convert", "transfer"):
+        answer = call(verb, "ema.safetensors", target, "--dry-run", "--json")
+        assert answer.exit_code == 0, answer.stderr
+        assert json.loads(answer.stdout)["target"] == "b\\udcff.safetensors"
+
+
 def in_a_shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     started = {**os.environ, "POLYAK": f"{sys.executable} -m polyak", **environment}
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=started, check=False)

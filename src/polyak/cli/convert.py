@@ -52,6 +52,6 @@ def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) 
     written = format_of(target, asked.pop("format", None))
     made = view(source, **asked)
     if as_json:
-        output.json(dry_run_json(made, target, written))
+        output.json(dry_run_json(made, output.shown(target), written))
     else:
         output.data(dry_run(made, target, written))

@@ -74,6 +74,6 @@ def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) 
     written = saved_as(target)
     made = into_file(source, target, **asked)
     if as_json:
-        output.json(dry_run_json(made, target, written))
+        output.json(dry_run_json(made, output.shown(target), written))
     else:
         output.data(dry_run(made, target, written))
