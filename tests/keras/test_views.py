@@ -512,3 +512,21 @@ def test_a_callback_may_evaluate_within_fit() -> None:
     assert len(set(seen)) == 12
     with averaging.average.applied():
         assert_equal(seen[-1], model.evaluate(x, y, verbose=0)[0])
+
+
+def test_what_a_model_gives_away_may_have_keys_of_two_sorts_and_keeps_their_order() -> None:
+    class Giving(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return {"z": self.dense(x), 1: None, "a": [self.dense.kernel]}
+
+    model = Giving()
+    x = np.ones((1, 3), "float32")
+    model(x)
+    ema = polyak.EMA(model, 0.5)
+    found = ema(x)
+    assert list(found) == ["z", 1, "a"]
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found["a"][0]), ema.values()["dense/kernel"])
