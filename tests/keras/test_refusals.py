@@ -204,3 +204,13 @@ def test_switches_are_counted_in_steps_of_training() -> None:
     switch._switch = lambda: switches.append(averaging.average.count)
     fit(made, averaging, switch, epochs=4)
     assert switches == [6, 9, 12]
+
+
+def test_a_step_that_is_only_accumulated_may_change_weights_by_itself() -> None:
+    """Spectral normalisation writes its kernel in each call."""
+    layer = keras.layers.SpectralNormalization(keras.layers.Dense(1))
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), "mse")
+    averaging = Averaging("ema:0.9")
+    model.fit(np.ones((8, 4)), np.ones((8, 1)), 4, 2, verbose=0, callbacks=[averaging])
+    assert averaging.average.count == 1

@@ -16,7 +16,7 @@ from polyak.frameworks.adopting import Adopted
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several
-from polyak.keras.fitting import fitting, optimizers
+from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, both_sets
 from polyak.keras.loops import Stand, fit_argument, neighbours
 from polyak.recalibrating import Watch, recalibrate
@@ -237,7 +237,9 @@ class Averaging(keras.callbacks.Callback):
         if self._started is None:
             return
         started, self._started = self._started, None
-        if (self.average.count, self.average.skipped) == self._begun and Marks.of(self.average).raw != started.raw:
+        if (self.average.count, self.average.skipped) != self._begun or any(map(postpones, optimizers(self.model))):
+            return  # a layer such as SpectralNormalization writes its weights in each call
+        if Marks.of(self.average).raw != started.raw:
             raise ModelError(
                 f"fit of {type(self.model).__name__}: expected its optimizers to count the updates, received an epoch "
                 "that has changed the weights without one, so that the average has not moved",

@@ -64,6 +64,11 @@ def counting(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "optimizers", ())) or [optimizer]
 
 
+def postpones(optimizer: Any) -> bool:
+    """Whether it may see many gradients before it counts an update: it accumulates them, or looks for a loss scale."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or bool(optimizer.gradient_accumulation_steps)
+
+
 def exchanged(model: Any, average: Average, plain: Function) -> Function:
     """A function of the model, run with the average applied to it; between its calls the model holds raw weights."""
 
