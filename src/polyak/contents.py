@@ -46,6 +46,8 @@ class Contents:
         full_names: the variable's own name, where the format stores it.
         slots: optimizer variables, where the format tells.
         facts: plain values (numbers, text, truth values) that lie beside the arrays, by their path in the file.
+        unread: what an array is that is not read, by its path.
+        beside: what else lies there that is no weight and nobody takes, by its path.
     """
 
     origin: str
@@ -58,3 +60,21 @@ class Contents:
     full_names: Mapping[str, str] = field(default_factory=dict)
     slots: tuple[Slot, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+
+def plain(facts: Mapping[str, object]) -> dict[str, str]:
+    """What plain values are, in words.
+
+    Example:
+        >>> plain({"epoch": 3, "run": "a", "done": True})
+        {'epoch': 'a number', 'run': 'a text', 'done': 'a truth value'}
+    """
+    return {name: _sort(value) for name, value in facts.items()}
+
+
+def _sort(value: object) -> str:
+    if isinstance(value, bool):
+        return "a truth value"
+    return "a text" if isinstance(value, str) else "a number"

@@ -187,7 +187,8 @@ def written(held: Snapshot, path: PathLike, writer: Writer, view: Converted | No
     moved = tuple(_moved(s, sources, found) for s in done.weights)
     count = held.state.count if held.state else None
     skipped = () if view is None else view.skipped
-    return Receipt(held.origin, f"file {str(path)!r}", "+".join(held.roles), moved, skipped, count=count)
+    target, unread = f"file {str(path)!r}", held.manifest.unread
+    return Receipt(held.origin, target, "+".join(held.roles), moved, skipped, count=count, unread=unread)
 
 
 def _moved(stored: Stored, sources: Mapping[str, tuple[str, str]], found: Mapping[str, str]) -> Moved:

@@ -53,6 +53,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     ``evidence`` says, in sentences, why the roles of a foreign file are taken to be what they are, and ``confidence``
     how sure that is: "stated" by the file, "inferred" from the layout of a known tool, or "unknown".
     ``layout`` says how the arrays of a layer lie: "keras", "torch", or "" where nobody knows.
+    ``unread`` says what else is in a foreign file, by its path: arrays that cannot be read, objects, plain values.
     """
 
     tool: str
@@ -66,6 +67,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     evidence: tuple[str, ...] = ()
     confidence: str = "stated"
     layout: str = ""
+    unread: dict[str, str] = {}
 
     @property
     def marked(self) -> bool:

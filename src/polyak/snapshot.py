@@ -140,6 +140,18 @@ class Snapshot(Mapping[str, Array]):
         roles = {role: _present(told) for role, told in self._states.items()}
         return msgspec.structs.replace(written, roles=roles, weights=stored, integrity=self.integrity)
 
+    def written(self, weights: Iterable[Stored]) -> Manifest:
+        """The manifest of a file of polyak's that holds these weights; what was beside the arrays is not in it."""
+        return msgspec.structs.replace(
+            self.manifest,
+            tool=tool(),
+            source=self.origin,
+            versions=versions(),
+            integrity="xxh3-128",
+            weights=tuple(weights),
+            unread={},
+        )
+
     def select(self, role: str | None = None, include: Globs = "*", exclude: Globs = ()) -> Snapshot:
         """The arrays of one role whose paths match; a view, nothing is read.
 

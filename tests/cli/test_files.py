@@ -412,3 +412,38 @@ def test_what_polyak_did_not_expect_ends_with_status_two(capsys: pytest.CaptureF
 
 def test_an_option_without_a_value_is_not_left_out() -> None:
     assert call("convert", "a.safetensors", "x.npz", "--cast", "").exit_code == 2
+
+
+# --- what is not taken ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_file_holds_beside_its_weights_is_said() -> None:
+    import torch
+
+    held = {"model": {"w": torch.ones(2)}, "scores": np.ones(3), "epoch": 3, "run": "a", "seed": b"x", "at": {1, 2}}
+    torch.save(held, "run.pt")
+    said = (
+        "not taken from file 'run.pt': scores (a NumPy array), seed (bytes), at (an object: __builtin__.set), "
+        "epoch (a number), run (a text)\n"
+    )
+    wanted = {
+        "scores": "a NumPy array",
+        "seed": "bytes",
+        "at": "an object: __builtin__.set",
+        "epoch": "a number",
+        "run": "a text",
+    }
+    for verb in (["inspect", "run.pt"], ["convert", "run.pt", "a.npz", "--dry-run"], ["convert", "run.pt", "a.npz"]):
+        answer = call(*verb)
+        assert (answer.exit_code, answer.stderr) == (0, said)
+        answer = call(*verb, "--json", *(["--force"] if verb[-1] == "a.npz" else []))
+        assert (answer.exit_code, answer.stderr, json.loads(answer.stdout)["unread"]) == (0, said, wanted)
+    assert call("verify", "run.pt").stderr == said
+    assert "unread" not in json.loads(call("inspect", "a.npz", "--json").stdout)
+
+
+def test_of_many_that_are_not_taken_the_first_are_said() -> None:
+    np.savez("m.npz", w=np.ones(2), **{f"t{i}": np.array(["x"]) for i in range(12)})
+    answer = call("inspect", "m.npz", "--json")
+    assert answer.stderr.endswith("t7 (an array of <U1) and 4 more; polyak inspect --json names all\n")
+    assert len(json.loads(answer.stdout)["unread"]) == 12

@@ -112,7 +112,7 @@ def test_headers_alone_are_read_on_opening(tmp_path: Path) -> None:
 def test_text_is_left_out_and_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", w=np.float32([1]), note=np.array("text"))
     contents = npz.read(tmp_path / "a.npz")
-    assert (list(contents.tensors), dict(contents.facts)) == (["w"], {"left out/note": "<U4 is no number"})
+    assert (list(contents.tensors), dict(contents.unread)) == (["w"], {"note": "an array of <U4"})
 
 
 @pytest.mark.parametrize("name", ["polyak.json", "a\0b", "a\nb", "x" * 70_000])

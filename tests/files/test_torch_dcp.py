@@ -97,7 +97,7 @@ def test_numbers_within_objects_are_named_as_not_read(tmp_path: Path) -> None:
     held = torch_dcp.read(tmp_path / "x")
     assert list(held.tensors) == ["w"]
     within = "a tensor within an object"
-    assert held.facts == {"not read/n": "a NumPy array", "not read/p/0": within, "not read/p/1": within}
+    assert held.unread == {"n": "a NumPy array", "p/0": within, "p/1": within}
 
 
 # --- what becomes of it while it is open ------------------------------------------------------------------------------

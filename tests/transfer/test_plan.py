@@ -137,6 +137,7 @@ def test_a_receipt_as_data() -> None:
         "skipped": ["scale"],
         "left": ["dice/state"],
         "count": None,
+        "unread": {},
         "nbytes": 4 + 8 + 4,
         "digest": receipt.digest,
     }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
 
 if TYPE_CHECKING:
     from polyak.combine.average import Member
@@ -41,7 +41,7 @@ def average(
     options.refuse_own_source(files, out)
     shares = options.numbers(member_weights, "--member-weights")
     with output.progress() as watch:
-        receipt = polyak.average(files, shares, out, weights, watch)
+        receipt = polyak.average([reading.held(file) for file in files], shares, out, weights, watch)
         watch("distances", 0, 1)
         members = polyak.distances(files, out, shares, weights)
     assert isinstance(receipt, polyak.Receipt)

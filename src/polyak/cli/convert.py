@@ -50,7 +50,7 @@ def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) 
     from polyak.report.combined import dry_run, dry_run_json
 
     written = format_of(target, asked.pop("format", None))
-    made = view(source, **asked)
+    made = view(reading.held(source), **asked)
     if as_json:
         output.json(dry_run_json(made, output.shown(target), written))
     else:

@@ -25,7 +25,7 @@ def diff(a: str, b: str, weights: str | None, atol: float, as_json: bool) -> Non
     from polyak.report.combined import difference
 
     with output.progress() as watch:
-        found = polyak.diff(reading.opened(a, watch), polyak.open(b), weights, atol)
+        found = polyak.diff(reading.opened(a, watch), reading.held(b), weights, atol)
     if as_json:
         output.json(found.to_json())
     else:

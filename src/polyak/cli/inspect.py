@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from polyak.cli import output
+from polyak.cli import output, reading
 
 if TYPE_CHECKING:
     from polyak.snapshot import Snapshot
@@ -21,9 +21,7 @@ def inspect(file: str, as_json: bool) -> None:
 
     FILE is anything that polyak reads, such as a safetensors file or the prefix of a TensorFlow checkpoint.
     """
-    import polyak
-
-    held = polyak.open(file)
+    held = reading.held(file)
     if as_json:
         output.json(held.manifest.to_json())
     else:

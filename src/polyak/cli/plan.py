@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
 
 
 @click.command(short_help="Write down which weight goes where, to be edited.")
@@ -25,7 +25,7 @@ def plan(source: str, like: str, out: str, force: bool, as_json: bool, weights: 
     """
     import polyak
 
-    made = polyak.plan(source, like, weights=weights, **options.asked(**asked))
+    made = polyak.plan(reading.held(source), like, weights=weights, **options.asked(**asked))
     if out == "-":
         output.json(made.to_json())
         return

@@ -6,19 +6,40 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from polyak.cli.output import Watch
     from polyak.snapshot import Snapshot
 
 # A plan has a line for each weight; what is longer is none.
 _LARGEST = 1 << 28
+_MOST_NAMED = 8
+
+
+def held(path: str) -> Snapshot:
+    """A file; what it holds beside its weights is said."""
+    import polyak
+    from polyak.cli import output
+
+    found = polyak.open(path)
+    unread = found.manifest.unread
+    if unread:
+        output.say(f"not taken from {found.origin}: {_listed(unread)}")
+    return found
+
+
+def _listed(unread: Mapping[str, str]) -> str:
+    """The first of what is left."""
+    named = [f"{name} ({what})" for name, what in unread.items()]
+    more = f" and {len(named) - _MOST_NAMED:,} more; polyak inspect --json names all"
+    return ", ".join(named[:_MOST_NAMED]) + (more if len(named) > _MOST_NAMED else "")
 
 
 def opened(path: str, watch: Watch) -> Snapshot:
     """A file whose arrays are announced when they are read."""
-    import polyak
     from polyak.combine.watching import watched
 
-    return watched(polyak.open(path), watch)
+    return watched(held(path), watch)
 
 
 def standard_input() -> bytes:

@@ -72,7 +72,7 @@ def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) 
     from polyak.verbs import saved_as
 
     written = saved_as(target)
-    made = into_file(source, target, **asked)
+    made = into_file(reading.held(source), target, **asked)
     if as_json:
         output.json(dry_run_json(made, output.shown(target), written))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -83,11 +83,13 @@ class Converted:
         snapshot: the view.
         sources: of each name in it, the name and dtype in the source.
         skipped: names of the source that were left out as asked.
+        unread: what else is in the source's file, by its path there.
     """
 
     snapshot: Snapshot
     sources: Mapping[str, tuple[str, str]]
     skipped: tuple[str, ...]
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 def converted(held: Snapshot, choosing: Choosing) -> Converted:
@@ -123,7 +125,7 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     chosen = set(kept)
     set_aside = [name for name in held if name not in chosen]
     old = [(name, held.items_by_path[name].weight.dtype) for name in kept]
-    return Converted(view, dict(zip(view, old, strict=True)), tuple(set_aside))
+    return Converted(view, dict(zip(view, old, strict=True)), tuple(set_aside), held.manifest.unread)
 
 
 def _wanted(path: str, include: Globs, exclude: Globs) -> bool:

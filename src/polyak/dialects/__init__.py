@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import msgspec
+
 from polyak.contents import Contents
+from polyak.manifest import Manifest
 from polyak.snapshot import Snapshot
 
 # A module with ``interpret(contents) -> Snapshot | None`` each; the first that knows the writer decides.
@@ -30,10 +33,28 @@ _DIALECTS = (
     "jax_state",
     "plain",
 )
+_MOST_NOTED = 3
 
 
 def interpret(contents: Contents) -> Snapshot:
-    """The contents as a snapshot: roles, paths, kinds, states."""
+    """The contents as a snapshot: roles, paths, kinds, states, and what else the file holds."""
+    held = _interpreted(contents)
+    if not contents.unread and not contents.beside:
+        return held
+    told = _telling(held.manifest, contents)
+    return Snapshot(held.items_by_path.values(), held.states, held.origin, held.integrity, told, held.moment)
+
+
+def _telling(known: Manifest, contents: Contents) -> Manifest:
+    """The manifest with all that is in the file beside the arrays; its note says the arrays that are not read."""
+    left = [f"{name} ({what})" for name, what in contents.unread.items()]
+    more = f" and {len(left) - _MOST_NOTED} more" if len(left) > _MOST_NOTED else ""
+    said = f"not read: {', '.join(left[:_MOST_NOTED])}{more}" if left else ""
+    note = "; ".join(filter(None, (known.note, said)))
+    return msgspec.structs.replace(known, note=note, unread={**contents.unread, **contents.beside})
+
+
+def _interpreted(contents: Contents) -> Snapshot:
     for name in _DIALECTS:
         snapshot: Snapshot | None = import_module(f"polyak.dialects.{name}").interpret(contents)
         if snapshot is not None:

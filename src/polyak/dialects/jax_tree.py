@@ -7,7 +7,7 @@ several times over, so subtrees of an optimizer are never a set.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -24,8 +24,6 @@ _OPTIMIZER = re.compile(
 )
 _STATISTICS = "batch_stats"
 _VALUE = "/value"
-_NOT_READ = "not read/"
-_MOST_NOTED = 3
 _MOST_LOOKED_AT, _MOST_PLACES = 1000, 16
 
 
@@ -133,7 +131,7 @@ def snapshot(tree: JaxTree, reading: Reading, statistics: Iterable[str] = ()) ->
         {},
         (),
         source=contents.origin,
-        note="; ".join(filter(None, (reading.note, _not_read(contents)))),
+        note=reading.note,
         evidence=reading.evidence,
         confidence=reading.confidence,
     )
@@ -145,15 +143,3 @@ def _item(role: str, name: str, tensor: Tensor, copied: frozenset[str]) -> Item:
     if name not in copied or not is_floating(tensor.dtype):
         return made
     return replace(made, weight=replace(made.weight, kind=Kind.STATISTIC))
-
-
-def _not_read(contents: Contents) -> str:
-    left = list(_named(contents))
-    more = f" and {len(left) - _MOST_NOTED} more" if len(left) > _MOST_NOTED else ""
-    return f"not read: {', '.join(left[:_MOST_NOTED])}{more}" if left else ""
-
-
-def _named(contents: Contents) -> Iterator[str]:
-    for name, what in contents.facts.items():
-        if name.startswith(_NOT_READ):
-            yield f"{name.removeprefix(_NOT_READ)} ({what})"

@@ -26,7 +26,6 @@ _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
 _SLOTS = re.compile(r"(^|/)state/\d+(/|$)")
 _CONTRARY = re.compile(r"(?<![a-z])(no|non|not|without|pre|before)[^a-z]*$")
 _COUNTER = "num_batches_tracked"
-_NOT_READ = "not read/"
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 
 Set = Mapping[str, Tensor]
@@ -166,7 +165,7 @@ def snapshot(contents: Contents, reading: Reading) -> Snapshot:
         {},
         (),
         source=contents.origin,
-        note="; ".join(filter(None, (reading.note, _not_read(contents)))),
+        note=reading.note,
         evidence=reading.evidence,
         confidence=reading.confidence,
         layout=TORCH if contents.format == TORCH else "",
@@ -189,10 +188,3 @@ def _statistic(name: str, tensors: Set) -> bool:
     """Moving statistics of a layer that also counts its batches, as torch's normalisation layers do."""
     owner, dot, _ = name.rpartition(".")
     return bool(_STATISTICS.search(name)) and f"{owner}{dot}{_COUNTER}" in tensors
-
-
-def _not_read(contents: Contents) -> str:
-    """What the format could not read, as a sentence."""
-    left = [f"{n.removeprefix(_NOT_READ)} ({what})" for n, what in contents.facts.items() if n.startswith(_NOT_READ)]
-    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    return f"not read: {', '.join(left[:3])}{more}" if left else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from polyak.contents import Contents, Tensor
+from polyak.contents import Contents, Tensor, plain
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
 from polyak.files.flax_msgpack_tree import Malformed, Parser, Run, Skipped
@@ -21,7 +21,6 @@ from polyak.files.positioned import PositionedFile
 from polyak.snapshot import Array
 
 FORMAT = "flax"
-NOT_READ = "not read/"
 _CHUNKED = "__msgpack_chunked_array__"
 _START = 512
 _ROOT = "array"
@@ -58,8 +57,7 @@ def _is_array(start: bytes) -> bool:
 def read(path: Path) -> Contents:
     """Open a file; its tree is read, its arrays are not. Raises DamagedFile, FileError.
 
-    Arrays are named by their path, steps joined with slashes. Plain values are facts; ``not read/<path>`` says what
-    is not read.
+    Arrays are named by their path, steps joined with slashes. Plain values are facts.
     """
     origin = f"file {str(path)!r}"
     data = PositionedFile(path)
@@ -76,26 +74,34 @@ def read(path: Path) -> Contents:
         ) from error
     tensors: dict[str, Tensor] = {}
     facts: dict[str, object] = {}
+    unread: dict[str, str] = {}
     for name, leaf in leaves:
-        if name in tensors or name in facts:
+        if name in tensors or name in facts or name in unread:
             raise DamagedFile(f"{origin}: expected one value {name!r:.120}, received two")
-        _enter(name, leaf, data, tensors, facts)
-    return Contents(origin, FORMAT, tensors, "none", facts=facts)
+        if (tensor := _tensor(leaf, data)) is not None:
+            tensors[name] = tensor
+        elif (what := _unread(leaf)) is not None:
+            unread[name] = what
+        elif leaf is not None:
+            facts[name] = leaf
+    return Contents(origin, FORMAT, tensors, "none", facts=facts, unread=unread, beside=plain(facts))
 
 
-def _enter(name: str, leaf: Any, data: PositionedFile, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
-    runs = leaf if isinstance(leaf, tuple) else None
+def _tensor(leaf: Any, data: PositionedFile) -> Tensor | None:
+    if isinstance(leaf, Run) and leaf.dtype:
+        return Tensor(leaf.shape, leaf.dtype, partial(data.array, leaf.start, leaf.shape, leaf.dtype))
+    if isinstance(leaf, tuple):
+        shape, parts = leaf
+        return Tensor(shape, parts[0].dtype, partial(_joined, data, shape, parts))
+    return None
+
+
+def _unread(leaf: Any) -> str | None:
     if isinstance(leaf, Skipped):
-        facts[NOT_READ + name] = leaf.what
-    elif isinstance(leaf, Run) and not leaf.dtype:
-        facts[NOT_READ + name] = "an array of no numbers"
-    elif isinstance(leaf, Run):
-        tensors[name] = Tensor(leaf.shape, leaf.dtype, partial(data.array, leaf.start, leaf.shape, leaf.dtype))
-    elif runs is not None:
-        shape, parts = runs
-        tensors[name] = Tensor(shape, parts[0].dtype, partial(_joined, data, shape, parts))
-    elif leaf is not None and not (isinstance(leaf, int) and abs(leaf) >= _WIDEST):
-        facts[name] = leaf
+        return leaf.what
+    if isinstance(leaf, Run):
+        return "an array of no numbers"
+    return "a number of more than 64 bits" if isinstance(leaf, int) and abs(leaf) >= _WIDEST else None
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

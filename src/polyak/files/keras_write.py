@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 import h5py
-import msgspec
 import numpy as np
 import xxhash
 
@@ -20,7 +19,7 @@ from polyak.files.atomic import Check, replacing
 from polyak.files.hdf5_chunks import chunk_of
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST
 from polyak.manifest import Manifest, Stored, digest
-from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.snapshot import Array, Snapshot
 from polyak.weights import Kind, Weight, numpy_dtype
 
 SUFFIX = ".weights.h5"
@@ -155,14 +154,7 @@ def _create(group: Any, name: str, value: Array) -> Any:
 
 
 def _note(h5: Any, snapshot: Snapshot, stored: list[Stored]) -> Manifest:
-    manifest = msgspec.structs.replace(
-        snapshot.manifest,
-        tool=tool(),
-        source=snapshot.origin,
-        versions=versions(),
-        integrity="xxh3-128",
-        weights=tuple(stored),
-    )
+    manifest = snapshot.written(tuple(stored))
     text = manifest.to_json()
     h5.attrs[NOTE] = text
     h5.attrs[NOTE_DIGEST] = xxhash.xxh3_128_hexdigest(text.encode())

@@ -34,7 +34,7 @@ from polyak.files.limits import MOST_AXES
 from polyak.files.meanwhile import Members
 from polyak.files.positioned import PositionedFile, flat_bytes
 from polyak.manifest import Manifest, Stored, longest_manifest
-from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.snapshot import Array, Snapshot
 from polyak.weights import numpy_dtype
 
 _KEY = "polyak.json"
@@ -105,13 +105,13 @@ def read(path: Path) -> Contents:
         found = {name: _member(archive, info, origin) for name, info in members.items()}
     source = replace(source, marked=manifest is not None and manifest.marked)
     wanted = _described(manifest, found, origin)
-    facts = {f"left out/{n}": f"{m.dtype} is no number" for n, m in found.items() if m.dtype.kind in _TEXT_KINDS}
+    unread = {n: f"an array of {m.dtype}" for n, m in found.items() if m.dtype.kind in _TEXT_KINDS}
     tensors = {
         name: _tensor(source, name, m, wanted.get(name, m.dtype.name))
         for name, m in found.items()
         if m.dtype.kind in _PLAIN_KINDS
     }
-    return Contents(origin, "npz", tensors, "crc32" if manifest is None else "xxh3-128", manifest, facts=facts)
+    return Contents(origin, "npz", tensors, "crc32" if manifest is None else "xxh3-128", manifest, unread=unread)
 
 
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
@@ -133,14 +133,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
     with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         members = Members(archive, file)
         weights = tuple(_append(members, snapshot[s.name], s) for s in known.weights)
-        manifest = msgspec.structs.replace(
-            known,
-            tool=tool(),
-            source=snapshot.origin,
-            versions=versions(),
-            integrity="xxh3-128",
-            weights=weights,
-        )
+        manifest = snapshot.written(weights)
         _append_array(members, _KEY, np.frombuffer(manifest.to_json().encode(), np.uint8))
     return manifest
 

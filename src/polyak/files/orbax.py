@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from polyak.contents import Contents, Tensor
+from polyak.contents import Contents, Tensor, plain
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
 from polyak.files.orbax_path import find, is_checkpoint
@@ -23,7 +23,6 @@ from polyak.snapshot import Array
 __all__ = ["FORMAT", "read", "recognises", "write"]
 
 FORMAT = "orbax"
-_NOT_READ = "not read/"
 
 
 def recognises(path: Path) -> bool:
@@ -34,8 +33,8 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Contents:
     """Open a checkpoint; headers are read, values are not.
 
-    Names are paths with slashes; of a step with several items the item's name comes first. Strings are facts, and so
-    is what is not read (``not read/<path>``). Of a directory of steps the newest one is opened; name another as
+    Names are paths with slashes; of a step with several items the item's name comes first. Strings are
+    facts. Of a directory of steps the newest one is opened; name another as
     ``directory/step``.
 
     Raises:
@@ -45,41 +44,37 @@ def read(path: Path) -> Contents:
     found = find(path)
     tensors: dict[str, Tensor] = {}
     facts: dict[str, object] = {}
+    unread: dict[str, str] = {}
     held = {item: _opened(tree, found.origin, found.size) for item, tree in found.trees.items()}
-    several = sum(bool(t) for t, _ in held.values()) > 1
-    for item, (arrays, told) in held.items():
+    several = sum(bool(t) for t, *_ in held.values()) > 1
+    for item, (arrays, texts, odd) in held.items():
         prefix = f"{item}/" if item and (several or not arrays) else ""
         tensors |= {prefix + name: tensor for name, tensor in arrays.items()}
-        facts |= {_after(name, prefix): fact for name, fact in told.items()}
+        facts |= {prefix + name: text for name, text in texts.items()}
+        unread |= {prefix + name: what for name, what in odd.items()}
     trees = list(found.trees.values())
     manifest = _manifest(trees[0], tensors, found.origin) if len(trees) == 1 else None
     integrity = "none" if manifest is None else manifest.integrity
-    return Contents(found.origin, FORMAT, tensors, integrity, manifest, facts=facts)
+    beside = {} if manifest else plain(facts)
+    return Contents(found.origin, FORMAT, tensors, integrity, manifest, facts=facts, unread=unread, beside=beside)
 
 
-def _after(name: str, prefix: str) -> str:
-    if name.startswith(_NOT_READ):
-        return f"{_NOT_READ}{prefix}{name.removeprefix(_NOT_READ)}"
-    return prefix + name
-
-
-def _opened(directory: Path, origin: str, size: int) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The arrays of a tree, and the facts beside them."""
+def _opened(directory: Path, origin: str, size: int) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """The arrays of a tree, the texts beside them, and what is not read."""
     held = Pinned(directory)
     tree = read_tree(held.path, origin)
     if tree.leaves == ():
-        return {}, dict(tree.texts)
+        return {}, tree.texts, {}
     store = Store(held.path, origin, size, tree.complete)
     headers = store.headers(None if tree.leaves is None else [leaf.stored for leaf in tree.leaves])
     paths = {name: name for name in headers} if tree.leaves is None else {x.stored: x.path for x in tree.leaves}
-    facts: dict[str, object] = dict(tree.texts)
-    facts |= {f"{_NOT_READ}{paths[n]}": "an array of no numbers" for n, h in headers.items() if not h.dtype}
+    unread = {paths[n]: "an array of no numbers" for n, h in headers.items() if not h.dtype}
     tensors = {
         paths[name]: Tensor(header.shape, header.dtype, partial(_read, held, store, name, header))
         for name, header in headers.items()
         if header.dtype
     }
-    return tensors, facts
+    return tensors, tree.texts, unread
 
 
 def _read(held: Pinned, store: Store, name: str, header: Header) -> Array:

@@ -21,7 +21,7 @@ from polyak.files.orbax_path import ARRAY_HEADERS, MANIFEST, METADATA, STEP_META
 from polyak.files.orbax_store import base, tensorstore
 from polyak.files.orbax_tree import named
 from polyak.manifest import Manifest, Stored, digest, encode_note
-from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.snapshot import Array, Snapshot
 from polyak.weights import numpy_dtype
 
 NOTE = "polyak.json"
@@ -65,14 +65,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
     _refuse_other(final)
     with replacing_directory(final, sum(w.nbytes for w in snapshot.weights), check) as directory:
         digests = _write_arrays(store, snapshot, directory, origin)
-        manifest = msgspec.structs.replace(
-            snapshot.manifest,
-            tool=tool(),
-            source=snapshot.origin,
-            versions=versions(),
-            integrity="xxh3-128",
-            weights=tuple(msgspec.structs.replace(s, digest=digests[s.name]) for s in stored),
-        )
+        manifest = snapshot.written(tuple(msgspec.structs.replace(s, digest=digests[s.name]) for s in stored))
         _write_descriptions(directory, manifest)
     return manifest
 

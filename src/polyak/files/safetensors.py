@@ -28,7 +28,7 @@ from polyak.files.limits import MOST_AXES, MOST_HEADER, MOST_TENSORS
 from polyak.files.meanwhile import written
 from polyak.files.positioned import PositionedFile
 from polyak.manifest import Manifest, Stored, digest, longest_manifest
-from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.snapshot import Array, Snapshot
 from polyak.weights import numpy_dtype
 
 _CODES = {
@@ -88,14 +88,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
     """
     known = snapshot.manifest
     blank = {s.name: msgspec.structs.replace(s, digest=_BLANK) for s in known.weights}
-    manifest = msgspec.structs.replace(
-        known,
-        tool=tool(),
-        source=snapshot.origin,
-        versions=versions(),
-        integrity="xxh3-128",
-        weights=tuple(blank.values()),
-    )
+    manifest = snapshot.written(tuple(blank.values()))
     start = _header(manifest)
     with replacing(path, len(start) + sum(w.nbytes for w in snapshot.weights), check) as file:
         file.write(start)

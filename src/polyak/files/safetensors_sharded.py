@@ -33,7 +33,7 @@ from polyak.files.limits import MOST_HEADER, MOST_TENSORS
 from polyak.files.partial import is_signed, locked_directory, remove, remove_if_nobodys, signed
 from polyak.files.place import Kept, examined, for_directory, for_parts, hand_over
 from polyak.manifest import Manifest, Stored
-from polyak.snapshot import Item, Snapshot, tool, versions
+from polyak.snapshot import Item, Snapshot
 
 SHARD_BYTES = 5_000_000_000
 _END = ".safetensors.index.json"
@@ -301,8 +301,7 @@ def _write_shards(
         digests |= {s.name: s.digest for s in part.weights}
         weight_map |= dict.fromkeys(digests.keys() - weight_map.keys(), f"{directory.name}/{path.name}")
     weights = [msgspec.structs.replace(s, digest=digests[s.name]) for s in snapshot.manifest.weights]
-    known = snapshot.manifest
-    return _stamped(known, weights, snapshot.origin), {s.name: weight_map[s.name] for s in weights}
+    return snapshot.written(weights), {s.name: weight_map[s.name] for s in weights}
 
 
 def _reserve(path: Path, kept: Kept | None) -> None:
@@ -310,12 +309,6 @@ def _reserve(path: Path, kept: Kept | None) -> None:
     if kept is not None:
         with path.open("xb") as file:
             hand_over(kept, file.fileno(), path)
-
-
-def _stamped(known: Manifest, weights: list[Stored], source: str) -> Manifest:
-    return msgspec.structs.replace(
-        known, tool=tool(), versions=versions(), source=source, integrity="xxh3-128", weights=tuple(weights)
-    )
 
 
 def _grouped(weights: tuple[Stored, ...], limit: int) -> list[list[Stored]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from polyak.contents import Contents, Tensor
+from polyak.contents import Contents, Tensor, plain
 from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_zip
 from polyak.files.failures import failures_named
@@ -26,7 +26,7 @@ from polyak.files.positioned import PositionedFile
 from polyak.files.stamp import Stamp, stamp
 from polyak.files.torch_dcp_metadata import Chunk, Entry, Metadata, Place, read_metadata
 from polyak.files.torch_globals import View
-from polyak.files.torch_pt import FORMAT, NOT_READ
+from polyak.files.torch_pt import FORMAT
 from polyak.files.torch_storage import Storages
 from polyak.files.torch_tree import Tree
 from polyak.snapshot import Array
@@ -61,16 +61,16 @@ def read(path: Path) -> Contents:
     held = _Held(path)
     metadata = read_metadata(held.listed(), held.origin)
     held.expect(_all_places(metadata))
-    facts = _facts(held, metadata)
+    tree, skipped = _objects(held, metadata)
     tensors = {
         name: Tensor(entry.shape, entry.dtype, partial(_assembled, held, name, entry))
         for name, entry in metadata.tensors.items()
         if _readable(entry)
     }
-    facts |= {
-        NOT_READ + n: "a tensor of a sort or coding of its own" for n, e in metadata.tensors.items() if n not in tensors
-    }
-    return Contents(held.origin, FORMAT, tensors, "crc32", facts=facts)
+    odd = {n: "a tensor of a sort or coding of its own" for n in metadata.tensors if n not in tensors}
+    unread = dict.fromkeys(tree.views, "a tensor within an object") | tree.not_read | skipped | odd
+    beside = tree.others | plain(tree.facts)
+    return Contents(held.origin, FORMAT, tensors, "crc32", facts=tree.facts, unread=unread, beside=beside)
 
 
 class _Held:
@@ -167,18 +167,17 @@ def _unpacked(held: _Held, place: Place, origin: str) -> tuple[Any, Storages]:
     return torch_zip.read(stored, where)
 
 
-def _facts(held: _Held, metadata: Metadata) -> dict[str, object]:
-    """Plain values that lie beside the tensors as pickles of their own."""
+def _objects(held: _Held, metadata: Metadata) -> tuple[Tree, dict[str, str]]:
+    """What lies beside the tensors as pickles of their own, and which of these are not read."""
     tree = Tree(held.origin)
-    skipped: dict[str, object] = {}
+    skipped: dict[str, str] = {}
     for number, (name, place) in enumerate(metadata.objects.items()):
         if place.coded or place.length > _LARGEST_OBJECT or number >= _MOST_OBJECTS:
-            skipped[NOT_READ + name] = "a large or coded object"
+            skipped[name] = "a large or coded object"
             continue
         value, _ = _unpacked(held, place, held.origin)
         tree.add(value, name)
-    within = dict.fromkeys(tree.views, "a tensor within an object") | tree.not_read
-    return {**tree.facts, **{NOT_READ + name: what for name, what in within.items()}, **skipped}
+    return tree, skipped
 
 
 def _assembled(held: _Held, name: str, entry: Entry) -> Array:

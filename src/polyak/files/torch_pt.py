@@ -7,11 +7,12 @@ the digests of polyak's manifest or by the CRC-32 of the archive; torch writes t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from polyak.contents import Contents, Tensor
+from polyak.contents import Contents, Tensor, plain
 from polyak.errors import DamagedFile, FileError
 from polyak.files import torch_legacy, torch_tar, torch_zip
 from polyak.files.limits import most_steps
@@ -21,7 +22,6 @@ from polyak.files.torch_tree import Tree
 from polyak.manifest import Manifest
 
 FORMAT = "torch"
-NOT_READ = "not read/"
 _START = 2048
 _SHARED = 16
 _FREE = 2**30
@@ -40,7 +40,7 @@ def read(path: Path) -> Contents:
     """Open a file; its pickle is read, its tensors are not. Raises DamagedFile, UnknownFormat, FileError.
 
     Tensors are named by the path through the containers, joined with slashes; the dots in the names that torch
-    gives are kept: ``state_dict/encoder.0.weight``. A fact ``not read/<path>`` says what a tensor is that is not read.
+    gives are kept: ``state_dict/encoder.0.weight``.
     """
     origin = f"file {str(path)!r}"
     data = PositionedFile(path)
@@ -50,13 +50,13 @@ def read(path: Path) -> Contents:
     tree = Tree(origin, most_steps(data.size, len(storages.blocks)))
     tree.add(value)
     _refuse_excess(sum(storages.check(name, held) for name, held in tree.views.items()), data.size, origin)
-    facts = tree.facts | {NOT_READ + name: what for name, what in tree.not_read.items()}
     marked = storages.manifest is not None and storages.manifest.marked
     tensors = _tensors(tree, storages.unchecked() if marked else storages)
     if storages.manifest is not None:
         _refuse_others(storages.manifest, tensors, origin)
         return Contents(origin, FORMAT, tensors, "xxh3-128", storages.manifest)
-    return Contents(origin, FORMAT, tensors, "crc32" if zipped else "none", facts=facts)
+    held = Contents(origin, FORMAT, tensors, "crc32" if zipped else "none", facts=tree.facts)
+    return replace(held, unread=tree.not_read, beside=tree.others | plain(tree.facts))
 
 
 def _format(start: bytes) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The tree of a PyTorch file as flat names: tensors, plain facts, and what is not read.
+"""The tree of a PyTorch file as flat names: tensors, plain facts, what is not read, and what else is there.
 
 What has a name is walked: containers, attributes of objects, modules as their ``state_dict``. A tensor elsewhere may be
 anything, so it is no weight; but whoever converts the file is told of it, as of arrays that no tensor describes.
@@ -14,7 +14,7 @@ from typing import Any
 from polyak.errors import DamagedFile
 from polyak.files.limits import FREE_STEPS
 from polyak.files.torch_globals import NotRead, Storage, View
-from polyak.files.torch_values import Stub
+from polyak.files.torch_values import Name, Stub
 
 _DEEPEST = 48
 _LONGEST_STEP = 4096
@@ -73,6 +73,7 @@ class Tree:
     views: dict[str, View] = field(default_factory=dict)
     facts: dict[str, object] = field(default_factory=dict)
     not_read: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
     nodes: int = 0
     _told: set[int] = field(default_factory=set, init=False)
     _paths: Counter[str] = field(default_factory=Counter, init=False)
@@ -95,11 +96,15 @@ class Tree:
         elif isinstance(value, (str, int, float)):
             self._count(value if isinstance(value, str) else "")
             self._add_fact(path, value)
+        elif (other := _other(value)) is not None:
+            self.others[path or _ROOT] = other
         else:
             for step, below in self._children(value):
                 name = _named(step)
                 if name is not None:
                     self._walk(below, f"{path}/{name}" if path else name, depth + 1)
+                elif not isinstance(below, View):
+                    self.others[f"{path}/{_NAMELESS}" if path else _NAMELESS] = "a value under a key that is no name"
 
     def _children(self, value: Any) -> Iterator[Pair]:
         if isinstance(value, Stub):
@@ -167,7 +172,9 @@ class Tree:
     def _add_fact(self, path: str, value: object) -> None:
         too_wide = isinstance(value, int) and abs(value) >= _WIDEST
         too_long = isinstance(value, str) and (len(value) > _LONGEST_TEXT or not _is_text(value))
-        if not too_wide and not too_long:
+        if too_wide or too_long:
+            self.others[path] = "a number of more than 64 bits" if too_wide else "a text that is too long, or none"
+        else:
             self.facts[path] = value
 
     def _count(self, path: str) -> None:
@@ -190,6 +197,16 @@ def _unread(value: Any) -> str | None:
     if isinstance(value, Storage):
         return "a storage without a tensor"
     return _ARRAYS.get(value.name) if isinstance(value, Stub) else None
+
+
+def _other(value: Any) -> str | None:
+    """What a value is that holds nothing with a name; None for containers, and for nothing at all."""
+    if isinstance(value, Stub):
+        known = value.items or value.entries or any(_attributes(value)) or _is_module(value)
+        return None if known else f"an object: {value.name:.80}"
+    if isinstance(value, Name):
+        return f"a name: {value!s:.80}"
+    return {bytes: "bytes", bytearray: "bytes", complex: "a complex number"}.get(type(value))
 
 
 def _attributes(value: Stub) -> Iterator[dict[Any, Any]]:

@@ -22,7 +22,7 @@ from polyak.files.meanwhile import Members
 from polyak.files.torch_pickled import Described, Nest, pickled, refuse_unknown
 from polyak.files.torch_zip import NOTE
 from polyak.manifest import Manifest, Stored
-from polyak.snapshot import Array, Snapshot, tool, versions
+from polyak.snapshot import Array, Snapshot
 from polyak.weights import numpy_dtype
 
 _TOP = "archive"
@@ -74,14 +74,7 @@ def _nest(stored: Sequence[Stored]) -> Nest:
 
 
 def _manifest(snapshot: Snapshot, stored: list[Stored]) -> Manifest:
-    return msgspec.structs.replace(
-        snapshot.manifest,
-        tool=tool(),
-        source=snapshot.origin,
-        versions=versions(),
-        integrity="xxh3-128",
-        weights=tuple(stored),
-    )
+    return snapshot.written(tuple(stored))
 
 
 def _append(members: Members, file: BinaryIO, key: str, array: Array, stored: Stored) -> Stored:

@@ -96,7 +96,7 @@ def dry_run(view: Converted, target: str, format: str) -> str:
 def dry_run_json(view: Converted, target: str, format: str) -> str:
     """What would be written, as data."""
     body = {"source": view.snapshot.origin, "target": target, "format": format}
-    return _json(body | {"moves": list(_moves(view)), "skipped": view.skipped})
+    return _json(body | {"moves": list(_moves(view)), "skipped": view.skipped, "unread": view.unread})
 
 
 def _moves(view: Converted) -> Iterator[dict[str, Any]]:

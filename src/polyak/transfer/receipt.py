@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
@@ -40,6 +41,7 @@ class Receipt:
         skipped: weights of either side left alone because the caller asked.
         left: random seeds, and counters of PyTorch, that only one side has.
         count: updates behind the average that was moved, or None for raw weights.
+        unread: what else is in the source's file, by its path there, and was not moved.
     """
 
     source: str
@@ -49,6 +51,7 @@ class Receipt:
     skipped: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     count: int | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
