@@ -414,7 +414,7 @@ def test_an_option_without_a_value_is_not_left_out() -> None:
     assert call("convert", "a.safetensors", "x.npz", "--cast", "").exit_code == 2
 
 
-# --- what is not taken ---------------------------------------------------------------------------------------------------
+# --- what is not taken -----------------------------------------------------------------------------------------------
 
 
 def test_what_a_file_holds_beside_its_weights_is_said() -> None:

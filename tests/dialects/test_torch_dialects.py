@@ -174,6 +174,36 @@ def test_a_list_that_does_not_fit_the_model_is_numbered() -> None:
     assert set(held.select(role="raw")) == {"a", "b"}
 
 
+def with_aside(model: np.ndarray, shadow: np.ndarray, aside: np.ndarray) -> Snapshot:
+    """What torch-ema's ``state_dict()`` is beside a model, once it has put weights aside."""
+    lists = {"ema/shadow_params": (shadow, V), "ema/collected_params": (aside, V)}
+    arrays = {f"{name}/{i}": a for name, held in lists.items() for i, a in enumerate(held)}
+    return opened({"model/a": model, "model/b": V} | arrays, ema__decay=0.9)
+
+
+def test_a_model_that_holds_its_average_while_it_is_saved_has_its_raw_weights_where_they_were_put_aside() -> None:
+    held = with_aside(model=2 * W, shadow=2 * W, aside=W)
+    assert held["raw/a"].tolist() == W.tolist()
+    assert held["average/a"].tolist() == (2 * W).tolist()
+    assert held["raw/b"].tolist() == held["average/b"].tolist() == V.tolist()
+    assert held.roles == ("raw", "average")
+    assert "that average_parameters() put aside" in held.manifest.evidence[-1]
+
+
+def test_a_model_that_has_its_weights_back_keeps_them() -> None:
+    held = with_aside(model=3 * W, shadow=2 * W, aside=W)
+    assert held["raw/a"].tolist() == (3 * W).tolist()
+    assert held["average/a"].tolist() == (2 * W).tolist()
+    assert held["training/ema/collected_params/0"].tolist() == W.tolist()
+    assert not any("exchanged" in line for line in held.manifest.evidence)
+
+
+def test_weights_that_were_put_aside_and_tell_nothing_are_said() -> None:
+    held = with_aside(model=W, shadow=W, aside=W)
+    assert "exchanged for the average; the file cannot tell" in held.manifest.evidence[-1]
+    assert any("exchanged" in f"{f.what} {f.evidence}" for f in polyak.doctor(held))
+
+
 def test_nemos_average_in_the_optimizer_gets_the_models_names() -> None:
     arrays = {
         "state_dict/a": W,

@@ -2,12 +2,16 @@
 
 A list gets the names of the weights only if the model lies beside it and its parameters agree in number and in every
 shape; else its weights are numbered.
+
+torch-ema puts the weights aside, into ``collected_params``, while the average is in the model, and leaves them there
+afterwards. In a file that was written meanwhile the model is the average. Whether it is can be seen by its values.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from polyak.contents import Contents, Tensor
@@ -25,9 +29,12 @@ from polyak.dialects.torch_sets import (
 )
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
+from polyak.weights import numpy_dtype
 
 _LIST = re.compile(r"(?:(?P<owner>.+)/)?(?P<list>shadow_params)/(?P<index>\d+)")
 _NEMO = re.compile(r"(?P<owner>optimizer_states/\d+)/(?P<list>ema)/(?P<index>\d+)")
+_ASIDE = "collected_params"
+_LOOKED_AT = 1 << 20  # bytes of the smallest parameters
 _SAID = ("decay", "num_updates", "optimization_step", "current_step")
 
 
@@ -54,18 +61,53 @@ def interpret(contents: Contents) -> Snapshot | None:
     words = ", ".join(f"{name} = {value}" for name, value in said.items() if value is not None)
     why = f"{held.place!r} is a list of {len(held.tensors)} arrays beside {words}, as {held.tool} writes it"
     among = {key: s for key, s in sets(contents).items() if key != held.owner}
-    return snapshot(contents, _reading(held, usual(among), why))
+    return snapshot(contents, _reading(held, usual(among), why, _aside(held, contents)))
 
 
-def _reading(held: Listed, model: Named | None, why: str) -> Reading:
+def _reading(held: Listed, model: Named | None, why: str, aside: dict[str, Tensor]) -> Reading:
     raw = bare(model.tensors) if model else {}
     average = _by_position(raw, held.tensors)
     if model and average:
-        evidence = (why, f"it has the number and all shapes of the parameters in {model.place}, in their order")
-        return Reading(held.tool, {RAW: raw, AVERAGE: average}, held.stored | model.stored, evidence)
+        found = (why, f"it has the number and all shapes of the parameters in {model.place}, in their order")
+        kept = _by_position(raw, list(aside.values()))
+        in_model = _is_in_model(list(parameters(raw).values()), held.tensors, list(aside.values())) if kept else False
+        evidence = (*found, *_exchanged(in_model, model.place))
+        used = held.stored | model.stored
+        if kept and in_model:
+            return Reading(held.tool, {RAW: kept, AVERAGE: average}, used | frozenset(aside), evidence)
+        return Reading(held.tool, {RAW: raw, AVERAGE: average}, used, evidence)
     sets_ = ({RAW: raw} if raw else {}) | {AVERAGE: numbered(held.tensors)}
     evidence = (why, "no model beside it proves which weight is which: they are numbered in the order of parameters()")
     return Reading(held.tool, sets_, held.stored | (model.stored if model else frozenset()), evidence)
+
+
+def _aside(held: Listed, contents: Contents) -> dict[str, Tensor]:
+    """The weights that were put aside, by their stored names, in their order."""
+    start = f"{held.owner}/{_ASIDE}/" if held.owner else f"{_ASIDE}/"
+    names = [f"{start}{i}" for i in range(len(held.tensors))]
+    return {n: contents.tensors[n] for n in names if n in contents.tensors}
+
+
+def _is_in_model(model: Sequence[Tensor], shadows: Sequence[Tensor], aside: Sequence[Tensor]) -> bool | None:
+    """Whether the model's values are those of the average, by its smallest parameters; None where these do not tell."""
+    told: set[bool] = set()
+    left = _LOOKED_AT
+    for own, *others in sorted(zip(model, shadows, aside, strict=True), key=lambda alike: math.prod(alike[0].shape)):
+        left -= math.prod(own.shape) * numpy_dtype(own.dtype).itemsize
+        if left < 0:
+            break
+        average, kept = (t.read().astype(numpy_dtype(own.dtype)).tobytes() for t in others)
+        if average != kept:
+            told.add(own.read().tobytes() == average)
+    return told.pop() if len(told) == 1 else None
+
+
+def _exchanged(in_model: bool | None, place: str) -> tuple[str, ...]:
+    if in_model is None:
+        why = f"weights were put aside in {_ASIDE}: in a file written within average_parameters() they are the raw ones"
+        return (f"{why}, and {place} is exchanged for the average; the file cannot tell",)
+    said = f"{place} holds the values of the average, and {_ASIDE} the raw weights that average_parameters() put aside"
+    return (said,) if in_model else ()
 
 
 def _by_position(raw: Set, shadows: list[Tensor]) -> dict[str, Tensor] | None:
