@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ import numpy as np
 
 from polyak.contents import Tensor
 from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.files import hdf5_floats
 from polyak.files.hdf5_chunks import runs
 from polyak.files.hdf5_stream import Watched
 from polyak.files.limits import FREE_INFLATION, MOST_INFLATION, MOST_TENSORS
@@ -156,19 +157,21 @@ class Hdf5:
 
     def _tensor(self, name: str, dataset: h5py.Dataset) -> Tensor:
         where = f"{self.origin}: weight {name!r}"
-        dtype = _dtype_name(dataset, where)
+        odd = hdf5_floats.dtype_of(dataset, where)
+        dtype = odd or _dtype_name(dataset, where)
         _refuse_foreign(dataset, where)
         shape = tuple(int(n) for n in dataset.shape or ())
-        _refuse_bomb(dataset, math.prod(shape) * dataset.dtype.itemsize, self._size, where)
-        return Tensor(shape, dtype, partial(self._read, name, dtype))
+        _refuse_bomb(dataset, math.prod(shape) * dataset.id.get_type().get_size(), self._size, where)
+        read = _value if odd is None else partial(hdf5_floats.bits, dtype=odd)
+        return Tensor(shape, dtype, partial(self._read, name, dtype, read))
 
-    def _read(self, name: str, dtype: str) -> Array:
+    def _read(self, name: str, dtype: str, read: Callable[[h5py.Dataset], Any]) -> Array:
         self._refuse_rewritten()
         with self._damage(name):
             dataset = self._file[name]
             self._stream.watching = False
             try:
-                array = dataset[()]
+                array = read(dataset)
             finally:
                 self._stream.watching = True
         self._refuse_rewritten()
@@ -180,6 +183,10 @@ class Hdf5:
     def _refuse_rewritten(self) -> None:
         if _stamp(self._raw) != self._stamp:
             raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
+
+
+def _value(dataset: h5py.Dataset) -> Any:
+    return dataset[()]
 
 
 def _stamp(file: BinaryIO) -> Stamp | None:
