@@ -153,7 +153,7 @@ def read_all(path: Path) -> None:
         (npy(np.ones(2, "V2")), UnknownFormat, "NumPy stores bfloat16 and float8 without their names"),
         (GOOD[:-1], DamagedFile, r"weight 'w' at byte 0: expected 8,128 bytes .* received 8,127"),
         (GOOD + b"\0", DamagedFile, "received 8,129"),
-        (b"\x93NUMPY\x03\x00" + GOOD[8:], DamagedFile, r"expected .npy version 1.0 or 2.0, received \(3, 0\)"),
+        (b"\x93NUMPY\x04\x00" + GOOD[8:], DamagedFile, r"expected .npy version 1.0, 2.0 or 3.0, received \(4, 0\)"),
         (b"no array", DamagedFile, "weight 'w': not readable"),
         (b"", DamagedFile, "weight 'w': not readable"),
         (GOOD[:50], DamagedFile, "weight 'w': not readable"),
@@ -318,3 +318,13 @@ def test_a_path_with_nothing_there_is_told_from_a_file_of_no_known_format(tmp_pa
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"nothing\.npz'"):
         npz.read(tmp_path / "nothing.npz")
+
+
+def test_a_header_of_version_three_is_read(tmp_path: Path) -> None:
+    array = np.arange(3.0)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(3, 0))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("below/w.npy", buffer.getvalue())
+    held = polyak.open(tmp_path / "a.npz")
+    assert held["below/w"].tobytes() == array.tobytes()

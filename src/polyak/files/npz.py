@@ -47,7 +47,12 @@ _TEXT_KINDS = "SUMm"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+# Version 3 is 2 in UTF-8, which only the names in records need; these are refused whatever they are read as.
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 # RuntimeError holds NotImplementedError and RecursionError: an unknown compression, a header of brackets.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -169,7 +174,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, origin: str) -> _Me
     with _damage_named(origin, info.filename.removesuffix(_END)), archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         if version not in _READERS:
-            raise ValueError(f"expected .npy version 1.0 or 2.0, received {version}")
+            raise ValueError(f"expected .npy version 1.0, 2.0 or 3.0, received {version}")
         header = _header(file, 2 if version == (1, 0) else 4)
         try:
             shape, fortran, dtype = _READERS[version](header)
