@@ -855,3 +855,11 @@ def test_an_old_file_of_a_module_beside_its_source_is_read(tmp_path: Path) -> No
     module = Identity("module", Global("torch.nn.modules.linear", "Linear"), "linear.py", "class Linear: ...")
     (tmp_path / "old.pt").write_bytes(legacy({"made by": module, "step": 3}))
     assert torch_pt.read(tmp_path / "old.pt").facts["step"] == 3
+
+
+def test_a_jagged_tensor_is_not_read_and_leaves_the_others(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    jagged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    torch.save({"w": torch.ones(2), "n": jagged}, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert (list(held), held.manifest.unread) == (["w"], {"n": "a nested tensor"})

@@ -36,6 +36,7 @@ _NOT_READ = {
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
 }
+_NESTED, _JAGGED = "a nested tensor", "torch.nested._internal.nested_tensor._rebuild_njt"
 # Modules that can run, load or delete something. Objects of all other unknown classes are inert notes.
 _FORBIDDEN = frozenset((
     "os", "posix", "nt", "subprocess", "_posixsubprocess", "sys", "runpy", "importlib", "_frozen_importlib",
@@ -199,8 +200,10 @@ def _parameter(args: tuple[Any, ...], budget: Budget) -> Any:
 def _of_type(args: tuple[Any, ...], budget: Budget) -> Any:
     """A tensor with attributes, or of a subclass: the tensor itself."""
     function, _, inner = args[:3]
-    if not isinstance(function, Name) or not isinstance(inner, tuple) or function.module != "torch._utils":
+    if not isinstance(function, Name) or not isinstance(inner, tuple) or function.module.split(".")[0] != "torch":
         raise Refused("a tensor that a function of its own makes")
+    if function.module != "torch._utils":
+        return NotRead(_NESTED if str(function) == _JAGGED else f"a tensor of {function!s:.80}")
     return _with(call(function, inner, budget), args[3:])
 
 
