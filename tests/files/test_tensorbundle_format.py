@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import polyak
-from polyak.errors import DamagedFile, FileError
+from polyak.errors import DamagedFile, FileError, UnknownFormat
 
 tf = pytest.importorskip("tensorflow")
 
@@ -71,3 +71,16 @@ def test_every_file_of_a_checkpoint_leads_to_it(tmp_path: Path) -> None:
     Path(f"{prefix}.index").unlink()
     with pytest.raises(FileError, match=r"expected ckpt-1\.index beside it"):
         polyak.open(Path(f"{prefix}.data-00000-of-00001"))
+
+
+@pytest.mark.parametrize("name", ["", "saved_model.pbtxt"])
+def test_a_saved_model_that_is_text_is_named_and_its_weights_are_offered(tmp_path: Path, name: str) -> None:
+    (tmp_path / "saved_model.pbtxt").write_text("saved_model_schema_version: 1\n")
+    with pytest.raises(UnknownFormat, match="received a SavedModel that is written as text") as refused:
+        polyak.open(tmp_path / name)
+    assert refused.value.hint == "save it anew: tf.saved_model.save writes it so"
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "variables" / "variables.index").touch()
+    with pytest.raises(UnknownFormat) as refused:
+        polyak.open(tmp_path / name)
+    assert refused.value.hint == f"open its weights alone: {str(tmp_path / 'variables' / 'variables')!r}"

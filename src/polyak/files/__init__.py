@@ -28,6 +28,7 @@ _FORMATS = (
     "flax_msgpack",
 )
 
+_TEXT_MODEL = "saved_model.pbtxt"
 _TRIES = 1000
 
 
@@ -78,10 +79,24 @@ def _read(path: Path) -> Contents:
             return contents
     if not path.exists():
         raise FileError(f"file {str(path)!r}: there is nothing at this path", hint=_similar(path))
+    _refuse_text(path)
     what = "a directory without a checkpoint" if path.is_dir() else "a file of no known format"
     raise UnknownFormat(
         f"file {str(path)!r}: expected weights, received {what}",
         hint="polyak reads safetensors, npz, TensorFlow, Orbax, SavedModel, Keras, PyTorch and Flax files",
+    )
+
+
+def _refuse_text(path: Path) -> None:
+    """Raise UnknownFormat for a SavedModel whose graph is a text; its weights are a checkpoint like any other."""
+    found = path / _TEXT_MODEL if path.is_dir() else path
+    if found.name != _TEXT_MODEL or not found.is_file():
+        return
+    weights = found.parent / "variables" / "variables"
+    there = weights.with_name("variables.index").is_file()
+    raise UnknownFormat(
+        f"file {str(found)!r}: expected saved_model.pb, received a SavedModel that is written as text",
+        hint=f"open its weights alone: {str(weights)!r}" if there else "save it anew: tf.saved_model.save writes it so",
     )
 
 
