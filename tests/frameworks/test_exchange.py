@@ -28,10 +28,10 @@ from polyak.frameworks.exchange import (
 
 
 class Watcher:
-    """An average, as far as its lock goes."""
+    """An average, as far as its locks go."""
 
     def __init__(self) -> None:
-        self.still = threading.RLock()
+        self.locks: tuple[Any, ...] = (threading.RLock(),)
 
     def look(self) -> None:
         """There is nothing to see."""
@@ -43,7 +43,7 @@ def held_elsewhere(watcher: Watcher) -> Iterator[Callable[[], None]]:
     taken, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with watcher.still:
+        with watcher.locks[0]:
             taken.set()
             enough.wait(20)
 
@@ -83,7 +83,7 @@ def test_afterwards_all_are_free(kind: Callable[[Any], AbstractContextManager[No
         raise KeyError
     for average in averages:
         with held_elsewhere(average):
-            assert not average.still.acquire(blocking=False)
+            assert not average.locks[0].acquire(blocking=False)
 
 
 def test_who_only_reads_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,45 @@ def test_who_only_reads_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) 
     ):
         raise AssertionError("the block began")
     with held_elsewhere(free), held_elsewhere(busy):
-        assert not free.still.acquire(blocking=False)
+        assert not free.locks[0].acquire(blocking=False)
+
+
+def follow(*variables: Any) -> Watcher:
+    watcher = Watcher()
+    watcher.locks = watch(variables, watcher)
+    return watcher
+
+
+def test_averages_of_the_same_weights_have_one_lock_and_a_later_one_of_two_models_has_those_of_both() -> None:
+    a, b, c, d = (SimpleNamespace(value=1) for _ in range(4))
+    one, other = follow(a), follow(c)
+    assert follow(a, b).locks == one.locks != other.locks
+    assert follow(b).locks == one.locks
+    assert set(follow(b, c, d).locks) == {*one.locks, *other.locks}
+    assert set(follow(d).locks) < {*one.locks, *other.locks}
+    assert set(follow(copy.deepcopy(a)).locks).isdisjoint(one.locks)
+
+
+@pytest.mark.parametrize("kind", [together, moment])
+def test_who_waits_for_an_average_gets_the_lock_that_it_has_by_then(
+    kind: Callable[[Any], AbstractContextManager[None]],
+) -> None:
+    variable, late, inside = SimpleNamespace(value=1), Watcher(), threading.Event()
+    early = follow(variable)
+
+    def enter_it() -> None:
+        with kind([late]):
+            inside.set()
+
+    thread = threading.Thread(target=enter_it)
+    with held_elsewhere(late) as let_go, held_elsewhere(early) as let_go_too:
+        thread.start()
+        late.locks = watch([variable], late)
+        let_go()
+        assert not inside.wait(0.1)
+        let_go_too()
+        assert inside.wait(20)
+    thread.join()
 
 
 def test_values_are_taken_away_in_any_order_and_the_raw_one_comes_back() -> None:
@@ -172,7 +210,7 @@ def test_the_raw_value_is_raw_where_another_thread_puts_an_average_there_meanwhi
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda held: pickle.loads(pickle.dumps(held))])
 def test_a_copy_of_a_variable_is_followed_by_nobody_and_what_it_holds_is_its_own(copied: Callable[[Any], Any]) -> None:
     variable, watcher = SimpleNamespace(value=1), Watcher()
-    watch(variable, watcher)
+    watch([variable], watcher)
     enter(variable, watcher, 2, PLAIN)
     twin = copied(variable)
     leave(variable, watcher, PLAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable
@@ -121,6 +122,84 @@ def test_a_double_average_moves_within_one_moment(monkeypatch: pytest.MonkeyPatc
     for double in (dema, other):
         double.update()
     assert bits(dema.snapshot()) == bits(other.snapshot())
+
+
+@pytest.mark.parametrize("when", ["refuse_applied", "_fresh"])
+def test_an_update_never_takes_what_another_average_puts_into_the_model_for_raw(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two averages of one model in two threads: one is updated while the other begins to be applied."""
+    model = small()
+    fill(model, 1.0)
+    average, other = polyak.track(model, "copy"), polyak.track(model, RULE)
+    fill(model, 5.0)  # the other one still holds 1
+    enough, begun = threading.Event(), threading.Event()
+
+    def apply() -> None:
+        with other.applied():
+            begun.set()
+            enough.wait(20)
+
+    def update() -> None:
+        with contextlib.suppress(polyak.errors.Applied):
+            average.update()
+
+    if when == "refuse_applied":
+        threads = between(monkeypatch, average, "refuse_applied", apply)
+        average.update()
+    else:
+        threads = between(monkeypatch, other, "_fresh", update)
+        apply_thread = threading.Thread(target=apply)
+        apply_thread.start()
+        assert begun.wait(20)
+        with pytest.raises(polyak.errors.Applied):
+            average.update()
+        threads.append(apply_thread)
+    enough.set()
+    for thread in threads:
+        thread.join(20)
+    assert average.count == 1
+    assert all((value == 5.0).all() for value in [*average.values().values(), *model.get_weights()])
+
+
+def test_an_average_is_not_applied_within_another_one_s_moment_in_another_thread() -> None:
+    model = small()
+    average, other = polyak.track(model, "copy"), polyak.track(model, RULE)
+    fill(model, 5.0)
+
+    def apply() -> None:
+        with other.applied():
+            pass
+
+    with average.moment():
+        thread = apart(apply)
+        waits, held = thread.is_alive(), model.get_weights()
+        with other.applied():  # in one thread nothing waits
+            assert all((value != 5.0).any() for value in model.get_weights()[:1])
+        average.update()
+    thread.join(20)
+    assert waits
+    assert not thread.is_alive()
+    assert all((value == 5.0).all() for value in [*held, *average.values().values(), *model.get_weights()])
+
+
+def test_two_threads_that_apply_their_own_averages_within_moments_of_them_never_wait_for_each_other() -> None:
+    model = small()
+    averages = [polyak.track(model, RULE), polyak.track(model, RULE)]
+    met = threading.Barrier(2)
+
+    def work(average: Any) -> None:
+        met.wait(20)
+        for _ in range(20):
+            with average.moment(), average.applied():
+                pass
+
+    threads = [threading.Thread(target=work, args=(average,), daemon=True) for average in averages]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.parametrize("applied", [False, True])

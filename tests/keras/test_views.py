@@ -471,7 +471,7 @@ def test_a_train_step_that_waits_for_its_data_keeps_nobody_waiting(monkeypatch: 
         expected = model.predict(x, verbose=0)
     monkeypatch.setattr("polyak.frameworks.keras_views._PATIENCE", 0.05)
     answer: list[Any] = []
-    with ema.still:
+    with ema.moment():
         thread, failed = _in_thread(lambda: answer.append(ema.predict(x, verbose=0)))
         thread.join(timeout=60)
         assert not thread.is_alive()

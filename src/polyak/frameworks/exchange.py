@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -20,17 +20,18 @@ NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
 # Seconds to wait for a train step that holds an average: one that waits in vain for its data shall hang nobody else.
 PATIENCE = 60.0
-# Held while a note is read or written together with what its variable holds: two averages may be applied to a variable
-# in two threads, and each of them takes its own lock alone. Who holds this one takes none of theirs.
+# Held while a note is read or written together with what its variable holds: who reads one raw value takes no lock of
+# an average. Who holds this one takes none of theirs.
 EXCHANGING = RLock()
+Locks = tuple[Any, ...]
 
 
 class Watcher(Protocol):
     """An average that wants to know when a weight that it follows holds averaged values."""
 
     @property
-    def still(self) -> Any:
-        """The lock of the average."""
+    def locks(self) -> Locks:
+        """Those of the weights that it follows: averages that follow the same weights have the same ones."""
 
     def look(self) -> None:
         """Notice what the followed weights hold now."""
@@ -59,7 +60,12 @@ class Exchange:
 
 
 class _Watchers(weakref.WeakSet[Watcher]):
-    """The averages that follow a variable. Nothing follows a copy of it."""
+    """The averages that follow a variable, and its lock, which it has in common with what else they follow.
+
+    Nothing follows a copy of it.
+    """
+
+    lock: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Watchers, ()
@@ -105,12 +111,26 @@ def holds_average(variable: Any) -> bool:
     return noted(variable) is not None
 
 
-def watch(variable: Any, watcher: Watcher) -> None:
-    """Note that an average follows the variable."""
+def watch(variables: Collection[Any], watcher: Watcher) -> Locks:
+    """Note that an average follows the variables, and give the locks that it has from now on.
+
+    One for all of them, unless averages of parts of them were there before, each with a lock of its own.
+    """
     with EXCHANGING:
-        if _WATCHERS not in vars(variable):
-            setattr(variable, _WATCHERS, _Watchers())
-        getattr(variable, _WATCHERS).add(watcher)
+        known = {id(lock): lock for v in variables if (lock := _watchers_of(v).lock) is not None}
+        locks = tuple(known[key] for key in sorted(known)) or watcher.locks
+        for variable in variables:
+            note = _watchers_of(variable)
+            note.lock = note.lock or locks[0]
+            note.add(watcher)
+    return locks
+
+
+def _watchers_of(variable: Any) -> _Watchers:
+    if _WATCHERS not in vars(variable):
+        setattr(variable, _WATCHERS, _Watchers())
+    found: _Watchers = getattr(variable, _WATCHERS)
+    return found
 
 
 def watchers(variables: Iterable[Any]) -> list[Watcher]:
@@ -123,11 +143,10 @@ def watchers(variables: Iterable[Any]) -> list[Watcher]:
 def together(averages: Iterable[Watcher]) -> Iterator[None]:
     """A context in which no other thread changes any of the averages, nor what they follow in polyak's train functions.
 
-    Locks are taken in one order, so that two threads never wait for each other.
+    Nor does another thread apply an average to any of it. Locks are taken in one order, so that two threads never wait
+    for each other.
     """
-    with ExitStack() as held:
-        for average in _in_order(averages):
-            held.enter_context(average.still)
+    with patiently(averages, -1.0):
         yield
 
 
@@ -138,18 +157,39 @@ def moment(averages: Iterable[Watcher]) -> Iterator[None]:
     Raises:
         ModelError: another thread has held one of the averages for a minute.
     """
-    end = time.monotonic() + PATIENCE
-    with ExitStack() as held:
-        for average in _in_order(averages):
-            if not average.still.acquire(timeout=max(0.0, end - time.monotonic())):
-                raise ModelError(
-                    f"an average: expected a moment between two updates, received none in {PATIENCE:g} seconds; "
-                    "another thread is within a step",
-                    hint="call this from the thread that trains",
-                )
-            held.callback(average.still.release)
+    with patiently(averages, PATIENCE) as had:
+        if not had:
+            raise ModelError(
+                f"an average: expected a moment between two updates, received none in {PATIENCE:g} seconds; "
+                "another thread is within a step",
+                hint="call this from the thread that trains",
+            )
         yield
 
 
-def _in_order(averages: Iterable[Watcher]) -> list[Watcher]:
-    return sorted(averages, key=id)
+@contextmanager
+def patiently(averages: Iterable[Watcher], seconds: float) -> Iterator[bool]:
+    """``together``, and whether it came about in so many seconds; it waits for ever where these are below zero."""
+    averages = list(averages)
+    end = time.monotonic() + seconds
+    with ExitStack() as held:
+        had = True
+        locks: Locks = ()
+        # An average of a model that was built meanwhile, or has changed, has other locks now.
+        while had and locks != (locks := _locks(averages)):
+            held.close()
+            had = all(_take(lock, held, -1.0 if seconds < 0 else max(0.0, end - time.monotonic())) for lock in locks)
+        if not had:
+            held.close()
+        yield had
+
+
+def _locks(averages: Iterable[Watcher]) -> Locks:
+    return tuple(sorted({lock for average in averages for lock in average.locks}, key=id))
+
+
+def _take(lock: Any, held: ExitStack, timeout: float) -> bool:
+    taken: bool = lock.acquire(timeout=timeout)
+    if taken:
+        held.callback(lock.release)
+    return taken

@@ -15,7 +15,7 @@ from polyak.errors import NonFinite, UnbuiltModel
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_at_zero
-from polyak.frameworks.exchange import EXCHANGING, enter, holds_average, leave, raw_value, together, watch, watchers
+from polyak.frameworks.exchange import EXCHANGING, enter, holds_average, leave, raw_value, together, watchers
 from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_saved import saved_places
@@ -132,12 +132,12 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     @property
     def count(self) -> int:
-        with self.still:  # a step of another thread takes over the memory of what it moves
+        with together([self]):  # a step of another thread takes over the memory of what it moves
             return 0 if self._held.value is None else int(self._held.value.count)
 
     @property
     def skipped(self) -> int:
-        with self.still:
+        with together([self]):
             return 0 if self._held.value is None else int(self._held.value.skipped)
 
     @property
@@ -208,7 +208,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.report_skips()
         owner = object()
         try:
-            with self.still:
+            with together([self]):
                 self._entered.value.add(owner)
                 for path, shadow in self.held.shadows.items():
                     variable = raw.variables[path]
@@ -219,7 +219,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
             surely(lambda: self._leave(raw, owner))
 
     def _leave(self, raw: Described, owner: object) -> None:
-        with self.still:
+        with together([self]):
             try:
                 self.engine.settle(self.followed())
             finally:
@@ -290,9 +290,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.rule, self._shadows.value, self._program.value = rule, shadows, program
         self._followed_by_path.value = {w.path: raw.variables[w.path] for w in followed}
         self._model.value, self._held.value = raw, held
-        self.look()
-        for variable in raw.variables.values():
-            watch(variable, self)
+        self.watch(raw.variables.values())
 
     def _guarded(self, raw: Described, followed: Sequence[Weight], kept: Collection[str]) -> tuple[str, ...]:
         """Floating-point weights that are averaged or begin finite; a mask of minus infinity is left alone.
@@ -343,6 +341,8 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
 def update_all(averages: Sequence[NativeAverage]) -> None:
     """Update averages of one model; those whose shadows lie in one place all in one pass over its values."""
+    for average in averages:
+        average.raw  # noqa: B018 - its locks are those of the weights from here on
     with together(averages):
         for average in averages:
             average.refuse_applied()

@@ -18,6 +18,7 @@ import keras
 
 from polyak.errors import ModelError
 from polyak.frameworks.described import describe
+from polyak.frameworks.exchange import patiently
 from polyak.frameworks.keras_shell import Shell, compiled_like
 from polyak.frameworks.stateful import Ref, StatefulAverage
 
@@ -122,12 +123,8 @@ class ViewedByKeras(StatefulAverage):
         Args:
             patience: seconds to wait for a train step that holds the average.
         """
-        if self.still.acquire(timeout=patience):
-            try:
-                return self.seen()
-            finally:
-                self.still.release()
-        return self._collected_twice()
+        with patiently([self], patience) as had:
+            return self.seen() if had else self._collected_twice()
 
     def _collected_twice(self) -> Seen:
         """A train step that waits for its data moves nothing: two readings that agree are of one moment."""

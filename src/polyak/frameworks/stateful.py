@@ -13,7 +13,7 @@ from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
 from polyak.frameworks.base import Average, Tracking
-from polyak.frameworks.exchange import moment, together
+from polyak.frameworks.exchange import Locks, moment, together, watch
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
@@ -47,7 +47,7 @@ def undisturbed(method: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[
 
     @wraps(method)
     def alone(average: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with average.still:
+        with together([average]):
             return method(average, *args, **kwargs)
 
     return alone
@@ -69,7 +69,7 @@ class StatefulAverage(Average):
         self.patience = PATIENCE
         self._reported = Ref(0)
         self._stuck: Ref = Ref((-1, 0))
-        self._still = Ref(RLock())
+        self._locks: Ref = Ref((RLock(),))
 
     @property
     @abstractmethod
@@ -97,9 +97,14 @@ class StatefulAverage(Average):
         """Go on with these counts; the updates that were skipped so far count as reported."""
 
     @property
-    def still(self) -> Any:
-        """A lock: who holds it sees no update half done. ``update`` and polyak's own train functions take it."""
-        return self._still.value
+    def locks(self) -> Locks:
+        """Those that an update, the beginning and end of ``applied`` and polyak's own train functions hold."""
+        return cast(Locks, self._locks.value)
+
+    def watch(self, variables: Collection[Any]) -> None:
+        """Follow these variables. What is applied to them from now on is told, and what is now is looked at."""
+        self._locks.value = watch(variables, self)
+        self.look()
 
     def moment(self) -> AbstractContextManager[None]:
         return together([self])

@@ -13,7 +13,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.base import Tracking
-from polyak.frameworks.exchange import EXCHANGING, holds_average, watch, watchers
+from polyak.frameworks.exchange import EXCHANGING, holds_average, together, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
@@ -162,7 +162,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self.report_skips()
         owner = object()
         try:
-            with self.still:
+            with together([self]):
                 self._entered.value.add(owner)
                 for shadow, raw in bound.pairs:
                     enter(raw, owner, tf.cast(shadow, raw.dtype))
@@ -172,7 +172,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             surely(lambda: self._leave(bound, owner))
 
     def _leave(self, bound: Bound, owner: object) -> None:
-        with self.still:
+        with together([self]):
             for _, raw in bound.pairs:
                 leave(raw, owner)
             self._tell_watchers(bound)
@@ -285,9 +285,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             self.shadows = dict(bound.shadows.variables)
             self.raw = dict(raw.trackables)
             self._twin.value = None
-            self.look()
-        for variable in raw.variables.values():
-            watch(variable, self)
+            self.watch(raw.variables.values())
 
     def _guarded(self) -> set[str]:
         return set() if self._held.value is None else {path for path, _ in self.bound.guarded}

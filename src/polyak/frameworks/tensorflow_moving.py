@@ -51,6 +51,8 @@ class Moving:
                 average.note_traced()
             self._trace(move, True)
             return
+        for average in self._averages:
+            average.bound  # noqa: B018 - its locks are those of the weights from here on
         with together(self._averages):
             for average in self._averages:
                 average.refuse_applied()
