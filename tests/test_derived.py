@@ -178,6 +178,77 @@ def test_dema_of_an_average_that_began_again_and_has_come_as_far_is_refused() ->
             verb()
 
 
+def taken_back(ema: Any, net: Net, tmp_path: Path) -> None:
+    values, state = ema.values(), ema.state
+    checkpoint = tf.train.Checkpoint(net=net, ema=ema)
+    path = checkpoint.write(str(tmp_path / "early"))
+    net.kernel.assign_add(np.ones((3, 2)))
+    ema.update()
+    checkpoint.restore(path)
+    assert (ema.state, ema.values()["kernel"].tobytes()) == (state, values["kernel"].tobytes())
+
+
+def grown(ema: Any, net: Net, tmp_path: Path) -> None:
+    net.head = tf.Variable(np.ones(2, np.float32))
+    assert "'head' new" in ema.refresh()
+
+
+AGAIN: dict[str, Any] = {
+    "reset": lambda ema, net, path: ema.reset(),
+    "hard_sync": lambda ema, net, path: ema.hard_sync(),
+    "set_values": lambda ema, net, path: ema.set_values({name: 0 * v for name, v in ema.values().items()}),
+    "transfer": lambda ema, net, path: polyak.transfer(polyak.track(Net(), ema.rule), ema),
+    "refresh": grown,
+}
+
+
+@pytest.mark.parametrize("again", AGAIN)
+def test_dema_of_an_average_that_began_again_and_made_one_more_update_is_refused(again: str, tmp_path: Path) -> None:
+    net = Net()
+    ema = polyak.track(net, "ema:0.5,start=initial")
+    dema = DEMA(ema)
+    net.kernel.assign(np.ones((3, 2)))
+    AGAIN[again](ema, net, tmp_path)
+    ema.update()
+    assert ema.count == 1
+    with pytest.raises(ModelError, match="expected the average that it saw after 0 updates, received one that has"):
+        dema.update()
+
+
+def test_dema_goes_on_where_the_average_was_put_back_to_what_it_saw(tmp_path: Path) -> None:
+    net = Net()
+    ema = polyak.track(net, "ema:0.5,start=initial")
+    dema, other = DEMA(ema), DEMA(ema)
+    net.kernel.assign(np.ones((3, 2)))
+    ema.update()
+    dema.update()
+    other.update()
+    taken_back(ema, net, tmp_path)
+    dema.update()
+    ema.update()
+    dema.update()
+    assert dema.snapshot()["kernel"].tolist() == (2 * ema.values()["kernel"] - 0.75).tolist()
+    with pytest.raises(ModelError, match="expected the average that it saw after 1 updates"):
+        other.update()
+
+
+def test_dema_goes_on_by_another_rule() -> None:
+    net = Net()
+    ema = polyak.track(net, "ema:0.5,start=initial")
+    dema = DEMA(ema)
+    net.kernel.assign(np.ones((3, 2)))
+    ema.update()
+    dema.update()
+    ema.change_rule("ema:0.75,start=initial")
+    ema.update()
+    dema.update()
+    first, second = 0.5, 0.5
+    for w in (0.5, 0.25):
+        first += w * (1 - first)
+        second += w * (first - second)
+    assert dema.snapshot()["kernel"][0, 0] == 2 * first - second
+
+
 def test_dema_has_no_snapshot_of_two_counts() -> None:
     net = Net()
     ema = polyak.track(net, "ema:0.9,every=2,start=copy")

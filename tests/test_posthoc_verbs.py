@@ -408,6 +408,13 @@ def test_a_run_that_is_taken_back_in_its_process_sets_its_later_files_aside(tmp_
     assert [p.name for p in snapshots.paths] == ["a-000000002.safetensors", "a-000000004.safetensors"]
 
 
+def test_a_run_that_is_taken_back_by_one_update_and_has_come_as_far_again_writes_its_file_anew(tmp_path: Path) -> None:
+    ema, model, snapshots = taken_back(tmp_path, 5)
+    moved(ema, model, 1, snapshots)
+    early = {"000000002.safetensors": 2.0, "000000004.safetensors": 4.0}
+    assert files(tmp_path) == early | {"000000006.safetensors": 101.0, "000000006.safetensors.abandoned": 6.0}
+
+
 def test_a_file_of_the_very_update_after_the_one_that_a_run_was_taken_back_to_is_written_anew(tmp_path: Path) -> None:
     ema, model, snapshots = taken_back(tmp_path, 3)
     moved(ema, model, 1, snapshots)

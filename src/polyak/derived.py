@@ -138,7 +138,7 @@ class DEMA(Derived):
     def __init__(self, average: Average) -> None:
         self._average = average
         self._rule()
-        self.count = average.count
+        self.count, self._begun = average.count, average.beginnings
         self._second: dict[str, Array] = average.values()
         self._seen = {w.path: _mark(self._second[w.path]) for w in self._moving()}
 
@@ -166,7 +166,10 @@ class DEMA(Derived):
         self._refuse_out_of_step(now, now - 1, "one")
         if now == self.count:
             self._refuse_other(self._average.target.read)
+            self._begun = self._average.beginnings
             return
+        if self._begun != self._average.beginnings:
+            raise self._other("update()", "one that has begun again, was written, or follows other weights")
         w = float(rule.weight(now))
         for weight in self._average.target.weights:
             first = self._average.target.read(weight.path)
@@ -214,11 +217,14 @@ class DEMA(Derived):
         """Raise ModelError where the average holds other values than those that moved the second one."""
         for weight in self._moving():
             if _mark(read(weight.path)) != self._seen.get(weight.path):
-                raise ModelError(
-                    f"{self.label}: weight {weight.path!r}: expected the average that it saw after {self.count:,} "
-                    "updates, received other values: it has begun again, or was written",
-                    hint="make it anew: DEMA(ema)",
-                )
+                raise self._other(f"weight {weight.path!r}", "other values: it has begun again, or was written")
+
+    def _other(self, subject: str, received: str) -> ModelError:
+        return ModelError(
+            f"{self.label}: {subject}: expected the average that it saw after {self.count:,} updates, received "
+            f"{received}",
+            hint="make it anew: DEMA(ema)",
+        )
 
     def _moving(self) -> list[Weight]:
         return [w for w in self._average.target.weights if w.kind is Kind.TRAINABLE]

@@ -61,6 +61,7 @@ class Snapshots:
         self._folder = Path(folder)
         self._last = self.count
         self._seen: int | None = None
+        self._begun = self._beginnings
         self.paths: list[Path] = []
         if self._last:  # before the first update nobody can tell a new run from one that is yet to be restored
             self.look()
@@ -75,6 +76,10 @@ class Snapshots:
                 hint="start and update all of them at the same steps",
             )
         return next(iter(counts.values()))
+
+    @property
+    def _beginnings(self) -> int:
+        return sum(average.beginnings for average in self._averages.values())
 
     @property
     def left(self) -> int:
@@ -117,13 +122,17 @@ class Snapshots:
         return count // self._every > self._last // self._every
 
     def _counted(self, since: int) -> int:
-        """The count. Where it fell, the run is after ``since`` updates at most from where it was taken back to."""
-        count, seen = self.count, self._seen
-        if seen is None or count < seen:
+        """The count. Where it fell, the run is after ``since`` updates at most from where it was taken back to.
+
+        It is also back where it has come as far again, or as far as one that another state was written into.
+        """
+        count, seen, begun = self.count, self._seen, self._beginnings
+        back = seen is not None and (count < seen or (count == seen and begun != self._begun))
+        if seen is None or back:
             self._set_aside(count + 1 - since)
-        if seen is not None and count < seen:
+        if back:
             self._last = count - since
-        self._seen = count
+        self._seen, self._begun = count, begun
         return count
 
     def _set_aside(self, first: int) -> None:

@@ -210,6 +210,11 @@ class Average(ABC):
 
     @property
     @abstractmethod
+    def beginnings(self) -> int:
+        """How often it began again, was restored, was written or follows other weights: what no count can tell."""
+
+    @property
+    @abstractmethod
     def target(self) -> Target:
         """The shadow values as something to read and to write."""
 

@@ -184,6 +184,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def reset(self) -> None:
         self.refuse_applied()
         self.held = self._counted(self._started(self.raw, self.rule, self.shadow_weights(), {}), 0, 0)
+        self.begin()
         self.set_counts(0, 0)
 
     @undisturbed
@@ -198,6 +199,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.refuse_applied()
         kept = {path: shadow for path, shadow in held.shadows.items() if path not in growth.gone}
         self._hold(now, joined(self.rule, growth, count), kept)
+        self.begin()
         return growth.describe(now.label, count, self.rule)
 
     # Using

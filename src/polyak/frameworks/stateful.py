@@ -70,6 +70,7 @@ class StatefulAverage(Average):
         self._reported = Ref(0)
         self._stuck: Ref = Ref((-1, 0))
         self._locks: Ref = Ref((RLock(),))
+        self._beginnings = Ref(0)
 
     @property
     @abstractmethod
@@ -110,6 +111,14 @@ class StatefulAverage(Average):
         return together([self])
 
     @property
+    def beginnings(self) -> int:
+        return cast(int, self._beginnings.value)
+
+    def begin(self) -> None:
+        """Note that the values are others now than updates made them."""
+        self._beginnings.value += 1
+
+    @property
     def tracking(self) -> Tracking:
         """How the model is followed, beside the rule."""
         return cast(Tracking, self._tracking.value)
@@ -123,6 +132,7 @@ class StatefulAverage(Average):
         Raises:
             RuleError: the counts might not go on to the end of a run, or the rule leaves out what is followed here.
         """
+        self.begin()
         if state is None:
             self.set_state(self.rule, 0, 0)
         else:

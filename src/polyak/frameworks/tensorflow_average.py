@@ -128,6 +128,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def reset(self) -> None:
         self.refuse_applied()
         with unbroken():
+            self.begin()
             restart(self.bound, self.rule)
             self.set_counts(0, 0)
 
@@ -150,6 +151,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
                 )
             )
         self._hold(now, joined(self.rule, growth, self.count), kept)
+        self.begin()
         return growth.describe(now.label, self.count, self.rule)
 
     # Using

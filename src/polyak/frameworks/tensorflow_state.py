@@ -38,4 +38,6 @@ class Memo(tf.train.experimental.PythonState):
         return average.memo()
 
     def deserialize(self, string_value: bytes) -> None:
-        cast(StatefulAverage, self._average.value).compare_memo(string_value)
+        average = cast(StatefulAverage, self._average.value)
+        average.begin()
+        average.compare_memo(string_value)
