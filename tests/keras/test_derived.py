@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import NonFinite
+from polyak.errors import ModelError, NonFinite
 
 X = np.random.default_rng(0).normal(5.0, 3.0, (20, 3)).astype("float32")
 Y = np.zeros((20, 2), "float32")
@@ -53,6 +53,34 @@ def test_training_goes_on_with_what_was_transferred() -> None:
     polyak.transfer(source, target)
     losses = [made.fit(X, Y, verbose=0, shuffle=False, batch_size=20).history["loss"][0] for made in (source, target)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["average", "values", "file"])
+def test_an_average_takes_no_statistics_that_its_model_does_not_compute_with(way: str, tmp_path: Path) -> None:
+    """The layer keeps constants of its own data, whatever the average holds of it."""
+    source, target = model(adapted=True), model(adapted=False)
+    ema, other = polyak.EMA(source, decay=0.5), polyak.EMA(target, decay=0.5)
+    polyak.save(ema, tmp_path / "ema.safetensors")
+
+    def hand_over() -> None:
+        if way == "values":
+            other.set_values(ema.values())
+        else:
+            polyak.transfer({"average": ema, "file": tmp_path / "ema.safetensors"}[way], other)
+
+    before = {path: value.tobytes() for path, value in other.values().items()}
+    with pytest.raises(ModelError, match="the statistics that the layer was adapted to") as told:
+        hand_over()
+    assert "into the model first" in str(told.value)
+    assert {path: value.tobytes() for path, value in other.values().items()} == before
+    polyak.transfer(source, target)
+    hand_over()
+    with other.applied():
+        applied = answers(target)
+    for ours, theirs in zip(
+        [*applied, other.predict(X, verbose=0)], [*answers(source), answers(source)[1]], strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_a_transfer_that_is_taken_back_takes_the_constants_back() -> None:

@@ -126,6 +126,9 @@ class StatefulAverage(Average):
     def followed(self) -> Any:
         return self._followed.value
 
+    def refuse_unfit(self) -> None:
+        """Raise ModelError where the model would compute with other values than those that were just handed over."""
+
     def adopt(self, state: State | None) -> None:
         """Take over a rule and counts. Without a state the values count as a start: zero updates.
 
@@ -313,6 +316,7 @@ class ShadowTarget(Target):
 
     def adopt(self, state: State | None) -> None:
         self._average.adopt(state)
+        self._average.refuse_unfit()
 
 
 def refuse_grown(followed: Mapping[str, Any], now: Mapping[str, Any], label: str) -> None:
