@@ -10,8 +10,12 @@ import keras
 
 from polyak.errors import ModelError
 from polyak.frameworks import Average
+from polyak.keras.loops import Stand
 
 Function = Callable[..., Any]
+INSTEAD = (
+    "put what it does into train_step; or call ema.update() of polyak.EMA(model, ...) after each step, and no callback"
+)
 
 
 class Fitting(Protocol):
@@ -67,6 +71,24 @@ def counting(optimizer: Any) -> list[Any]:
 def postpones(optimizer: Any) -> bool:
     """Whether it may see many gradients before it counts an update: it accumulates them, or looks for a loss scale."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or bool(optimizer.gradient_accumulation_steps)
+
+
+def makes_its_own(model: Any) -> bool:
+    """Whether a model makes its train function by code that is not Keras'."""
+    made = type(model).make_train_function is not keras.Model.make_train_function
+    return made or "make_train_function" in vars(model)
+
+
+def refuse_set(model: Any) -> None:
+    """Raise ModelError for a train function that somebody has set: what is made in its place does not call it."""
+    function = model.train_function
+    while isinstance(function, Stand):
+        function = function.plain
+    if not function.__module__.startswith("keras."):
+        raise ModelError(
+            f"fit of {type(model).__name__}: expected the train_function that Keras makes, received one that was set",
+            hint=INSTEAD,
+        )
 
 
 def exchanged(model: Any, average: Average, plain: Function) -> Function:

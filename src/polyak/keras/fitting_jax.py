@@ -14,10 +14,11 @@ import jax
 import keras
 from keras import ops
 
+from polyak.errors import ModelError
 from polyak.frameworks.engine import held_from, tree_of
 from polyak.frameworks.engine_jax import stepped
 from polyak.frameworks.exchange import together
-from polyak.keras.fitting import Function, counting, updates
+from polyak.keras.fitting import INSTEAD, Function, counting, makes_its_own, refuse_set, updates
 from polyak.transfer.unbroken import unbroken
 
 TRAINABLE, OTHERS, OPTIMIZER = 0, 1, 2
@@ -26,6 +27,8 @@ _STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables
 
 class _Fitting:
     def moving(self, model: Any, averages: Sequence[Any]) -> Function:
+        _refuse_own(model)
+        refuse_set(model)
         within, apart = _sorted(averages)
         step = _step(model, within)
         if model.jit_compile and not model.run_eagerly:
@@ -65,6 +68,16 @@ class _Fitting:
             return outputs, (*state[:2], *new[2:])
 
         return function
+
+
+def _refuse_own(model: Any) -> None:
+    """Keras' state has no room for shadows: a function that is not Keras' could not hand them on."""
+    if makes_its_own(model):
+        raise ModelError(
+            f"fit of {type(model).__name__}: expected Keras' own make_train_function, received one of the model's; on "
+            "JAX the average moves in a step that is compiled beside it and would not call it",
+            hint=INSTEAD,
+        )
 
 
 def _sorted(averages: Sequence[Any]) -> tuple[list[Any], list[Any]]:

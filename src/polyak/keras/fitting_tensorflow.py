@@ -7,17 +7,21 @@ from typing import Any
 
 import tensorflow as tf
 
+from polyak.errors import ModelError
 from polyak.frameworks.exchange import together
 from polyak.frameworks.tensorflow_moving import Moving
-from polyak.keras.fitting import Function, exchanged, optimizers, updates
+from polyak.keras.fitting import INSTEAD, Function, exchanged, makes_its_own, optimizers, refuse_set, updates
 
 
 class _Fitting:
     def moving(self, model: Any, averages: Sequence[Any]) -> Function:
+        if not makes_its_own(model):
+            refuse_set(model)
         plain_step, plain_function = model.train_step, model.train_function
-        moving = Moving(averages)
+        moving, called = Moving(averages), set[str]()
 
         def train_step(data: Any) -> Any:
+            called.add("train_step")
             found = optimizers(model)
             before = [tf.identity(n) for n in updates(found)]
             logs = plain_step(data)
@@ -28,9 +32,9 @@ class _Fitting:
             return logs
 
         of_its_own = vars(model).get("train_step")
-        model.train_step = train_step
+        model.train_step, model.train_function = train_step, None
         try:
-            model.make_train_function(force=True)
+            model.make_train_function()
             function: Function = model.train_function
         finally:
             del model.train_step
@@ -40,7 +44,14 @@ class _Fitting:
 
         def train_function(iterator: Any) -> Any:
             with together(averages):
-                return function(iterator)
+                logs = function(iterator)
+            if not called:
+                raise ModelError(
+                    f"fit of {type(model).__name__}: expected a make_train_function whose function calls train_step, "
+                    "in which the average moves; received one that does not",
+                    hint=INSTEAD,
+                )
+            return logs
 
         return train_function
 
