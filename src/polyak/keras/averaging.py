@@ -19,6 +19,7 @@ from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, both_sets
 from polyak.keras.loops import Stand, fit_argument, neighbours
+from polyak.keras.validating import beginning_with, memory, refuse_used_up
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import make_plan
@@ -151,6 +152,8 @@ class Averaging(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         _refuse_use_ema(self.model)
+        if self.evaluate == "both":
+            refuse_used_up(self.model, fit_argument(self, "val_x"))
         self._go_on_with_raw()
         jumped = "" if self._marks is None else self._marks.jumped(self.average)
         self._begun = self._started = None
@@ -260,6 +263,7 @@ class Averaging(keras.callbacks.Callback):
         for each in self._all:
             each._validating = True
         try:
+            begun = memory(self.model)
             with ExitStack() as stack:
                 for each in self._all:
                     if each.evaluate == "average":
@@ -267,7 +271,7 @@ class Averaging(keras.callbacks.Callback):
                 found = plain(*args, **kwargs)
             for each in self._all:
                 if each.evaluate == "both":
-                    with each.average.applied():
+                    with beginning_with(begun, self.model), each.average.applied():
                         more = plain(*args, **{**kwargs, "callbacks": None, "verbose": 0})
                     found = {**found, **_named(each.name, more, found)}
             return found

@@ -1,0 +1,48 @@
+"""Validation in several passes over the same data, each as if it were the only one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from polyak.errors import ModelError
+from polyak.snapshot import Array
+
+Memory = Sequence[tuple[Any, Array]]
+
+
+def memory(model: Any) -> Memory:
+    """What stateful recurrent layers remember of the batches so far: variables that belong to none of the weights."""
+    layers = (x for x in model._flatten_layers() if isinstance(x, keras.layers.RNN) and x.stateful)
+    states = (state for layer in layers for state in keras.tree.flatten(layer.states) if state is not None)
+    return [(state, keras.ops.convert_to_numpy(state).copy()) for state in states]
+
+
+@contextmanager
+def beginning_with(held: Memory, model: Any) -> Iterator[None]:
+    """A pass that begins with what layers remembered once, and after which they remember what they do now."""
+    now = memory(model)
+    _recall(held)
+    try:
+        yield
+    finally:
+        _recall(now)
+
+
+def refuse_used_up(model: Any, data: Any) -> None:
+    """Raise ModelError for data of which nothing is left after the first pass."""
+    if isinstance(data, Generator):
+        raise ModelError(
+            f'fit of {type(model).__name__} with polyak.keras.Averaging(evaluate="both"): expected validation data '
+            "that can be read twice, received a generator",
+            hint="give arrays, a keras.utils.PyDataset, a tf.data.Dataset or a DataLoader; "
+            'or ask for evaluate="raw" or evaluate="average"',
+        )
+
+
+def _recall(held: Memory) -> None:
+    for state, value in held:
+        state.assign(value)
