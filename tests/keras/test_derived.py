@@ -47,6 +47,40 @@ def test_a_model_that_was_adapted_answers_alike_after_a_transfer_compiled_or_not
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def legacy(adapted: bool) -> Any:
+    import tf_keras
+
+    norm = tf_keras.layers.Normalization()
+    made = tf_keras.Sequential([tf_keras.layers.InputLayer((3,)), norm, tf_keras.layers.Dense(2)])
+    if adapted:
+        norm.adapt(X)
+    return made
+
+
+def in_a_module(adapted: bool) -> Any:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.parts = [model(adapted)]
+    return module
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="modules and models of TensorFlow")
+@pytest.mark.parametrize(("make", "model_of"), [(legacy, lambda x: x), (in_a_module, lambda x: x.parts[0])])
+def test_other_models_of_tensorflow_answer_alike_after_a_transfer(make: Any, model_of: Any) -> None:
+    source, target = make(True), make(False)
+    ema, other = polyak.EMA(source, decay=0.5), polyak.EMA(target, decay=0.5)
+    for one in (source, target):
+        model_of(one).predict(X, verbose=0)
+    with pytest.raises(ModelError, match="the statistics that the layer was adapted to"):
+        polyak.transfer(ema, other)
+    polyak.transfer(source, target)
+    polyak.transfer(ema, other)
+    for answer in (lambda x: x(X).numpy(), lambda x: x.predict(X, verbose=0)):
+        ours, theirs = (answer(model_of(one)) for one in (target, source))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_training_goes_on_with_what_was_transferred() -> None:
     source, target = model(adapted=True), model(adapted=False)
     target.fit(X, Y, verbose=0)

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from polyak.errors import ModelError
+from polyak.snapshot import Array
 
 _COMPILED = ("train", "test", "predict")
 
 
-def settle(model: Any) -> None:
-    """Make the constants of a model anew from its weights, and the functions in which they were compiled.
+def settle(held: Sequence[Any]) -> None:
+    """Make the constants of layers anew from their weights, and the functions of models in which they were compiled.
 
     A layer that was adapted to data keeps mean and variance so. Keras makes them anew where it loads a file, and leaves
     functions as they are that were compiled with the old ones.
+
+    Args:
+        held: a model and all that is in it.
     """
-    changed = [_changed(layer) for layer in _adapted(model)]
-    if any(changed):
+    changed = [_changed(layer) for layer in _adapted(held)]
+    for model in held if any(changed) else ():
         for name in _COMPILED:
             if vars(model).get(f"{name}_function") is not None:
                 getattr(model, f"make_{name}_function")(force=True)
 
 
-def refuse_others(model: Any, read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+def refuse_others(layers: Iterable[Any], read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
     """Raise ModelError where an average holds other statistics than those of which a layer has made its constants.
 
     Args:
         read: gives the model's variables, and the values of the average for them, by path. Asked where it matters.
     """
-    statistics = [(v, c) for layer in _adapted(model) for v, c in _made_of(layer)]
+    statistics = [made for layer in _adapted(layers) for made in _made_of(layer)]
     variables, values = read() if statistics else ({}, {})
     paths = {id(variable): path for path, variable in variables.items()}
     for variable, constant in statistics:
-        path = paths.get(id(variable))
-        if path is not None and _bytes(keras.ops.cast(values[path], constant.dtype)) != _bytes(constant):
+        path, made = paths.get(id(variable), ""), _numpy(constant)
+        if path in values and _numpy(values[path]).astype(made.dtype).tobytes() != made.tobytes():
             raise ModelError(
                 f"weight {path!r}: expected the statistics that the layer was adapted to, received others, which it "
                 "would not compute with: it keeps constants that were made of its own",
@@ -45,18 +49,20 @@ def refuse_others(model: Any, read: Callable[[], tuple[Mapping[str, Any], Mappin
             )
 
 
-def _adapted(model: Any) -> list[Any]:
+def _adapted(layers: Iterable[Any]) -> list[Any]:
     """Layers that hold statistics of data. Those that were given them as arguments have no weights."""
-    layers = (x for x in model._flatten_layers() if isinstance(x, keras.layers.Normalization))
-    return [x for x in layers if x.built and x.input_mean is None]
+    packages = [sys.modules[name] for name in ("keras", "tf_keras") if name in sys.modules]
+    kinds = tuple(package.layers.Normalization for package in packages)
+    return [x for x in layers if isinstance(x, kinds) and x.built and x.input_mean is None]
 
 
 def _made_of(layer: Any) -> list[tuple[Any, Any]]:
     return [(layer.adapt_mean, layer.mean), (layer.adapt_variance, layer.variance)]
 
 
-def _bytes(array: Any) -> bytes:
-    return np.asarray(keras.ops.convert_to_numpy(array)).tobytes()
+def _numpy(array: Any) -> Array:
+    keras = sys.modules.get("keras")
+    return np.asarray(array if keras is None else keras.ops.convert_to_numpy(array))
 
 
 def _changed(layer: Any) -> bool:
@@ -66,4 +72,4 @@ def _changed(layer: Any) -> bool:
 
 
 def _constants(layer: Any) -> list[bytes]:
-    return [_bytes(constant) for _, constant in _made_of(layer)]
+    return [_numpy(constant).tobytes() for _, constant in _made_of(layer)]

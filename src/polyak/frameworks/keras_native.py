@@ -18,6 +18,7 @@ from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_
 from polyak.frameworks.exchange import EXCHANGING, enter, holds_average, leave, raw_value, together, watchers
 from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
+from polyak.frameworks.keras_derived import refuse_others
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows
@@ -259,6 +260,13 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
             for path, variable in variables.items()
         }
         return Seen(variables, values)
+
+    def refuse_unfit(self) -> None:
+        refuse_others(self.followed()._flatten_layers(), self._read)
+
+    def _read(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        seen = self.seen()
+        return seen.variables, seen.values
 
     def same(self, one: Any, other: Any) -> bool:
         return self.engine.to_numpy(one).tobytes() == self.engine.to_numpy(other).tobytes()

@@ -78,7 +78,7 @@ class ModelVariables(KerasVariables):
         self._model = model
 
     def settle(self) -> None:
-        settle(self._model)
+        settle(self._model._flatten_layers())
 
 
 class RawVariables(KerasVariables):

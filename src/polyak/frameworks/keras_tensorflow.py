@@ -12,7 +12,6 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.keras_anatomy import Flavour, found_in
-from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
@@ -20,7 +19,6 @@ from polyak.frameworks.stateful import Ref
 from polyak.frameworks.tensorflow import TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_binding import Bound
-from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Found
 
 # Seconds that a forward pass waits for a train step: one that waits for its data may wait for this very pass.
@@ -35,9 +33,6 @@ class KerasOnTensorFlow(TensorFlowFramework):
 
     def owns(self, obj: object) -> bool:
         return self._flavour.is_layer(obj)
-
-    def target(self, model: Any) -> Variables:
-        return ModelVariables(model, self.variables(model, {}))
 
     def find(self, model: Any) -> Iterator[Found]:
         return found_in(model, self._flavour)
@@ -64,17 +59,6 @@ class KerasOnTensorFlow(TensorFlowFramework):
         """The model itself, reading the shadows; weights that the average leaves out are read as they are."""
         bound = average.bound
         return average, {**bound.raw.variables, **bound.shadows.variables}
-
-
-class ModelVariables(Variables):
-    """The variables of a model, whose layers may have computed constants from them."""
-
-    def __init__(self, model: Any, held: Variables) -> None:
-        super().__init__(held.label, held.variables, held.weights, held.trackables)
-        self._model = model
-
-    def settle(self) -> None:
-        settle(self._model)
 
 
 class KerasAverage(TensorFlowAverage, StoredByKeras, ViewedByKeras):

@@ -19,7 +19,6 @@ import keras
 from polyak.errors import ModelError
 from polyak.frameworks.described import describe
 from polyak.frameworks.exchange import patiently
-from polyak.frameworks.keras_derived import refuse_others
 from polyak.frameworks.keras_shell import Shell, compiled_like
 from polyak.frameworks.stateful import Ref, StatefulAverage
 
@@ -60,13 +59,6 @@ class ViewedByKeras(StatefulAverage):
     @abstractmethod
     def same(self, one: Any, other: Any) -> bool:
         """Whether two arrays of the backend agree in all values."""
-
-    def refuse_unfit(self) -> None:
-        refuse_others(self.followed(), self._read)
-
-    def _read(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        seen = self.seen()
-        return seen.variables, seen.values
 
     def evaluate(self, x: Any = None, y: Any = None, **asked: Any) -> Any:
         """``model.evaluate`` with the averaged weights, beside the model: it is never touched.

@@ -17,6 +17,7 @@ from polyak.frameworks.company import Company
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.exchange import holds_average, watchers
 from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
+from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_moving import Moving
@@ -34,7 +35,7 @@ class TensorFlowFramework(Framework):
         return isinstance(obj, tf.Module)
 
     def target(self, model: Any) -> Variables:
-        return self.variables(model, {})
+        return ModelVariables(model, self.variables(model, {}))
 
     def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
         """The model's weights; ``kinds`` overrides kinds by glob."""
@@ -54,6 +55,15 @@ class TensorFlowFramework(Framework):
     def find(self, model: Any) -> Iterator[Found]:
         """The variables of the model, by the walk."""
         return walk(model, Anatomy(own, children))
+
+    def within(self, model: Any) -> list[Any]:
+        """The model and all modules and layers in it, each once."""
+        found, waiting = {id(model): model}, [model]
+        while waiting:
+            new = {id(child): child for _, child in children(waiting.pop()) if id(child) not in found}
+            found |= new
+            waiting += new.values()
+        return list(found.values())
 
     def ordered(self, model: Any) -> Sequence[Any]:
         """The variables in the framework's own order."""
@@ -109,6 +119,17 @@ class TensorFlowFramework(Framework):
         """Whether an object is a variable that ``native`` takes."""
         keras = sys.modules.get("keras")
         return isinstance(obj, tf.Variable) or (keras is not None and isinstance(obj, keras.Variable))
+
+
+class ModelVariables(Variables):
+    """The variables of a model, whose layers may have computed constants from them."""
+
+    def __init__(self, model: Any, held: Variables) -> None:
+        super().__init__(held.label, held.variables, held.weights, held.trackables)
+        self._model = model
+
+    def settle(self) -> None:
+        settle(FRAMEWORK.within(self._model))
 
 
 def _averages(variables: Variables) -> list[TensorFlowAverage]:

@@ -15,6 +15,7 @@ from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import EXCHANGING, holds_average, together, watchers
 from polyak.frameworks.growth import Growth, joined
+from polyak.frameworks.keras_derived import refuse_others
 from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, leave
@@ -39,6 +40,9 @@ class Host(Protocol):
 
     def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
         """The model's weights."""
+
+    def within(self, model: Any) -> list[Any]:
+        """The model and all modules and layers in it, each once."""
 
     def call(self, average: TensorFlowAverage, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the averaged values."""
@@ -114,6 +118,13 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         if self._held.value is None and not self.framework.is_built(self.followed()):
             return f"<{self.label}: waits for the model to be built>"
         return super().__repr__()
+
+    def refuse_unfit(self) -> None:
+        bound = self.bound
+        refuse_others(
+            self.framework.within(self.followed()),
+            lambda: (bound.raw.trackables, {p: s.read_value() for p, s in bound.shadows.variables.items()}),
+        )
 
     # Moving
 
