@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from polyak.averaging.base import Rule
 from polyak.averaging.parse import decay_from, parse
+from polyak.averaging.parts import as_rule
 from polyak.averaging.rules import (
     EMA,
     Copy,
@@ -331,11 +332,24 @@ def test_bad_texts_are_refused_with_the_text_and_a_way_out(text: str, message: s
     assert caught.value.hint == hint
 
 
-@pytest.mark.parametrize("value", [None, 0.999, {"rule": "mean"}, b"mean"])
+@pytest.mark.parametrize("value", [None, {"rule": "mean"}, b"mean"])
 def test_what_is_no_text_is_refused(value: Any) -> None:
     with pytest.raises(RuleError) as caught:
         parse(value)
     assert caught.value.message == f"expected a rule or its text, like 'ema:0.999'; received {value!r}"
+
+
+@pytest.mark.parametrize("read", [parse, as_rule])
+def test_a_number_is_no_rule_and_the_text_that_it_may_mean_is_named(read: Any) -> None:
+    with pytest.raises(RuleError, match=r"expected a rule or its text, like 'ema:0\.999'; received 0\.99") as caught:
+        read(0.99)
+    assert caught.value.hint == "did you mean 'ema:0.99'?"
+
+
+@pytest.mark.parametrize("value", [None, 3, ["ema:0.9"], EMA])
+def test_what_is_neither_a_rule_nor_rules_by_part_is_refused(value: Any) -> None:
+    with pytest.raises(RuleError, match=r"expected a rule or its text, like 'ema:0\.999'; received"):
+        as_rule(value)
 
 
 @given(st.text(max_size=30) | st.text("ema:,=.0159eryvtux- ()/", max_size=30).map("ema:".__add__))

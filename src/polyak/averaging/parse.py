@@ -66,12 +66,17 @@ def parse(text: str | Rule) -> Rule:
     if isinstance(text, Rule):
         return text
     if not isinstance(text, str):
-        raise RuleError(f"expected a rule or its text, like 'ema:0.999'; received {text!r:.80}")
+        raise _no_rule(text)
     try:
         return _parse(text)
     except RuleError as error:
         shown = text if len(text) <= 80 else f"{text[:77]}..."
         raise RuleError(f"{shown!r}: {error.message}", hint=error.hint) from None
+
+
+def _no_rule(given: object) -> RuleError:
+    meant = f"did you mean 'ema:{plain(given)}'?" if isinstance(given, float) else None
+    return RuleError(f"expected a rule or its text, like 'ema:0.999'; received {given!r:.80}", hint=meant)
 
 
 def _parse(text: str) -> Rule:

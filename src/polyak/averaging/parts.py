@@ -150,7 +150,11 @@ def _is_entry(entry: object) -> bool:
 
 
 def as_rule(rule: Rule | str | Parts | Mapping[str, Rule | str | None]) -> Rule | Parts:
-    """A rule from whatever a caller may give: a rule, its text, or a mapping of globs to those."""
-    if isinstance(rule, (Rule, Parts)):
+    """A rule from whatever a caller may give: a rule, its text, or a mapping of globs to those.
+
+    Raises:
+        RuleError: it is none of these, or not valid.
+    """
+    if isinstance(rule, Parts):
         return rule
-    return parse(rule) if isinstance(rule, str) else Parts.of(rule)
+    return Parts.of(rule) if isinstance(rule, Mapping) else parse(rule)
