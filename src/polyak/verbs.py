@@ -82,6 +82,7 @@ def EMA(
     decay: float | None = None,
     *,
     half_life: float | None = None,
+    horizon: float | None = None,
     tau: float | None = None,
     start: Literal["warm", "debiased", "copy", "initial", "zero"] = "warm",
     **following: Unpack[Following],
@@ -89,14 +90,15 @@ def EMA(
     """Follow a model with an exponential moving average.
 
     Args:
-        decay, half_life, tau: exactly one: the share kept at each update, the updates after which half is forgotten,
-            or 1 - decay.
+        decay, half_life, horizon, tau: exactly one: the share kept at each update, the updates after which half is
+            forgotten, those that the average is about, or 1 - decay.
         start: how the average begins; the default is right at any run length (see docs/decisions).
 
     Raises:
         RuleError: not exactly one was given, or the value probably means another.
     """
-    return track(model, EMARule(decay_from(decay=decay, half_life=half_life, tau=tau), start), **following)
+    kept = decay_from(decay=decay, half_life=half_life, horizon=horizon, tau=tau)
+    return track(model, EMARule(kept, start), **following)
 
 
 def SWA(model: Any, **following: Unpack[Following]) -> Average:

@@ -193,6 +193,11 @@ def test_weights_that_are_not_finite_start_no_average() -> None:
         polyak.EMA(model, decay=0.9)
 
 
+@pytest.mark.parametrize("asked", [{"decay": 0.99}, {"tau": 0.01}, {"horizon": 100}])
+def test_a_decay_is_asked_for_in_any_of_its_ways(asked: dict[str, float]) -> None:
+    assert str(polyak.EMA(ZOO["sequential"].built(), **asked).rule) == "ema:0.99"  # type: ignore[arg-type]
+
+
 def test_large_finite_weights_never_make_an_infinite_average() -> None:
     model = ZOO["shared_layer"].built()
     model.layers[1].bias.assign([3e38] * WIDTH)
