@@ -44,8 +44,7 @@ class Averages(Mapping[str, Average]):
     """
 
     def __init__(self, model: Any, rules: Mapping[str, RuleLike | Average], **following: Unpack[Following]) -> None:
-        if not rules:
-            raise RuleError("polyak.Averages: expected at least one rule, received none", hint='{"slow": "ema:0.999"}')
+        _refuse_unnamed(rules)
         for name, given in rules.items():
             if isinstance(given, Average) and given.followed() is not model:
                 raise ModelError(
@@ -97,3 +96,11 @@ class Averages(Mapping[str, Average]):
             costs = "they wait for the model to be built"
         head = f"<{len(self)} averages of {type(self._model).__name__}, which move together: {costs}"
         return "\n".join([head, *lines]) + ">"
+
+
+def _refuse_unnamed(rules: object) -> None:
+    if not isinstance(rules, Mapping) or not rules:
+        received = f"{rules!r:.80}" if rules else "none"
+        raise RuleError(
+            f"polyak.Averages: expected at least one rule by a name, received {received}", hint='{"slow": "ema:0.999"}'
+        )

@@ -131,6 +131,9 @@ def test_what_cannot_move_together_is_refused() -> None:
         polyak.Averages(other, {"a": average, "b": average})
     with pytest.raises(RuleError, match="at least one rule"):
         polyak.Averages(model, {})
+    with pytest.raises(RuleError, match=r"expected at least one rule by a name, received \['ema:0.9'\]") as error:
+        polyak.Averages(model, ["ema:0.9"])
+    assert error.value.hint == '{"slow": "ema:0.999"}'
 
 
 def test_memory_and_cost_are_said_before_the_first_step() -> None:
