@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from polyak.averaging.base import Float64, Rule
+from polyak.averaging.base import Float64, Rule, count
 from polyak.averaging.kernel import lerp
 from polyak.averaging.parse import parse
 from polyak.averaging.rules import RULES, WRAPPERS, from_json
@@ -26,7 +26,7 @@ _FOLLOWED = 10**6
 _LOST = 1e-14
 
 
-def check_rule(rule: Rule, updates: int = _UPDATES) -> None:
+def check_rule(rule: Rule | str, updates: int = _UPDATES) -> None:
     """Hold a rule against the laws that every rule of polyak keeps.
 
     Its weights are float64 numbers in [0, 1], for one update as for many; ``span``, ``merged``, ``kept`` and
@@ -35,11 +35,12 @@ def check_rule(rule: Rule, updates: int = _UPDATES) -> None:
     that polyak knows by name comes back from its JSON form and its text.
 
     Args:
-        rule: the rule, an instance of a frozen dataclass that extends ``polyak.rules.Rule``.
+        rule: the rule, an instance of a frozen dataclass that extends ``polyak.rules.Rule``, or the text of one.
         updates: how many updates are followed one by one, at least 2.
 
     Raises:
         AssertionError: a law does not hold; the text names the law, the rule, the update, and both values.
+        RuleError: it is no rule, or there are too few updates to follow.
 
     Example:
         >>> from dataclasses import dataclass
@@ -52,6 +53,7 @@ def check_rule(rule: Rule, updates: int = _UPDATES) -> None:
         ...         return self.lag / (n + self.lag)
         >>> check_rule(Harmonic())
     """
+    rule, updates = parse(rule), count("check_rule: updates", updates, 2)
     for law in (_weights, _spans, _merges, _keeps, _follows, _is_a_value, _comes_back, _late):
         law(rule, updates)
     for name, ops, within in _frameworks():

@@ -12,6 +12,7 @@ from tests.averaging.strategies import RULES, rules
 
 from polyak.averaging.base import Ops, Rule
 from polyak.averaging.rules import Every
+from polyak.errors import RuleError
 from polyak.testing import check_rule
 
 
@@ -24,6 +25,19 @@ def test_each_rule_keeps_the_laws(rule: Rule) -> None:
 @given(rules)
 def test_any_rule_keeps_the_laws(rule: Rule) -> None:
     check_rule(rule, 24)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_two_updates_are_enough(rule: Rule) -> None:
+    check_rule(rule, 2)
+
+
+def test_a_text_is_held_against_them_too_and_what_is_no_rule_is_refused() -> None:
+    check_rule("ema:0.9")
+    with pytest.raises(RuleError, match=r"expected a rule or its text, like 'ema:0\.999'; received 0.9"):
+        check_rule(0.9)  # type: ignore[arg-type]
+    with pytest.raises(RuleError, match=r"check_rule: updates=1"):
+        check_rule("mean", 1)
 
 
 @dataclass(frozen=True)
