@@ -85,3 +85,99 @@ def test_a_loop_that_is_not_kerass_is_refused_and_not_passed_over_in_silence(ste
     with pytest.raises(ModelError, match="expected Keras' own loop") as error:
         model.fit([polyak.keras.Averaging("ema:0.9")])
     assert "update()" in str(error.value)
+
+
+class Looks(keras.callbacks.Callback):
+    """Uses one of several averages in the middle of fit."""
+
+    def __init__(self, verb: str, chosen: list[Any]) -> None:
+        super().__init__()
+        self.use = verb
+        self.chosen = chosen
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.predict(X, verbose=0, callbacks=self.chosen)
+        self.model.evaluate(X, Y, verbose=0, callbacks=self.chosen)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 1 and self.use == "batches":
+            self.on_epoch_end(0)
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+@pytest.mark.parametrize("when", ["epochs", "batches"])
+def test_all_averages_move_on_where_another_callback_evaluates_with_one_of_them(when: str, chosen: int) -> None:
+    def counted(*others: Any) -> list[Any]:
+        averagings = [
+            polyak.keras.Averaging("ema:0.9,start=copy", name="slow", evaluate="average"),
+            polyak.keras.Averaging("mean", name="mean"),
+        ]
+        between = [other(averagings) for other in others]
+        callbacks = [averagings[0], *between, averagings[1]]
+        network().fit(X, Y, 8, EPOCHS, verbose=0, shuffle=False, callbacks=callbacks)
+        return [a.average for a in averagings]
+
+    moved = counted(lambda averagings: Looks(when, [averagings[chosen]]))
+    for found, expected in zip(moved, counted(), strict=True):
+        assert found.count == STEPS * EPOCHS
+        for path, value in expected.values().items():
+            np.testing.assert_array_equal(found.values()[path], value)
+
+
+class Trains(keras.callbacks.Callback):
+    """Trains in the middle of fit."""
+
+    def __init__(self, with_callback: Any) -> None:
+        super().__init__()
+        self.with_callback = with_callback
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.fit(X, Y, 8, verbose=0, callbacks=[self.with_callback()])
+
+
+def test_a_fit_within_a_fit_has_a_callback_of_its_own() -> None:
+    model, averaging = network(), polyak.keras.Averaging("ema:0.9,start=copy")
+    same = Trains(lambda: averaging)
+    with pytest.raises(ModelError, match="expected one fit at a time, received one within another") as error:
+        model.fit(X, Y, 8, EPOCHS, verbose=0, callbacks=[averaging, same])
+    assert averaging.average.count == STEPS
+    assert "a callback of its own that moves the same average: polyak.keras.Averaging(averaging.average)" in str(
+        error.value.hint
+    )
+    own = Trains(lambda: polyak.keras.Averaging(averaging.average))
+    callbacks = keras.callbacks.CallbackList([averaging, own], model=model)
+    model.fit(X, Y, 8, EPOCHS, verbose=0, callbacks=callbacks)
+    assert averaging.average.count == STEPS + 2 * STEPS * EPOCHS
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_average_may_be_begun_anew_in_the_middle_of_fit(first: bool) -> None:
+    averaging = polyak.keras.Averaging("ema:0.9,start=copy")
+    anew = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: averaging.average.reset())
+    network().fit(X, Y, 8, EPOCHS, verbose=0, callbacks=[anew, averaging] if first else [averaging, anew])
+    assert averaging.average.count == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_train_function_that_is_made_anew_between_two_epochs_moves_the_average_too(first: bool) -> None:
+    model, averaging = network(), polyak.keras.Averaging("ema:0.9")
+    anew = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: model.make_train_function(force=True))
+    callbacks = [anew, averaging] if first else [averaging, anew]
+    model.fit(X, Y, 8, EPOCHS, verbose=0, callbacks=callbacks)
+    assert averaging.average.count == STEPS * EPOCHS
+
+
+def test_a_model_that_its_first_step_builds_is_followed() -> None:
+    model, averaging = keras.Sequential([keras.layers.Dense(1)]), polyak.keras.Averaging("mean", evaluate="both")
+    model.compile(keras.optimizers.SGD(0.02), "mse")
+    held: list[Any] = []
+    record = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: held.append(weights(record)))
+    model.fit(X, Y, 8, EPOCHS, verbose=0, callbacks=[averaging, record], validation_data=(X, Y))
+    assert averaging.average.count == STEPS * EPOCHS
+    for found, values in zip(averaging.average.values().values(), zip(*held, strict=True), strict=True):
+        np.testing.assert_allclose(found, np.mean(values, axis=0), rtol=1e-5)
+
+
+def weights(callback: Any) -> list[Any]:
+    """What the model of a callback holds; between two steps on JAX it is asked by way of the callback."""
+    return [np.array(w, np.float64) for w in callback.model.get_weights()]

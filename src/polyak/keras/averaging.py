@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, Literal, get_args
 
 import keras
 
 from polyak.averaging.parts import Parts, as_rule, rule_from_json
 from polyak.averaging.rules import Rule
-from polyak.errors import ModelError, WeightsChanged, notify
+from polyak.errors import ModelError, UnbuiltModel, WeightsChanged, notify
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.adopting import Adopted
 from polyak.frameworks.base import Tracking
@@ -18,7 +18,7 @@ from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, both_sets
-from polyak.keras.loops import Stand, fit_argument, neighbours
+from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
 from polyak.keras.validating import beginning_with, memory, refuse_used_up
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
@@ -94,8 +94,7 @@ class Averaging(keras.callbacks.Callback):
         self._stands: dict[str, Stand] = {}
         self._marks: Marks | None = None
         self._finished: Marks
-        self._started: Marks | None = None
-        self._begun: tuple[int, int] | None = None
+        self._noted: tuple[tuple[int, ...], Marks] | None = None
         self._validating = False
         self._all: list[Averaging] = [self]
 
@@ -141,8 +140,7 @@ class Averaging(keras.callbacks.Callback):
         super().set_model(model)
         listed = neighbours()
         refuse_conflicts(listed, self)
-        self._all = [c for c in listed if isinstance(c, Averaging)] or [self]
-        refuse_several(self._all)
+        refuse_several(_of(listed))
         if self._average is None:
             self._average = self._follow(model)
         elif self._average.followed() is not model:
@@ -151,12 +149,15 @@ class Averaging(keras.callbacks.Callback):
         setattr(model, f"_polyak_{self.name}", self._average)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if is_nested(self):
+            raise _nested()
         _refuse_use_ema(self.model)
+        self._all = _of(neighbours()) or [self]
         if self.evaluate == "both":
             refuse_used_up(self.model, fit_argument(self, "val_x"))
         self._go_on_with_raw()
         jumped = "" if self._marks is None else self._marks.jumped(self.average)
-        self._begun = self._started = None
+        self._noted = None
         grown = self.average.refresh()
         if grown:
             self._all[-1]._made = None
@@ -170,11 +171,13 @@ class Averaging(keras.callbacks.Callback):
             self._stand("evaluate", self._validate)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """A rule that was changed meanwhile holds from here on: compiled steps contain the one they were made with."""
-        if self._begun is None:
-            self._begun = self.average.count, self.average.skipped
-            self._started = Marks.of(self.average)
-        if self._serves_all and [c.rule for c in self._all] != self._moving:
+        """A rule or a train function that was changed meanwhile holds from here on: a compiled step contains those that
+        it was made with.
+        """
+        if self._noted is None:
+            with suppress(UnbuiltModel):  # on TensorFlow the first step builds a model
+                self._noted = self._counts(), Marks.of(self.average)
+        if self._serves_all and not self._moves_by_rule():
             self._move_by_rule()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -237,17 +240,22 @@ class Averaging(keras.callbacks.Callback):
 
     def _refuse_unseen_updates(self) -> None:
         """Raise ModelError if an epoch has trained the model and no optimizer that is watched has made an update."""
-        if self._started is None:
+        if self._noted is None:
             return
-        started, self._started = self._started, None
-        if (self.average.count, self.average.skipped) != self._begun or any(map(postpones, optimizers(self.model))):
+        counts, marks = self._noted
+        if self._counts() != counts or any(map(postpones, optimizers(self.model))):
             return  # a layer such as SpectralNormalization writes its weights in each call
-        if Marks.of(self.average).raw != started.raw:
+        self._noted = None
+        if Marks.of(self.average).raw != marks.raw:
             raise ModelError(
                 f"fit of {type(self.model).__name__}: expected its optimizers to count the updates, received an epoch "
                 "that has changed the weights without one, so that the average has not moved",
                 hint="hold the optimizer in an attribute of the model, or call ema.update() in your own train_step",
             )
+
+    def _counts(self) -> tuple[int, ...]:
+        """Numbers of which one is another after an update, and after the average was begun anew or restored."""
+        return self.average.count, self.average.skipped, self.average.beginnings
 
     def _is_without_metrics(self, epoch: int, logs: Mapping[str, Any]) -> bool:
         """Whether fit was asked to validate, but not in this epoch."""
@@ -308,6 +316,10 @@ class Averaging(keras.callbacks.Callback):
         """Of several in one list the last one moves and validates all averages: the others have begun before it."""
         return self._all[-1] is self
 
+    def _moves_by_rule(self) -> bool:
+        stands = self.model.train_function is self._stands["train_function"]
+        return stands and [c.rule for c in self._all] == self._moving
+
     def _move_by_rule(self) -> None:
         """A step that was compiled for an earlier ``fit`` serves again where nothing that it contains has changed."""
         if "train_function" in self._stands:
@@ -360,6 +372,19 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise ModelError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
     return value
+
+
+def _of(callbacks: Iterable[Any]) -> list[Averaging]:
+    return [c for c in callbacks if isinstance(c, Averaging)]
+
+
+def _nested() -> ModelError:
+    return ModelError(
+        "fit with polyak.keras.Averaging: expected one fit at a time, received one within another that has the same "
+        "callback",
+        hint="give the inner one a callback of its own that moves the same average: "
+        "polyak.keras.Averaging(averaging.average)",
+    )
 
 
 def _own_loop(model: Any) -> ModelError:

@@ -8,7 +8,7 @@ where another callback of such a loop evaluates or trains, and for good where no
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -38,19 +38,25 @@ def serves(callback: Any, frame: FrameType | None) -> bool:
 
 def is_within(callback: Any, frame: FrameType | None) -> bool:
     """Whether a frame was called, over however many others, by a loop of Keras with this callback in its list."""
-    while frame is not None:
-        if serves(callback, frame):
-            return True
-        frame = frame.f_back
-    return False
+    return any(True for _ in _serving(callback, frame))
+
+
+def is_nested(callback: Any) -> bool:
+    """Whether a loop of Keras with this callback in its list runs within another such loop."""
+    return len({id(frame.f_locals["callbacks"]) for frame in _serving(callback, sys._getframe(1))}) > 1
 
 
 def fit_argument(callback: Any, name: str) -> Any:
     """What the innermost loop of Keras with this callback in its list was called with, or None."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not serves(callback, frame):
+    return next((frame.f_locals.get(name) for frame in _serving(callback, sys._getframe(1))), None)
+
+
+def _serving(callback: Any, frame: FrameType | None) -> Iterator[FrameType]:
+    """The loops of Keras with this callback in their lists from which a frame was called, the innermost first."""
+    while frame is not None:
+        if serves(callback, frame):
+            yield frame
         frame = frame.f_back
-    return None if frame is None else frame.f_locals.get(name)
 
 
 class Stand:
