@@ -84,3 +84,52 @@ def test_a_saved_model_that_is_text_is_named_and_its_weights_are_offered(tmp_pat
     with pytest.raises(UnknownFormat) as refused:
         polyak.open(tmp_path / name)
     assert refused.value.hint == f"open its weights alone: {str(tmp_path / 'variables' / 'variables')!r}"
+
+
+class Words(tf.Module):
+    """A weight beside texts: an array of them, one of them, and a table that maps them to numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = tf.Variable([1.0, 2.0])
+        self.names = tf.Variable(["a", "b"])
+        self.name_of_it = tf.Variable("x")
+        self.table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+
+
+def test_texts_and_variants_of_a_checkpoint_are_named(tmp_path: Path) -> None:
+    words, data = Words(), iter(tf.data.Dataset.range(5))
+    ema = polyak.EMA(Scaling(), 0.5)
+    saved = tf.train.Checkpoint(words=words, data=data, ema=ema).save(str(tmp_path / "ckpt"))
+    held = polyak.open(saved)
+    value = ".ATTRIBUTES/VARIABLE_VALUE"
+    assert held.manifest.unread == {
+        f"words/names/{value}": "an array of texts",
+        f"words/name_of_it/{value}": "a text",
+        "words/table/.ATTRIBUTES/table-keys": "an array of texts",
+        "data/.ATTRIBUTES/ITERATOR_STATE": "a variant of TensorFlow",
+    }
+    assert "not read: " in held.manifest.note
+
+
+def test_texts_of_a_saved_model_are_named(tmp_path: Path) -> None:
+    tf.saved_model.save(Words(), str(tmp_path / "served"))
+    unread = polyak.open(tmp_path / "served").manifest.unread
+    assert unread["names/.ATTRIBUTES/VARIABLE_VALUE"] == "an array of texts"
+    assert unread["name_of_it/.ATTRIBUTES/VARIABLE_VALUE"] == "a text"
+
+
+def test_an_average_alone_leaves_nothing_unread(tmp_path: Path) -> None:
+    saved = tf.train.Checkpoint(ema=polyak.EMA(Scaling(), 0.5)).save(str(tmp_path / "ckpt"))
+    assert polyak.open(saved).manifest.unread == {}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_texts_of_a_checkpoint_saved_by_name_are_named(tmp_path: Path, version: int) -> None:
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        tf.compat.v1.get_variable("kernel", initializer=[1.0, 2.0])
+        tf.compat.v1.get_variable("names", initializer=["a", "b"])
+        session.run(tf.compat.v1.global_variables_initializer())
+        saved = tf.compat.v1.train.Saver(write_version=version).save(session, str(tmp_path / "model"))
+    held = polyak.open(saved)
+    assert (list(held), held.manifest.unread) == (["kernel"], {"names": "an array of texts"})

@@ -51,7 +51,7 @@ def _telling(known: Manifest, contents: Contents) -> Manifest:
     more = f" and {len(left) - _MOST_NOTED} more" if len(left) > _MOST_NOTED else ""
     said = f"not read: {', '.join(left[:_MOST_NOTED])}{more}" if left else ""
     note = "; ".join(filter(None, (known.note, said)))
-    return msgspec.structs.replace(known, note=note, unread={**contents.unread, **contents.beside})
+    return msgspec.structs.replace(known, note=note, unread={**known.unread, **contents.unread, **contents.beside})
 
 
 def _interpreted(contents: Contents) -> Snapshot:

@@ -44,7 +44,10 @@ def _written(contents: Contents) -> Manifest:
         "decay and count of updates are not in the file"
     )
     evidence, confidence = ((said,), "inferred") if averages else ((UNSAID,), "unknown")
-    return Manifest("TensorFlow", {}, (), source=contents.origin, evidence=evidence, confidence=confidence)
+    unread = dict.fromkeys(contents.texts, "a text")
+    return Manifest(
+        "TensorFlow", {}, (), source=contents.origin, evidence=evidence, confidence=confidence, unread=unread
+    )
 
 
 def _with_evidence(held: Item, creation: str) -> Item:

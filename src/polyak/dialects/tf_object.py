@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import msgspec
+
 from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
@@ -67,6 +69,12 @@ class Graph:
         firsts = (self.contents.paths.get(key, ())[:1] for key in self.contents.texts)
         owners = [path[:-1] for paths in firsts for path in paths if path[-1:] == ("memo",)]
         return tuple(self._average(path) for path in sorted(owners) if (*path, "count") in self.keys)
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """What the texts are that are no note of an average."""
+        notes = {self.keys[(*a.path, "memo")] for a in self.averages}
+        return {key: "a text" for key in self.contents.texts if key not in notes}
 
     @cached_property
     def slots(self) -> Mapping[str, tuple[str, str]]:
@@ -137,8 +145,8 @@ def _written(graph: Graph, slots: SlotAverages) -> Manifest:
     confidence = "inferred" if slots.items else "stated" if stated else "unknown"
     note = "" if graph.followed else _INCOMPLETE
     evidence = (*stated, *slots.evidence, *unsaid)
-    origin = graph.contents.origin
-    return Manifest("TensorFlow", {}, (), source=origin, note=note, evidence=evidence, confidence=confidence)
+    written = Manifest("TensorFlow", {}, (), note=note, evidence=evidence, confidence=confidence)
+    return msgspec.structs.replace(written, source=graph.contents.origin, unread=graph.texts)
 
 
 def _shadows(graph: Graph, average: Found, role: str) -> Iterator[Item]:

@@ -66,6 +66,16 @@ class Entry:
         return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize if self.numeric else self.size
 
 
+def no_numbers(dtype: str) -> str:
+    """What a tensor is whose dtype is none of numbers, in words.
+
+    Example:
+        >>> no_numbers("string"), no_numbers("variant")
+        ('an array of texts', 'a variant of TensorFlow')
+    """
+    return "an array of texts" if dtype == "string" else f"a {dtype} of TensorFlow"
+
+
 def decode_entries(table: dict[bytes, bytes]) -> tuple[dict[str, Entry], dict[bytes, Entry]]:
     """All tensors by name, and the parts of partitioned ones by their encoded keys."""
     names = {raw: raw.decode("utf-8", "backslashreplace") for raw in table}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from polyak.contents import Contents, Slot, Tensor
 from polyak.errors import DamagedFile
-from polyak.files.bundle_entries import Entry
+from polyak.files.bundle_entries import Entry, no_numbers
 from polyak.files.bundle_path import AGAIN, is_data
-from polyak.files.object_graph import ObjectGraph
+from polyak.files.object_graph import GRAPH_KEY, ObjectGraph
 from polyak.files.tensorbundle import TensorBundle
 from polyak.manifest import Manifest, decode_note, longest_manifest
 
@@ -35,11 +35,16 @@ def read(path: Path) -> Contents:
         tensors={k: Tensor(e.shape, e.dtype, partial(bundle.read, k)) for k, e in numeric.items()},
         integrity="crc32c",
         manifest=_note(path, len(bundle.entries)),
-        texts={k: _text(bundle, k) for k, e in bundle.entries.items() if e.dtype == "string" and e.shape == ()},
+        texts={k: _text(bundle, k) for k, e in bundle.entries.items() if _is_text(e) and k != GRAPH_KEY},
         paths={} if graph is None else {k: t.paths for k, t in graph.tensors.items()},
         full_names={} if graph is None else {k: t.full_name for k, t in graph.tensors.items()},
         slots=() if graph is None else tuple(_slots(graph, numeric, f"checkpoint {str(path)!r}")),
+        unread={k: no_numbers(what) for k, what in bundle.skipped.items() if not _is_text(bundle.entries[k])},
     )
+
+
+def _is_text(entry: Entry) -> bool:
+    return entry.dtype == "string" and entry.shape == ()
 
 
 def _text(bundle: TensorBundle, key: str) -> Callable[[], bytes]:

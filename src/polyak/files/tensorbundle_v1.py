@@ -19,7 +19,7 @@ import numpy as np
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
-from polyak.files.bundle_entries import DTYPES, NON_NUMERIC, Region, decode_region, region_slices
+from polyak.files.bundle_entries import DTYPES, NON_NUMERIC, Region, decode_region, no_numbers, region_slices
 from polyak.files.protobuf import Message, WireError, decode
 from polyak.files.sstable import has_magic, read_table
 from polyak.weights import numpy_dtype
@@ -63,7 +63,8 @@ def read(path: Path) -> Contents:
     tensors = {
         name: Tensor(d.shape, d.dtype, partial(_assembled, d, parts.get(name, []), path)) for name, d in numeric.items()
     }
-    return Contents(f"checkpoint {str(path)!r}", "tensorbundle v1", tensors, "crc32c of blocks")
+    unread = {name: no_numbers(d.dtype) for name, d in described.items() if name not in numeric}
+    return Contents(f"checkpoint {str(path)!r}", "tensorbundle v1", tensors, "crc32c of blocks", unread=unread)
 
 
 def _files(path: Path) -> list[Path]:
