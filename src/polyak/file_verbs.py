@@ -136,14 +136,15 @@ def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) 
     return converted(in_layout(held_by(source, weights), layout, layers), choosing)
 
 
-def doctor(source: Any, watch: Watch | None = None) -> tuple[Finding, ...]:
+def doctor(source: Any, watch: Watch | None = None, called: str | None = None) -> tuple[Finding, ...]:
     """What may be wrong with a file or snapshot, with the evidence and what mends it.
 
     Args:
         watch: told of each array before it is read: name, how many are done, of how many.
+        called: what commands should call the file; its path, where that is given.
     """
     held = held_by(source, None)
-    path = str(source) if isinstance(source, (str, os.PathLike)) else "FILE"
+    path = called or (str(source) if isinstance(source, (str, os.PathLike)) else "FILE")
     return examine(held if watch is None else watched(held, watch), path, _start)
 
 

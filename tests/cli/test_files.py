@@ -438,8 +438,25 @@ def test_what_a_file_holds_beside_its_weights_is_said() -> None:
         assert (answer.exit_code, answer.stderr) == (0, said)
         answer = call(*verb, "--json", *(["--force"] if verb[-1] == "a.npz" else []))
         assert (answer.exit_code, answer.stderr, json.loads(answer.stdout)["unread"]) == (0, said, wanted)
-    assert call("verify", "run.pt").stderr == said
+    for verb, status in ((["verify"], 0), (["doctor"], 1), (["doctor", "--json"], 1)):
+        assert (call(*verb, "run.pt").exit_code, call(*verb, "run.pt").stderr) == (status, said)
+    assert call("extract", "run.pt", "w", "-o", "w.npy").stderr == said
     assert "unread" not in json.loads(call("inspect", "a.npz", "--json").stdout)
+
+
+def test_what_the_members_of_a_mean_hold_beside_their_weights_is_said() -> None:
+    for name, beside in (("one", {"words": ["x"]}), ("two", {"dates": ["y"]})):
+        np.savez(f"{name}.npz", w=np.ones(2), **{key: np.array(value) for key, value in beside.items()})
+    answer = call("average", "one.npz", "two.npz", "-o", "mean.safetensors", "--json")
+    assert (answer.exit_code, answer.stderr.splitlines()) == (
+        0,
+        [
+            "not taken from file 'one.npz': words (an array of <U1)",
+            "not taken from file 'two.npz': dates (an array of <U1)",
+        ],
+    )
+    assert json.loads(answer.stdout)["unread"] == {"words": "an array of <U1", "dates": "an array of <U1"}
+    assert polyak.open("mean.safetensors").manifest.unread == {}
 
 
 def test_of_many_that_are_not_taken_the_first_are_said() -> None:

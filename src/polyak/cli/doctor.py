@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
 
 
 @click.command(short_help="What may be wrong with a file, and what mends it.")
@@ -23,7 +23,7 @@ def doctor(file: str, as_json: bool) -> None:
     from polyak.report.combined import findings, findings_json
 
     with output.progress() as watch:
-        found = polyak.doctor(file, watch)
+        found = polyak.doctor(reading.opened(file, watch), called=file)
     if as_json:
         output.json(findings_json(output.shown(file), found))
     else:

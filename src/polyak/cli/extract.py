@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
 
 if TYPE_CHECKING:
     from polyak.snapshot import Array
@@ -33,9 +33,7 @@ def extract(file: str, name: str, out: str, weights: str | None, force: bool, as
     bfloat16 and float8, which .npy has no name for, become float32; no value changes. With --json the answer is a
     description of the array; to standard output it comes instead of the array.
     """
-    import polyak
-
-    held = polyak.open(file)
+    held = reading.held(file)
     array = (held if weights is None else held.select(weights))[name]
     if out != "-":
         options.refuse_existing(out, force)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from polyak.cli import options, output
+from polyak.cli import options, output, reading
 
 
 @click.command(short_help="Make the average of another rule from snapshots of a run.")
@@ -39,7 +39,7 @@ def synthesize(
         options.refuse_own_source(files, out)
     given = {name: value for name, value in asked.items() if value is not None}
     with output.progress() as watch:
-        made = polyak.synthesize(files, rule, watch=watch, **given)
+        made = polyak.synthesize([reading.held(file) for file in files], rule, watch=watch, **given)
         receipt = None if out is None else polyak.save(made, out)
     _answer(made, receipt, as_json)
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from polyak.combine.blocks import Array, blocks, count_nonfinite, wide
-from polyak.combine.telling import EVIDENCE, LABEL, fitting
+from polyak.combine.telling import EVIDENCE, LABEL, fitting, unread
 from polyak.errors import (
     AmbiguousMatch,
     AmbiguousRole,
@@ -85,9 +86,8 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     turn = count()
     watched = [watched_read(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
     items = (Item(AVERAGE, w, read) for w, read in zip(last.weights, watched, strict=True))
-    written = Manifest(
-        tool(), {}, (), versions=versions(), evidence=_provenance(members, shares), layout=common_layout(members)
-    )
+    written = Manifest(tool(), {}, (), versions=versions(), evidence=_provenance(members, shares))
+    written = msgspec.structs.replace(written, layout=common_layout(members), unread=unread(members))
     origin = f"mean of {', '.join(fitting([m.origin for m in members], LABEL))}"
     return Snapshot(items, {AVERAGE: _state(members, weights)}, origin, written=written)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from polyak.combine.average import Read, Watch, common_layout, finite, in_parts, refuse_mixed, watched_read
 from polyak.combine.blocks import Array, blocks, same_bits, wide
-from polyak.combine.telling import EVIDENCE, fitting
+from polyak.combine.telling import EVIDENCE, fitting, unread
 from polyak.errors import WeightError
 from polyak.manifest import AVERAGE, Manifest, State, digest
 from polyak.snapshot import Item, Snapshot, tool, versions
@@ -79,8 +79,8 @@ class Synthesis(Snapshot):
         norm: Euclidean norm of the coefficients, by which independent rounding errors of the ingredients grow.
     """
 
-    def __init__(self, items: Sequence[Item], recipe: Recipe, layout: str = "") -> None:
-        written = Manifest(tool(), {}, (), versions=versions(), evidence=recipe.evidence(), layout=layout)
+    def __init__(self, items: Sequence[Item], recipe: Recipe, layout: str, left: dict[str, str]) -> None:
+        written = Manifest(tool(), {}, (), versions=versions(), evidence=recipe.evidence(), layout=layout, unread=left)
         super().__init__(items, {AVERAGE: recipe.state}, f"synthesized {recipe.rule}", written=written)
         self.rule = recipe.rule
         self.ingredients = recipe.ingredients
@@ -121,6 +121,7 @@ def mixed(members: Sequence[Snapshot], recipe: Recipe, watch: Watch | None = Non
         ],
         recipe,
         common_layout(members),
+        unread(members),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from polyak.snapshot import Snapshot
+
 LABEL = 2048  # characters of a name that lists members
 EVIDENCE = 8192  # characters of a manifest's evidence; readers refuse manifests out of proportion to their arrays
 
@@ -25,3 +27,8 @@ def _kept(parts: Sequence[str], room: int) -> Iterator[str]:
         if room < 0:
             return
         yield part
+
+
+def unread(members: Sequence[Snapshot]) -> dict[str, str]:
+    """What else is in the files of all members, by its path there."""
+    return {path: what for member in members for path, what in member.manifest.unread.items()}
