@@ -226,45 +226,66 @@ def _references(content: bytes, size: int) -> list[bytes]:
     return found
 
 
-def text(file: h5py.File) -> None:
-    file["vars/0"] = "text"
-
-
-def reference(file: h5py.File) -> None:
-    file["vars/0"] = file.ref
-
-
-def fields(file: h5py.File) -> None:
-    file["vars/0"] = np.zeros(2, [("a", "f4"), ("b", "i4")])
-
-
-def scale_offset(file: h5py.File) -> None:
-    file.create_dataset("vars/0", data=np.arange(64), scaleoffset=0, chunks=(64,))
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (text, "expected numbers, received HDF5 data of type object"),
-        (reference, "expected numbers, received HDF5 data of type object"),
-        (fields, "expected numbers"),
-        (scale_offset, "received HDF5 filter 6"),
-    ],
-)
-def test_other_kinds_of_data_are_refused(tmp_path: Path, make: Callable[[h5py.File], None], said: str) -> None:
+def test_a_filter_of_its_own_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        make(file)
-    with pytest.raises(UnknownFormat, match=said):
+        file.create_dataset("vars/0", data=np.arange(64), scaleoffset=0, chunks=(64,))
+    with pytest.raises(UnknownFormat, match="received HDF5 filter 6"):
         polyak.open(tmp_path / "a.h5")
 
 
-def test_what_is_neither_an_array_nor_a_text_is_passed_over(tmp_path: Path) -> None:
+def put(file: h5py.File, value: Any) -> None:
+    file["x"] = value
+
+
+def times(file: h5py.File) -> None:
+    h5py.h5d.create(file.id, b"x", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((2,)))
+
+
+def lists(file: h5py.File) -> None:
+    file.create_dataset("x", (2,), h5py.vlen_dtype(np.int32))[0] = [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda file: put(file, "text"), "a text"),
+        (lambda file: put(file, ["a", "bc"]), "an array of texts"),
+        (lambda file: put(file, np.array([b"a", b"bc"])), "an array of texts"),
+        (lambda file: put(file, file.ref), "an array of references"),
+        (lambda file: put(file, np.zeros(2, [("a", "f4"), ("b", "i4")])), "an array of records"),
+        (lambda file: put(file, np.void(b"abc")), "an array of bytes"),
+        (lambda file: put(file, h5py.Empty("f4")), "an array without a shape"),
+        (lists, "an array of lists"),
+        (times, "an array of times"),
+    ],
+)
+def test_what_holds_no_numbers_is_named_and_the_weights_beside_it_are_read(
+    tmp_path: Path, make: Callable[[h5py.File], None], what: str
+) -> None:
+    with h5py.File(written(tmp_path / "a.h5", z=np.array([1 + 2j])), "r+") as file:
+        make(file)
+    held = polyak.open(tmp_path / "a.h5")
+    assert list(held) == ["layers/dense/vars/0", "layers/dense/vars/z"]
+    assert held["layers/dense/vars/0"].tobytes() == VALUE.tobytes()
+    assert held.manifest.unread == {"x": what}
+    assert held.manifest.note == f"not read: x ({what})"
+
+
+def test_types_and_attributes_that_keras_has_not_are_named(tmp_path: Path) -> None:
     with h5py.File(written(tmp_path / "a.h5"), "r+") as file:
         file["a_type"] = np.dtype("f4")
-        file.attrs.update({"number": 3, "reference": file.ref, "text": "kept"})
+        file.attrs.update({"number": 3, "reference": file.ref, "text": "kept", "nothing": h5py.Empty("f4")})
+        file["layers/dense/vars/0"].attrs["scale"] = 0.5
     found = keras_h5.read(tmp_path / "a.h5")
     assert list(found.tensors) == ["layers/dense/vars/0"]
     assert found.facts == {"text": "kept", "layers/dense/vars/name": "head"}
+    named = ["@nothing", "@number", "@reference", "@text", "layers/dense/vars/0@scale"]
+    assert found.beside == {"a_type": "a type with a name", **dict.fromkeys(named, "an attribute")}
+
+
+def test_other_members_of_an_archive_are_named(tmp_path: Path) -> None:
+    made = archive(tmp_path / "a.keras", **{"assets/words.txt": b"a", "assets/": b""})
+    assert polyak.open(made).manifest.unread == {"assets/words.txt": "a member of the archive"}
 
 
 def archive(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> Path:

@@ -46,9 +46,11 @@ def read(path: Path) -> Contents:
         if WEIGHTS not in archive.namelist():
             raise UnknownFormat(f"{origin}: expected {WEIGHTS} in the archive, received {archive.namelist()!s:.200}")
         texts = {name: _text(archive, name, origin) for name in _TEXTS if name in archive.namelist()}
+        spare = [n for n in archive.namelist() if n not in (*_TEXTS, WEIGHTS) and not n.endswith("/")]
         weights = _copied(archive, WEIGHTS)
     held = contents(Hdf5(weights, origin), "keras")
-    return replace(held, integrity="crc32", texts={name: partial(_same, text) for name, text in texts.items()})
+    beside = {**held.beside, **dict.fromkeys(spare, "a member of the archive")}
+    return replace(held, integrity="crc32", texts={n: partial(_same, t) for n, t in texts.items()}, beside=beside)
 
 
 def _names(path: Path) -> list[str]:

@@ -63,6 +63,8 @@ def contents(held: Hdf5, format: str) -> Contents:
         tensors=held.tensors,
         integrity="fletcher32" if held.checked else "none",
         facts=facts(held),
+        unread=held.unread,
+        beside=held.beside,
     )
 
 

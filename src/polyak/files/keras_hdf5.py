@@ -19,7 +19,7 @@ import numpy as np
 
 from polyak.contents import Tensor
 from polyak.errors import DamagedFile, FileError, UnknownFormat
-from polyak.files import hdf5_floats
+from polyak.files import hdf5_beside, hdf5_floats
 from polyak.files.hdf5_chunks import runs
 from polyak.files.hdf5_stream import Watched
 from polyak.files.limits import FREE_INFLATION, MOST_INFLATION, MOST_TENSORS
@@ -46,8 +46,10 @@ class Hdf5:
 
     Attributes:
         groups: every group, the file itself as "".
-        tensors: every dataset by its path.
-        checked: every dataset carries a Fletcher-32 checksum, which HDF5 verifies.
+        tensors: every array of numbers by its path.
+        unread: what the other arrays are.
+        beside: attributes that are none of Keras', by path and name.
+        checked: every array of numbers carries a Fletcher-32 checksum, which HDF5 verifies.
     """
 
     def __init__(self, file: BinaryIO, origin: str) -> None:
@@ -57,6 +59,7 @@ class Hdf5:
         self._stamp = _stamp(file)
         self._size = file.seek(0, os.SEEK_END)
         self._letters = 0
+        self.beside: dict[str, str] = {}
         self._arrays = 0
         self._described: set[str] = set()
         weakref.finalize(self, file.close)
@@ -66,6 +69,9 @@ class Hdf5:
             weakref.finalize(self, self._file.close)  # called before the other
             found = dict(self._walk(self._file, "", set()))
             _refuse_shared(found, self._size, origin)
+            self.unread = {name: what for name, d in found.items() if (what := hdf5_beside.no_numbers(d)) is not None}
+            for name in self.unread:
+                del found[name]
             self.tensors = {name: self._tensor(name, d) for name, d in found.items()}
             _refuse_inflated(found, self._size, origin)
             self.checked = bool(found) and all(d.fletcher32 or not d.nbytes for d in found.values())
@@ -121,12 +127,16 @@ class Hdf5:
                 dataset = h5py.Dataset(held)
                 self._refuse_second_name(dataset, prefix + name, above)
                 self._arrays += 1
+                self.beside |= hdf5_beside.attributes(dataset, prefix + name)
                 yield prefix + name, dataset
+            else:
+                self.beside[prefix + name] = "a type with a name"
 
     def _enter(self, group: h5py.Group, path: str) -> None:
         self.groups.append(path)
         if h5py.h5a.get_num_attrs(group.id):
             self._described.add(path)
+            self.beside |= hdf5_beside.attributes(group, path)
         # Layers without weights have groups, too, but not thousands of them for each weight.
         if len(self.groups) > _FREE_GROUPS + _GROUPS_OF_AN_ARRAY * self._arrays or self._arrays > MOST_TENSORS:
             raise DamagedFile(
@@ -199,11 +209,11 @@ def _stamp(file: BinaryIO) -> Stamp | None:
 def _text(attributes: Any, name: str, most: int) -> str | tuple[str, ...] | None:
     """A text or a list of them. Those of no fixed length lie elsewhere, up to ``most`` bytes each, maybe all in one."""
     held = attributes.get_id(name)
+    if held.get_type().get_class() != h5py.h5t.STRING or held.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+        return None
     count = math.prod(held.shape)
     size = count * (held.dtype.itemsize if held.dtype.kind == "S" or held.shape == () else most)
-    if held.dtype.kind not in "SO" or size > _LARGEST_TEXT or len(held.shape) > 1:
-        return None
-    if held.dtype.kind == "O" and h5py.check_string_dtype(held.dtype) is None:
+    if size > _LARGEST_TEXT or len(held.shape) > 1:
         return None
     value = attributes[name]
     return _decoded(value) if held.shape == () else tuple(_decoded(v) for v in value)

@@ -42,7 +42,10 @@ def read(path: Path) -> Contents:
     _refuse_empty(groups, tensors, origin)
     held = {k: v for shard in shards.values() for k, v in facts(shard).items()}
     checked = all(shard.checked for shard in shards.values())
-    return Contents(origin, "keras_shards", tensors, "fletcher32" if checked else "none", facts=held)
+    unread = {f"{name}: {k}": what for name, shard in shards.items() for k, what in shard.unread.items()}
+    beside = {f"{name}: {k}": what for name, shard in shards.items() for k, what in shard.beside.items()}
+    integrity = "fletcher32" if checked else "none"
+    return Contents(origin, "keras_shards", tensors, integrity, facts=held, unread=unread, beside=beside)
 
 
 def _groups(path: Path, origin: str) -> dict[str, list[str]]:
