@@ -66,8 +66,8 @@ def test_no_more_is_asked_for_at_once_than_any_system_gives(tmp_path: Path, monk
     monkeypatch.setattr(os, "preadv", noted)
     with (tmp_path / "x").open("rb") as raw:
         held = Watched(raw, "file 'x'")
-        held.watching = False
-        assert held.read(300) == bytes(range(250))
+        with held.values():
+            assert held.read(300) == bytes(range(250))
     assert asked == [99, 99, 99, 50]  # 250 bytes are there, and the last call is told that no more are
 
 
@@ -109,9 +109,9 @@ def test_a_heap_whose_mark_is_read_in_two_pieces_is_found() -> None:
 
 def test_values_may_hold_any_bytes() -> None:
     held = Watched(io.BytesIO(heap(free(0))), "file 'x'")
-    held.watching = False
-    held.seek(0)
-    assert held.read(96) == heap(free(0))
+    with held.values():
+        held.seek(0)
+        assert held.read(96) == heap(free(0))
 
 
 def test_texts_of_hdf5_pass(tmp_path: Path) -> None:

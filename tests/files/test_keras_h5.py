@@ -8,7 +8,8 @@ import random
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,25 @@ def test_a_file_that_is_written_again_during_a_read_is_refused(
     monkeypatch.setattr(Watched, "readinto", then_written)
     with pytest.raises(FileError, match="it was written again after it was opened"):
         tensor.read()
+
+
+def test_threads_read_one_snapshot_of_values_that_look_like_heaps_of_texts(
+    tmp_path: Path, quick_switches: None
+) -> None:
+    """Only the structure of a file is looked through for damaged heaps, whoever else reads values meanwhile."""
+    value = np.frombuffer(bytes(40_000) + (b"GCOL\x01\0\0\0" + b"\xff" * 8) * 200 + bytes(40_000), np.uint8)
+    held = polyak.open(written(tmp_path / "a.h5", **{f"w{i}": value for i in range(40)}))
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(lambda _: [held[name].tobytes() for name in list(held)[1:]], range(8)))
+    assert read == [[value.tobytes()] * 40] * 8
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])

@@ -12,6 +12,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from polyak.errors import DamagedFile
@@ -29,10 +32,16 @@ def _number(file: BinaryIO) -> int | None:
         return None
 
 
-class Watched(io.RawIOBase):
-    """A file open for reading, as h5py wants it, whose heaps of texts are looked through while ``watching``.
+class _OfAThread(threading.local):
+    """What each thread is about to read: HDF5 asks for bytes in the thread that asked HDF5."""
 
-    The values of arrays are read without: they may hold any bytes, and no heap.
+    values = False
+
+
+class Watched(io.RawIOBase):
+    """A file open for reading, as h5py wants it, whose heaps of texts are looked through.
+
+    Except ``values()``, those of arrays: they may hold any bytes, and no heap.
     """
 
     def __init__(self, file: BinaryIO, origin: str) -> None:
@@ -43,7 +52,20 @@ class Watched(io.RawIOBase):
         self._at = 0  # of its own: after a fork several processes share the file's
         self._number = _number(file)
         self.size = file.seek(0, os.SEEK_END)
-        self.watching = True
+        self._of_a_thread = _OfAThread()
+
+    @property
+    def watching(self) -> bool:
+        return not self._of_a_thread.values
+
+    @contextmanager
+    def values(self) -> Iterator[None]:
+        """A context in which this thread reads values of arrays."""
+        self._of_a_thread.values = True
+        try:
+            yield
+        finally:
+            self._of_a_thread.values = False
 
     def readable(self) -> bool:
         return True

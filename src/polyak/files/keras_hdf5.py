@@ -179,11 +179,8 @@ class Hdf5:
         self._refuse_rewritten()
         with self._damage(name):
             dataset = self._file[name]
-            self._stream.watching = False
-            try:
+            with self._stream.values():
                 array = read(dataset)
-            finally:
-                self._stream.watching = True
         self._refuse_rewritten()
         array = np.asarray(array)
         return (
