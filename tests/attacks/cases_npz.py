@@ -9,7 +9,6 @@ import numpy as np
 from tests.attacks.attack import Attack, Member, npy, one_file, zipped
 from tests.attacks.cases_safetensors import ARRAYS
 
-from polyak.errors import UnknownFormat
 from polyak.files import npz
 from polyak.snapshot import Snapshot
 
@@ -69,10 +68,10 @@ ATTACKS = (
            "weight 'w': not readable: Bad CRC-32"),
     Attack("npz: a name that leads out", one_file("x.npz", zipped([Member("../../etc/w.npy", ONE)])), None),
     Attack("npz: a pickled array", one_file("x.npz", zipped([Member("w.npy", npy("(1,)", b"cos\nsystem\n.", "|O"))])),
-           "weight 'w': expected an array of numbers, received pickled objects", UnknownFormat),
+           None),
     Attack("npz: records that hold pickles", one_file("x.npz", zipped([Member("w.npy", (
         b"\x93NUMPY\x01\x00\x50\x00{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1,)}".ljust(90) + bytes(8)
-    ))])), "weight 'w'", UnknownFormat),
+    ))])), None),
     Attack("npz: a shape of a thousand axes", one_file("x.npz", zipped([Member("w.npy", npy("(1," * 1000 + ")"))])),
            "weight 'w': not readable"),
     Attack("npz: an end record that counts millions", one_file("x.npz", zipped([Member("w.npy", ONE)])[:-14]

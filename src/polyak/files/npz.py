@@ -110,7 +110,7 @@ def read(path: Path) -> Contents:
         found = {name: _member(archive, info, origin) for name, info in members.items()}
     source = replace(source, marked=manifest is not None and manifest.marked)
     wanted = _described(manifest, found, origin)
-    unread = {n: f"an array of {m.dtype}" for n, m in found.items() if m.dtype.kind in _TEXT_KINDS}
+    unread = {name: what for name, m in found.items() if (what := _no_numbers(m.dtype)) is not None}
     tensors = {
         name: _tensor(source, name, m, wanted.get(name, m.dtype.name))
         for name, m in found.items()
@@ -193,12 +193,25 @@ def _header(file: Any, width: int) -> io.BytesIO:
     return io.BytesIO(length + file.read(received))
 
 
+def _no_numbers(dtype: np.dtype[Any]) -> str | None:
+    """What an array is that holds no numbers, in words."""
+    if dtype.hasobject:
+        return "pickled objects, which polyak never unpickles"
+    if dtype.names:
+        return "an array of records"
+    return f"an array of {dtype}" if dtype.kind in _TEXT_KINDS else None
+
+
 def _refuse_other(m: _Member, origin: str) -> None:
-    """An array of numbers or text, as large as its header says; else nothing is allocated for it."""
+    """An array of numbers as large as its header says, else nothing is allocated for it; or of what is not read."""
     subject = f"{origin}: weight {m.info.filename.removesuffix(_END)!r}"
-    if m.dtype.kind not in _PLAIN_KINDS + _TEXT_KINDS:
-        why = "pickled objects, which polyak never unpickles" if m.dtype.hasobject else f"dtype {m.dtype}"
-        raise UnknownFormat(f"{subject}: expected an array of numbers, received {why}", hint=_hint(m.dtype))
+    if _no_numbers(m.dtype) is not None:
+        return
+    if m.dtype.kind not in _PLAIN_KINDS:
+        raise UnknownFormat(
+            f"{subject}: expected an array of numbers, received dtype {m.dtype}",
+            hint="NumPy stores bfloat16 and float8 without their names: write them with polyak, or as float32",
+        )
     if len(m.shape) > MOST_AXES or any(n < 0 for n in m.shape) or math.prod(n or 1 for n in m.shape) >= 2**59:
         raise DamagedFile(f"{subject}: expected a shape that NumPy can hold, received {m.shape}")
     expected = m.start + math.prod(m.shape) * m.dtype.itemsize
@@ -208,12 +221,6 @@ def _refuse_other(m: _Member, origin: str) -> None:
             f"received {m.info.file_size:,}",
             hint="the file is truncated or damaged; restore it from a copy",
         )
-
-
-def _hint(dtype: np.dtype[Any]) -> str:
-    if dtype.kind == "V" and not dtype.names:
-        return "NumPy stores bfloat16 and float8 without their names: write them with polyak, or as float32"
-    return "save arrays of numbers alone"
 
 
 def _tensor(source: _Source, name: str, m: _Member, dtype: str) -> Tensor:
