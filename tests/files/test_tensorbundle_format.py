@@ -133,3 +133,10 @@ def test_texts_of_a_checkpoint_saved_by_name_are_named(tmp_path: Path, version: 
         saved = tf.compat.v1.train.Saver(write_version=version).save(session, str(tmp_path / "model"))
     held = polyak.open(saved)
     assert (list(held), held.manifest.unread) == (["kernel"], {"names": "an array of texts"})
+
+
+def test_two_attributes_that_an_underscore_alone_tells_apart_keep_it(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.kernel, module._kernel, module._other = (tf.Variable([i]) for i in (1.0, 2.0, 3.0))
+    held = polyak.open(tf.train.Checkpoint(module).write(str(tmp_path / "ckpt")))
+    assert {name: value.tolist() for name, value in held.items()} == {"kernel": [1], "_kernel": [2], "other": [3]}

@@ -6,6 +6,7 @@ neither an optimizer's nor a counter is a raw weight under its path in the graph
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -98,6 +99,12 @@ class Graph:
         names = self.contents.full_names
         return keras3_chain(paths, names) or keras2_chain(paths, names)
 
+    @cached_property
+    def bare(self) -> Counter[GraphPath]:
+        """How many keys would have this path without its leading underscores."""
+        firsts = ([p for p in self.paths(key) if OPTIMIZER not in p][:1] for key in self.contents.tensors)
+        return Counter(_bare(path) for paths in firsts for path in paths)
+
     @property
     def optimized(self) -> bool:
         """Whether an optimizer is in the file."""
@@ -187,12 +194,17 @@ def _place(graph: Graph, key: str) -> tuple[str, str]:
         return OPTIMIZER, "/".join(paths[0])
     if outside[0][-1] == "save_counter":
         return TRAINING, "save_counter"
-    return RAW, _exported_path(outside) if graph.exported else _readable(outside[0])
+    return RAW, _exported_path(outside) if graph.exported else _readable(graph, outside[0])
 
 
-def _readable(path: GraphPath) -> str:
+def _readable(graph: Graph, path: GraphPath) -> str:
     """The path as the user wrote it: Keras keeps some attributes under a leading underscore."""
-    return "/".join(step.lstrip("_") for step in path)
+    bare = _bare(path)
+    return "/".join(path if graph.bare[bare] > 1 else bare)
+
+
+def _bare(path: GraphPath) -> GraphPath:
+    return tuple(step.lstrip("_") for step in path)
 
 
 def _exported_path(paths: list[GraphPath]) -> str:
