@@ -516,3 +516,9 @@ def test_a_contradictory_manifest_is_refused(tmp_path: Path, name: str) -> None:
     path = with_manifest(tmp_path / "a", MANIFESTS[name])
     with pytest.raises(DamagedFile, match=r"^file '"):
         polyak.open(path)
+
+
+def test_texts_of_other_tools_beside_the_arrays_are_named(tmp_path: Path) -> None:
+    about = {"format": "pt", "trained by": "x"}
+    safetensors.numpy.save_file({"w": np.ones(2)}, tmp_path / "a.safetensors", metadata=about)
+    assert polyak.open(tmp_path / "a.safetensors").manifest.unread == {"__metadata__/trained by": "a text"}

@@ -42,6 +42,7 @@ _MOST_METADATA = 10_000
 _KEY = "polyak"
 _KEY_DIGEST = "polyak.digest"
 _METADATA = "__metadata__"
+_KNOWN = (_KEY, _KEY_DIGEST, "format")  # what nearly every file says: "pt", "tf" or "np"
 
 
 def recognises(path: Path) -> bool:
@@ -71,7 +72,9 @@ def read(path: Path) -> Contents:
     tensors = {name: _tensor(name, entry, data, 8 + length, origin) for name, entry in header.items()}
     _refuse_gaps(header, data.size - 8 - length, origin)
     manifest = _manifest(metadata, tensors, origin)
-    return Contents(origin, "safetensors", tensors, "none" if manifest is None else "xxh3-128", manifest)
+    beside = {f"{_METADATA}/{key}": "a text" for key in metadata if key not in _KNOWN}
+    integrity = "none" if manifest is None else "xxh3-128"
+    return Contents(origin, "safetensors", tensors, integrity, manifest, beside=beside)
 
 
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
