@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from polyak.manifest import Manifest
 from polyak.snapshot import Array
 
+# Of keys such as 1 and "1", or "a/b" and "b" within "a", which the tool that wrote them tells from each other.
+SAME_PATH = "two keys of the file are both written {path!r}: load it with its own tool, and save it with other keys"
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.files.jax_golden import GOLDEN, assert_same, expected
 
 import polyak
-from polyak.errors import DamagedFile, PolyakError
+from polyak.errors import DamagedFile, PolyakError, UnknownFormat
 from polyak.files import flax_msgpack
 from polyak.files.flax_msgpack_tree import Malformed, Parser
 
@@ -153,7 +153,7 @@ def test_a_file_that_became_shorter_is_refused(tmp_path: Path) -> None:
 def test_names_that_meet_are_refused(tmp_path: Path) -> None:
     value = packed(b"\x91\x01", b"float32", b"1234")
     path = written(tmp_path / "x", b"\x82\xa3a/b" + value + b"\xa1a" + tree(value, b"b"))
-    with pytest.raises(DamagedFile, match="expected one value 'a/b', received two"):
+    with pytest.raises(UnknownFormat, match="expected one value 'a/b', received two"):
         flax_msgpack.read(path)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from polyak.contents import Contents, Tensor, plain
-from polyak.errors import DamagedFile
+from polyak.contents import SAME_PATH, Contents, Tensor, plain
+from polyak.errors import DamagedFile, UnknownFormat
 from polyak.files.failures import failures_named
 from polyak.files.flax_msgpack_tree import Malformed, Parser, Run, Skipped
 from polyak.files.positioned import PositionedFile
@@ -77,7 +77,9 @@ def read(path: Path) -> Contents:
     unread: dict[str, str] = {}
     for name, leaf in leaves:
         if name in tensors or name in facts or name in unread:
-            raise DamagedFile(f"{origin}: expected one value {name!r:.120}, received two")
+            raise UnknownFormat(
+                f"{origin}: expected one value {name!r:.120}, received two", hint=SAME_PATH.format(path=name[:80])
+            )
         if (tensor := _tensor(leaf, data)) is not None:
             tensors[name] = tensor
         elif (what := _unread(leaf)) is not None:

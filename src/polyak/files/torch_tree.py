@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyak.errors import DamagedFile
+from polyak.contents import SAME_PATH
+from polyak.errors import DamagedFile, UnknownFormat
 from polyak.files.limits import FREE_STEPS
 from polyak.files.torch_globals import NotRead, Storage, View
 from polyak.files.torch_values import Name, Stub
@@ -165,7 +166,9 @@ class Tree:
 
     def _enter(self, path: str, view: View) -> None:
         if path in self.views:
-            raise DamagedFile(f"{self.origin}: expected one array {path[:80]!r}, received two")
+            raise UnknownFormat(
+                f"{self.origin}: expected one array {path[:80]!r}, received two", hint=SAME_PATH.format(path=path[:80])
+            )
         self.views[path] = view
         self._told.add(id(view))
 
