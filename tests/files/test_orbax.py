@@ -92,6 +92,16 @@ def test_a_step_that_is_given_is_opened(place: str) -> None:
     assert polyak.open(GOLDEN / place)["w"].tolist() == [9]
 
 
+def test_two_newest_steps_of_one_number_are_refused(tmp_path: Path) -> None:
+    steps = copy("steps", tmp_path)
+    last = max((p for p in steps.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    shutil.copytree(last, steps / f"00{last.name}")
+    with pytest.raises(UnknownFormat, match=f"expected one step {last.name}, received '00{last.name}' and") as refused:
+        polyak.open(steps)
+    assert str(last) in (refused.value.hint or "")
+    assert len(polyak.open(last))
+
+
 def test_items_of_a_step_keep_their_names_where_several_hold_arrays(tmp_path: Path) -> None:
     step = copy("steps", tmp_path) / "9"
     shutil.copytree(step / "state", step / "other")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyak.errors import DamagedFile, FileError
+from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files.failures import failures_named
 from polyak.files.partial import is_hidden
 
@@ -107,15 +107,24 @@ def _items(path: Path, origin: str) -> dict[str, Path]:
     return {p.name: p for p in _below(path) if _is_item(p)}
 
 
-def _steps(path: Path) -> dict[int, Path]:
-    """The finished steps in a directory, by number."""
+def _steps(path: Path) -> dict[int, list[Path]]:
+    """The finished steps in a directory, by number; two of one number are two of them."""
     numbered = ((_STEP.fullmatch(p.name), p) for p in _below(path))
-    return {int(m[1]): p for m, p in numbered if m and (_is_tree(p) or _is_step(p)) and not _is_unfinished(p)}
+    found = ((int(m[1]), p) for m, p in numbered if m and (_is_tree(p) or _is_step(p)) and not _is_unfinished(p))
+    steps: dict[int, list[Path]] = {}
+    for number, step in found:
+        steps.setdefault(number, []).append(step)
+    return steps
 
 
-def _newest(path: Path, steps: dict[int, Path], origin: str) -> tuple[Path, str]:
+def _newest(path: Path, steps: dict[int, list[Path]], origin: str) -> tuple[Path, str]:
     """The newest step, and what errors call it."""
-    chosen = steps[max(steps)]
+    chosen, *others = steps[max(steps)]
+    if others:
+        raise UnknownFormat(
+            f"{origin}: expected one step {max(steps)}, received {chosen.name!r} and {others[0].name!r}",
+            hint=f"open the one that is meant: {str(chosen)!r} or {str(others[0])!r}",
+        )
     if not os.path.realpath(chosen).startswith(os.path.realpath(path) + os.sep):
         raise FileError(f"{origin}: expected steps of its own, received {chosen.name!r}, a link that leads out")
     told = ", ".join(str(n) for n in sorted(steps)[-3:])
