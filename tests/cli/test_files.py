@@ -417,6 +417,16 @@ def test_an_option_without_a_value_is_not_left_out() -> None:
 # --- what is not taken -----------------------------------------------------------------------------------------------
 
 
+def test_an_array_does_not_take_the_place_of_the_file_that_it_is_from() -> None:
+    before = Path("a.safetensors").read_bytes()
+    answer = call("extract", "a.safetensors", "head/kernel", "-o", "./a.safetensors", "--force")
+    assert (answer.exit_code, answer.stderr) == (
+        2,
+        "error: file './a.safetensors': it is one of the sources\nhint: give the result another name\n",
+    )
+    assert Path("a.safetensors").read_bytes() == before
+
+
 def test_what_a_file_holds_beside_its_weights_is_said() -> None:
     import torch
 

@@ -33,6 +33,8 @@ def extract(file: str, name: str, out: str, weights: str | None, force: bool, as
     bfloat16 and float8, which .npy has no name for, become float32; no value changes. With --json the answer is a
     description of the array; to standard output it comes instead of the array.
     """
+    if out != "-":
+        options.refuse_own_source([file], out)
     held = reading.held(file)
     array = (held if weights is None else held.select(weights))[name]
     if out != "-":
