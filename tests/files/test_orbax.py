@@ -102,6 +102,16 @@ def test_two_newest_steps_of_one_number_are_refused(tmp_path: Path) -> None:
     assert len(polyak.open(last))
 
 
+def test_items_of_a_step_that_are_no_arrays_are_named(tmp_path: Path) -> None:
+    ocp = pytest.importorskip("orbax.checkpoint")
+    state, more = ocp.args.StandardSave({"w": np.ones(2)}), ocp.args.JsonSave({"words": ["a"]})
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, args=ocp.args.Composite(state=state, tokens=more))
+        manager.wait_until_finished()
+    held = polyak.open(tmp_path / "run")
+    assert (list(held), held.manifest.unread) == (["w"], {"tokens": "an item that is no tree of arrays"})
+
+
 def test_items_of_a_step_keep_their_names_where_several_hold_arrays(tmp_path: Path) -> None:
     step = copy("steps", tmp_path) / "9"
     shutil.copytree(step / "state", step / "other")

@@ -56,6 +56,7 @@ def read(path: Path) -> Contents:
     manifest = _manifest(trees[0], tensors, found.origin) if len(trees) == 1 else None
     integrity = "none" if manifest is None else manifest.integrity
     beside = {} if manifest else plain(facts)
+    beside |= dict.fromkeys(found.others, "an item that is no tree of arrays")
     return Contents(found.origin, FORMAT, tensors, integrity, manifest, facts=facts, unread=unread, beside=beside)
 
 

@@ -38,11 +38,13 @@ class Found:
         trees: directories of arrays and strings by the name of their item; a single tree has the name "".
         origin: what errors call the checkpoint; it names the step where the path held several.
         size: bytes of its files.
+        others: names of items that are no trees of arrays, such as JSON.
     """
 
     trees: dict[str, Path]
     origin: str
     size: int
+    others: tuple[str, ...] = ()
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -67,10 +69,11 @@ def find(path: Path) -> Found:
         if steps:
             chosen, origin = _newest(path, steps, origin)
         trees = {"": chosen} if _is_tree(chosen) else _items(chosen, origin)
+        others = () if "" in trees else tuple(p.name for p in _below(chosen) if p.name not in trees)
         size = _scanned(chosen, origin)
     if not trees:
         raise DamagedFile(f"{origin}: expected a tree of arrays, received a directory without one")
-    return Found(trees, origin, size)
+    return Found(trees, origin, size, others)
 
 
 def _is_tree(path: Path) -> bool:
