@@ -74,3 +74,9 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: bytes)
     (place / "config.json").write_bytes(content)
     with pytest.raises(DamagedFile, match=r"config.json.*expected a configuration in JSON"):
         polyak.open(place)
+
+
+def test_numbers_that_python_writes_into_a_configuration_are_read(tmp_path: Path) -> None:
+    """As transformers does: ``"time_step_limit": [0.0, Infinity]``."""
+    held = polyak.open(folder(tmp_path / "mamba", time_step_limit=[0.0, float("inf")], dropout=float("nan")))
+    assert held["conv_in.bias"].tolist() == [1, 2]

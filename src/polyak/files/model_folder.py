@@ -6,11 +6,10 @@ is where diffusers says that a folder holds an average.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-
-import msgspec
 
 from polyak.contents import Contents
 from polyak.errors import DamagedFile, UnknownFormat
@@ -57,8 +56,7 @@ def _facts(path: Path) -> dict[str, object]:
         size = path.stat().st_size
         text = path.read_bytes() if size <= _LARGEST else b""
     try:
-        config = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        plain = {key: msgspec.json.decode(raw) for key, raw in config.items() if bytes(raw)[:1] not in (b"{", b"[")}
-    except (msgspec.MsgspecError, RecursionError) as error:
+        config = dict(json.loads(text).items())  # of Python's own: transformers writes Infinity and NaN
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"file {str(path)!r}: expected a configuration in JSON, received {size:,} bytes") from error
-    return {f"config/{key}": value for key, value in plain.items() if isinstance(value, (str, int, float))}
+    return {f"config/{key}": value for key, value in config.items() if isinstance(value, (str, int, float))}
