@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from polyak.manifest import Manifest
 from polyak.snapshot import Array
@@ -75,6 +77,22 @@ def plain(facts: Mapping[str, object]) -> dict[str, str]:
         {'epoch': 'a number', 'run': 'a text', 'done': 'a truth value'}
     """
     return {name: _sort(value) for name, value in facts.items()}
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """An object of JSON as Python's tools write it: with NaN and Infinity, which JSON has not. Raises ValueError.
+
+    Example:
+        >>> json_object('{"limits": [0, Infinity]}')
+        {'limits': [0, inf]}
+    """
+    try:
+        held = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too deep") from error
+    if not isinstance(held, dict):
+        raise ValueError("expected an object")
+    return held
 
 
 def _sort(value: object) -> str:

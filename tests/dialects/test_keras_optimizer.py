@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,16 @@ class Own(keras.Model):
         for part in self.parts:
             x = part(x)
         return x
+
+
+def test_a_configuration_with_an_infinite_number_is_read(tmp_path: Path) -> None:
+    """Python's JSON has them, and Keras writes them."""
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+    net.compile(keras.optimizers.SGD(use_ema=True, clipvalue=float("inf")), "mse")
+    net.fit(np.ones((8, 4), np.float32), np.ones((8, 2), np.float32), verbose=0)
+    net.save(tmp_path / "a.keras")
+    assert "Infinity" in zipfile.ZipFile(tmp_path / "a.keras").read("config.json").decode()
+    assert polyak.open(tmp_path / "a.keras").roles == ("raw", "average", "optimizer")
 
 
 def test_in_a_model_of_ones_own_class_shapes_must_tell_all(tmp_path: Path) -> None:

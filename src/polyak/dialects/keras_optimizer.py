@@ -14,10 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from polyak.averaging.rules import EMA
-from polyak.contents import Contents
+from polyak.contents import Contents, json_object
 from polyak.errors import RuleError
 from polyak.manifest import State
 from polyak.weights import is_floating
@@ -87,8 +85,8 @@ def _config(contents: Contents) -> dict[str, Any]:
     if read is None:
         raise _Unproved("only the config.json of a .keras file says whether they are there")
     try:
-        return msgspec.json.decode(read(), type=dict[str, Any])
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return json_object(read())
+    except ValueError as error:
         raise _Unproved("config.json is not readable") from error
 
 

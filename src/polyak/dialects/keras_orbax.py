@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from polyak.averaging.rules import EMA
-from polyak.contents import Contents, Tensor
+from polyak.contents import Contents, Tensor, json_object
 from polyak.dialects.plain import item
 from polyak.dialects.torch_sets import OPTIMIZER, TRAINING
 from polyak.errors import RuleError
@@ -137,8 +135,8 @@ def _settings(contents: Contents) -> dict[str, Any] | None:
     """The configuration of the optimizer that updates the weights; None where there is none in the file."""
     text = contents.facts.get(_CONFIG)
     try:
-        model = msgspec.json.decode(text, type=dict[str, Any]) if isinstance(text, str) else {}
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        model = json_object(text) if isinstance(text, str) else {}
+    except ValueError:
         return None
     entry = _mapping(_mapping(model.get("compile_config")).get("optimizer"))
     while entry.get("class_name") == "LossScaleOptimizer":

@@ -6,12 +6,11 @@ is where diffusers says that a folder holds an average.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from polyak.contents import Contents
+from polyak.contents import Contents, json_object
 from polyak.errors import DamagedFile, UnknownFormat
 from polyak.files.failures import failures_named
 
@@ -56,7 +55,7 @@ def _facts(path: Path) -> dict[str, object]:
         size = path.stat().st_size
         text = path.read_bytes() if size <= _LARGEST else b""
     try:
-        config = dict(json.loads(text).items())  # of Python's own: transformers writes Infinity and NaN
-    except (ValueError, AttributeError, RecursionError) as error:
+        config = json_object(text)
+    except ValueError as error:
         raise DamagedFile(f"file {str(path)!r}: expected a configuration in JSON, received {size:,} bytes") from error
     return {f"config/{key}": value for key, value in config.items() if isinstance(value, (str, int, float))}
