@@ -501,6 +501,9 @@ def test_a_wrong_word_is_refused() -> None:
     for asked in ({"evaluate": "ema"}, {"finish": "both"}):
         with pytest.raises(ModelError, match="expected one of 'raw', 'average'"):
             Averaging(RULE, **asked)
+    for name in ("", None, 3):
+        with pytest.raises(ModelError, match=f"name={name!r}: expected a word"):
+            Averaging(RULE, name=name)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="expected a model, received none so far"):
         Averaging(RULE).average  # noqa: B018
 

@@ -81,7 +81,7 @@ class Averaging(keras.callbacks.Callback):
         super().__init__()
         self.evaluate = _one_of("evaluate", evaluate, get_args(Evaluate))
         self.finish = _one_of("finish", finish, get_args(Finish))
-        self.name = name
+        self.name = _word(name)
         self.best = best
         self.best_epoch: Best | None = None
         self.raw: Snapshot | None = None
@@ -372,6 +372,12 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise ModelError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
     return value
+
+
+def _word(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"name={name!r}: expected a word for the names of the average's metrics, such as 'slow'")
+    return name
 
 
 def _of(callbacks: Iterable[Any]) -> list[Averaging]:
