@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,12 @@ def average() -> Any:
 
 def state_of(ema: Any) -> tuple[Any, ...]:
     return {path: value.tobytes() for path, value in ema.values().items()}, str(ema.rule), ema.count, ema.skipped
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_average_of_a_module_is_no_thing_to_copy(copied: Callable[[Any], Any]) -> None:
+    with pytest.raises(ModelError, match=r"ema:0.5,start=copy of Module cannot be copied"):
+        copied(average())
 
 
 @pytest.mark.parametrize("counts", [(2**62 + 1, 0), (5, 2**62 + 1)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from polyak.errors import (
     Applied,
     ImmatureWarning,
     MissingWeight,
+    ModelError,
     NonFinite,
     NonFiniteWarning,
     RuleError,
@@ -382,6 +386,21 @@ def test_a_forward_pass_in_training_mode_leaves_statistics_and_seeds_alone() -> 
 
 
 # Values
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_average_is_no_thing_to_copy_and_says_what_is(copied: Callable[[Any], Any]) -> None:
+    ema = polyak.track(dense(), "ema:0.9")
+    with pytest.raises(ModelError, match="ema:0.9 of .* cannot be copied") as refused:
+        copied(ema)
+    assert refused.value.hint is not None
+    assert "polyak.transfer(ema, other_ema)" in refused.value.hint
+
+
+def test_a_model_that_holds_its_average_is_pickled_as_keras_does_it() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model.ema = polyak.track(model, "ema:0.9")
+    assert_same_bits(values(pickle.loads(pickle.dumps(model))), values(model))
 
 
 def test_values_are_set_all_or_nothing() -> None:

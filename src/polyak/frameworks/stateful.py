@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from threading import RLock
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, SupportsIndex, TypeVar, cast
 
 from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.rules import Rule
@@ -277,9 +277,17 @@ class StatefulAverage(Average):
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StatefulAverage:
-        raise ModelError(
-            f"{self.label} cannot be copied with its model",
-            hint="copy the model without it, track the copy, and use polyak.transfer(ema, other_ema)",
+        raise self._uncopied("copied with its model")
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """What ``copy.copy`` and ``pickle`` ask: a copy would move the same state and be no watcher of the weights."""
+        raise self._uncopied("copied or pickled")
+
+    def _uncopied(self, what: str) -> ModelError:
+        return ModelError(
+            f"{self.label} cannot be {what}",
+            hint="copy the model without it, track the copy, and use polyak.transfer(ema, other_ema); for another "
+            "process, polyak.save(ema, path) and there polyak.transfer(path, other_ema)",
         )
 
 
