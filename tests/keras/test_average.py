@@ -391,7 +391,7 @@ def test_a_forward_pass_in_training_mode_leaves_statistics_and_seeds_alone() -> 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_an_average_is_no_thing_to_copy_and_says_what_is(copied: Callable[[Any], Any]) -> None:
     ema = polyak.track(dense(), "ema:0.9")
-    with pytest.raises(ModelError, match="ema:0.9 of .* cannot be copied") as refused:
+    with pytest.raises(ModelError, match=r"ema:0.9 of .* cannot be copied") as refused:
         copied(ema)
     assert refused.value.hint is not None
     assert "polyak.transfer(ema, other_ema)" in refused.value.hint
@@ -401,6 +401,31 @@ def test_a_model_that_holds_its_average_is_pickled_as_keras_does_it() -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.ema = polyak.track(model, "ema:0.9")
     assert_same_bits(values(pickle.loads(pickle.dumps(model))), values(model))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int8"])
+def test_a_scalar_of_any_dtype_is_read_written_and_averaged(dtype: str, tmp_path: Path) -> None:
+    class Scaled(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            del shape
+            self.scale = self.add_weight(shape=(), dtype=dtype, initializer="ones", trainable=dtype != "int8", name="s")
+
+        def call(self, x: Any) -> Any:
+            return x * keras.ops.cast(self.scale, x.dtype)
+
+    model = keras.Sequential([keras.Input((1,)), Scaled(name="it")])
+    ema = polyak.track(model, "ema:0.5,start=initial")
+    model.layers[0].scale.assign(3)
+    ema.update()
+    assert float(ema.values()["it/s"]) == (3.0 if dtype == "int8" else 2.0)
+    polyak.save(model, tmp_path / "raw.safetensors")
+    with ema.applied():
+        assert float(polyak.snapshot(model)["it/s"]) == float(ema.values()["it/s"])
+    assert float(ema.predict(np.ones((1, 1), np.float32), verbose=0)[0, 0]) == float(ema.values()["it/s"])
+    ema.hard_sync()
+    ema.copy_to(model)
+    polyak.transfer(tmp_path / "raw.safetensors", model)
+    assert float(polyak.snapshot(model)["it/s"]) == 3.0
 
 
 def test_values_are_set_all_or_nothing() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from polyak.averaging.parts import Parts
@@ -87,7 +88,7 @@ class KerasAverage(TensorFlowAverage, StoredByKeras, ViewedByKeras):
         return {path: values[path] for path in self.bound.shadows.variables}
 
     def same(self, one: Any, other: Any) -> bool:
-        return bool(one.numpy().tobytes() == other.numpy().tobytes())
+        return bool(np.asarray(one.numpy()).tobytes() == np.asarray(other.numpy()).tobytes())
 
 
 def _cast(bound: Bound) -> dict[str, tf.Tensor]:

@@ -55,7 +55,7 @@ class Variables(Target):
 
     def view(self, path: str) -> Array:
         """TensorFlow lends the memory of a tensor, and writes a variable elsewhere while somebody looks at it."""
-        first, *others = (np.asarray(part.read_value()) for part in components(self.variables[path]))
+        first, *others = (_lent(part.read_value()) for part in components(self.variables[path]))
         if others and self._trained[path]:
             self._refuse_drift(path, first, others)
         return first
@@ -101,7 +101,12 @@ class RawTarget(Variables):
 
     def view(self, path: str) -> Array:
         variable = self.variables[path]
-        return np.asarray(raw_value(variable)) if holds_average(variable) else super().view(path)
+        return _lent(raw_value(variable)) if holds_average(variable) else super().view(path)
+
+
+def _lent(tensor: Any) -> Array:
+    """A tensor's memory. Of a scalar in bfloat16, or another dtype that NumPy has from elsewhere, it gives no array."""
+    return np.asarray(tensor if tensor.shape.rank else tensor.numpy())
 
 
 def _owned(value: Array) -> Any:
