@@ -443,6 +443,51 @@ def test_a_bema_whose_average_or_start_does_not_fit_is_refused() -> None:
         BEMA(polyak.track(Net(), form.rule), form, start=polyak.Snapshot.from_arrays(wrong))
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("again", ["reset", "hard_sync", "transfer", "values"])
+def test_bema_of_an_average_that_began_again_is_refused_until_it_is_made_anew(again: str, given: bool) -> None:
+    form, net = PaperBEMA(every=1), Net()
+    ema = polyak.track(net, form.rule)
+    bema = BEMA(ema, form, start=polyak.snapshot(net) if given else None)
+    go(net, 1, walk()[0])
+    ema.update()
+    assert bema.snapshot()["seen"] == 1
+    go(net, 2, walk()[40])
+    other = polyak.track(net, form.rule)
+    {
+        "reset": ema.reset,
+        "hard_sync": ema.hard_sync,
+        "transfer": lambda: polyak.transfer(other, ema),
+        "values": lambda: ema.set_values(other.values()),
+    }[again]()
+    go(net, 3, walk()[41])
+    ema.update()
+    with pytest.raises(ModelError, match=r"PaperBEMA of .*: expected the average to go on from the weights w0, rec"):
+        bema.snapshot()
+    ema.reset()
+    assert BEMA(ema, form).snapshot()["kernel"].tobytes() == walk()[41].tobytes()
+
+
+def test_bema_of_an_average_whose_rule_was_changed_is_refused() -> None:
+    form = FigureBEMA(polyak.parse("ema:0.9,start=initial"))
+    ema = polyak.track(Net(), form.rule)
+    bema = BEMA(ema, form)
+    ema.update()
+    ema.change_rule("ema:0.99,start=initial")
+    with pytest.raises(RuleError, match=r"FigureBEMA: expected an average by ema:0.9,.*, received one by ema:0.9,.*"):
+        bema.snapshot()
+
+
+def test_bema_goes_on_with_statistics_that_were_made_anew() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="bn")])
+    form = PaperBEMA(every=1)
+    ema = polyak.track(model, form.rule)
+    bema = BEMA(ema, form)
+    ema.update()
+    polyak.recalibrate(ema, np.float32([[1.0, 2.0], [3.0, 6.0]]))
+    assert bema.snapshot()["bn/moving_mean"].tolist() == [2.0, 4.0]
+
+
 @pytest.mark.parametrize("form", [PaperBEMA, AuthorsBEMA, CheckpointBEMA])
 @pytest.mark.parametrize(
     "asked", [{"power": 0}, {"bias_power": -1}, {"lag": -1}, {"multiplier": 0}, {"power": "x"}, {"every": 0}]

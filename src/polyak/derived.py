@@ -256,6 +256,9 @@ class BEMA(Derived):
         ModelError: ``start`` is not given, and the average has seen another number of updates.
         MissingWeight, ShapeMismatch: ``start`` is of another structure.
 
+    ``snapshot`` raises ModelError where the average has begun again, was written or follows other weights since then:
+    w0 may be another one by now. It raises RuleError where the average moves by another rule.
+
     Source: Block & Zhang, EMA without the lag, arXiv 2508.00180.
 
     Example:
@@ -275,6 +278,7 @@ class BEMA(Derived):
         _refuse_other_rule(average, self.form)
         if start is None:
             _refuse_other_count(average, self.form)
+        self._begun = average.beginnings
         held = snapshot_of(average.source, RAW) if start is None else source_of(start, None)
         self._start = {w.path: _same_shape(held, w) for w in average.target.weights if w.kind is Kind.TRAINABLE}
 
@@ -294,6 +298,7 @@ class BEMA(Derived):
     def snapshot(self) -> Snapshot:
         average = self._average
         with average.target.moment():
+            self._refuse_other()
             strength, seen = self.strength, average.count
             values, raw = average.values(), {path: np.array(average.source.read(path)) for path in self._start}
 
@@ -312,6 +317,16 @@ class BEMA(Derived):
         return _made(
             weights, {w.path: partial(value, w) for w in weights}, held, self.label, self._average.target.layout
         )
+
+    def _refuse_other(self) -> None:
+        """Raise where the average does not go on from what w0 belongs to."""
+        _refuse_other_rule(self._average, self.form)
+        if self._average.beginnings != self._begun:
+            raise ModelError(
+                f"{self.label}: expected the average to go on from the weights w0, received one that has begun again, "
+                "was written, or follows other weights",
+                hint="make it anew: BEMA(ema, form) where the average begins, BEMA(ema, form, start=w0) later",
+            )
 
 
 def _refuse_other_rule(average: Average, form: Form) -> None:
