@@ -100,6 +100,21 @@ def is_floating(name: str) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and name.startswith(("bfloat", "float")))
 
 
+@cache
+def is_numeric(name: str) -> bool:
+    """Whether NumPy has a dtype of this name, with what ml_dtypes adds, that holds numbers or truth values.
+
+    Example:
+        >>> is_numeric("bfloat16"), is_numeric("bool"), is_numeric("string"), is_numeric("qint8")
+        (True, True, False, False)
+    """
+    try:
+        dtype = numpy_dtype(name)
+    except TypeError:
+        return False
+    return dtype.kind in "biufcV" and not dtype.fields
+
+
 def widens(source: str, target: str) -> bool:
     """Whether every value of one floating or integer dtype exists in another of the same sort.
 

@@ -218,3 +218,32 @@ def test_paths_of_modules_do_not_depend_on_the_order_of_attributes() -> None:
     first.a, first.b = Affine(), Affine()
     second.b, second.a = Affine(), Affine()
     assert inventory(first) == inventory(second)
+
+
+def test_a_keras_layer_whose_list_holds_itself_is_tracked() -> None:
+    class Holder(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = [keras.layers.Dense(1)]
+            self.inner.append(self.inner)
+
+        def build(self, shape: Any) -> None:
+            self.inner[0].build(shape)
+            self.built = True
+
+    layer = Holder()
+    layer.build((None, 1))
+    assert list(polyak.track(layer, "mean").values()) == ["inner/0/kernel", "inner/0/bias"]
+
+
+@pytest.mark.parametrize("verb", [lambda m: polyak.track(m, "mean"), polyak.snapshot])
+@pytest.mark.parametrize("dtype", ["string", "qint8"])
+def test_a_variable_that_holds_no_numbers_is_refused_by_its_name(verb: Any, dtype: str) -> None:
+    module = tf.Module(name="net")
+    module.w = tf.Variable([1.0])
+    words = tf.constant(["a", "b"])
+    module.words = tf.Variable(words if dtype == "string" else tf.quantization.quantize([1.0], 0.0, 2.0, tf.qint8)[0])
+    with pytest.raises(ModelError, match=f"'net': weight 'words': expected numbers, received a variable of .* {dtype}"):
+        verb(module)
+    module.words = words  # as the hint says
+    assert list(polyak.track(module, "mean").values()) == ["w"]

@@ -10,7 +10,7 @@ from polyak.errors import ModelError
 from polyak.frameworks.keras_anatomy import dtype_name
 from polyak.frameworks.keras_saved import Saved
 from polyak.frameworks.walk import Found
-from polyak.weights import Evidence, Kind, Weight, glob_match, is_floating, unmatched_globs
+from polyak.weights import Evidence, Kind, Weight, glob_match, is_floating, is_numeric, unmatched_globs
 
 _UNSAVED = Saved("")
 
@@ -48,6 +48,7 @@ def described(
             hint="give the object that owns the variables in its attributes",
         )
     _refuse_unmatched_kinds(kinds, found, model)
+    _refuse_other_than_numbers(found, model)
     position = _positions(found, ordered)
     weights = [_weight(f, position(f), kinds, saved.get(id(f.own.variable), _UNSAVED)) for f in found]
     _refuse_duplicates(weights, model)
@@ -105,6 +106,17 @@ def _shape(variable: Any, path: str) -> tuple[int, ...]:
             hint="do this outside of the function, where the weight has a value",
         )
     return tuple(value)
+
+
+def _refuse_other_than_numbers(found: Sequence[Found], model: object) -> None:
+    """Raise ModelError for what TensorFlow keeps in variables beside numbers: texts, quantised values, handles."""
+    for f in found:
+        if not is_numeric(dtype_name(f.own.variable)):
+            raise ModelError(
+                f"{describe(model)}: weight {f.step.path!r}: expected numbers, received a variable of dtype "
+                f"{dtype_name(f.own.variable)}, which is no weight",
+                hint="hold it outside of what is tracked, or as a constant: tf.constant(...) is no variable",
+            )
 
 
 def _refuse_unmatched_kinds(kinds: Mapping[str, Kind], found: Sequence[Found], model: object) -> None:

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from polyak.errors import ModelError
-from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, numbered, steps, walk
-from polyak.weights import Kind, is_floating
+from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, entries, leaves, numbered, steps, walk
+from polyak.weights import Kind, is_floating, is_numeric
 
 _UNNAMED = re.compile(r"(variable|Variable)(_\d+)?(:0)?")
 
@@ -140,34 +140,39 @@ def found_in(model: Any, flavour: Flavour) -> Iterator[Found]:
 
 
 def contained(
-    key: str, value: object, wanted: Callable[[object], bool], sibling: Callable[[str, Any], Sibling]
+    key: str,
+    value: object,
+    wanted: Callable[[object], bool],
+    sibling: Callable[[str, Any], Sibling],
+    above: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[Step, Any]]:
-    """Wanted objects in nested lists, tuples and dictionaries, with the steps that lead to them."""
+    """Wanted objects in nested lists, tuples and dictionaries, with the steps that lead to them.
+
+    Args:
+        above: ids of the containers around this one: one that holds itself is gone into once.
+    """
+    held = entries(value)
+    if held is None or id(value) in above:
+        return
+    within = above | {id(value)}
     if isinstance(value, Mapping):
-        for inner_key, inner in value.items():
-            yield from _inner(f"{key}/{inner_key}", inner, wanted, sibling)
-    elif isinstance(value, (list, tuple)):
-        direct = [(i, x) for i, x in enumerate(value) if wanted(x)]
-        listed = steps([sibling(str(i), x) for i, x in direct])
-        for step, (_, child) in zip(listed, direct, strict=True):
-            yield Step.named(key) / step, child
-        for i, x in enumerate(value):
-            if not wanted(x):
-                yield from contained(f"{key}/{i}", x, wanted, sibling)
-
-
-def _inner(
-    key: str, value: object, wanted: Callable[[object], bool], sibling: Callable[[str, Any], Sibling]
-) -> Iterator[tuple[Step, Any]]:
-    if wanted(value):
-        yield Step.named(key, sibling(key, value).explicit), value
-    else:
-        yield from contained(key, value, wanted, sibling)
+        for step, x in held:
+            at = f"{key}/{step}"
+            named = [(Step.named(at, sibling(at, x).explicit), x)] if wanted(x) else None
+            yield from named or contained(at, x, wanted, sibling, within)
+        return
+    direct = [(step, x) for step, x in held if wanted(x)]
+    listed = steps([sibling(step, x) for step, x in direct])
+    yield from ((Step.named(key) / step, child) for step, (_, child) in zip(listed, direct, strict=True))
+    for step, x in held:
+        if not wanted(x):
+            yield from contained(f"{key}/{step}", x, wanted, sibling, within)
 
 
 def kind_of(variable: Any, trained: bool) -> Kind:
     """What a variable is for. A frozen weight stays trainable: freezing is a state of training, not of the weight."""
-    if not is_floating(dtype_name(variable)):
+    name = dtype_name(variable)
+    if not (is_numeric(name) and is_floating(name)):
         return Kind.COUNTER
     return Kind.TRAINABLE if trained else Kind.STATISTIC
 
@@ -213,7 +218,7 @@ def _attribute_names(layer: Any, own_names: frozenset[str]) -> dict[int, str]:
     """Attribute path of everything that the layer's user attributes hold."""
     names: dict[int, str] = {}
     for key, value in user_attributes(layer, own_names):
-        for path, leaf in _leaves(key.lstrip("_"), value):
+        for path, leaf in leaves(key.lstrip("_"), value):
             names.setdefault(id(leaf), path)
     return names
 
@@ -226,17 +231,6 @@ def user_attributes(layer: Any, own_names: frozenset[str]) -> list[tuple[str, An
     modules = vars(layer).get("_modules") or {}
     held = {**vars(layer), **modules} if isinstance(modules, dict) else vars(layer)
     return [(k, v) for k, v in held.items() if k not in own_names and not k.startswith("_self_")]
-
-
-def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        for inner_key, inner in value.items():
-            yield from _leaves(f"{key}/{inner_key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            yield from _leaves(f"{key}/{i}", inner)
-    else:
-        yield key, value
 
 
 def _refuse_orphans(layer: Any, names: Sequence[str], held: Sequence[bool]) -> None:

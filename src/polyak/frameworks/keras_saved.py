@@ -68,8 +68,10 @@ class _Walk:
             elif isinstance(held, (list, dict, tuple)):
                 yield from self.container(held, at / name)
 
-    def container(self, held: Any, at: Saved) -> Iterator[tuple[int, Saved]]:
+    def container(self, held: Any, at: Saved, above: frozenset[int] = frozenset()) -> Iterator[tuple[int, Saved]]:
         """Objects in a list are told apart by their class and their number; keys of dictionaries do not count."""
+        if id(held) in above:
+            return  # it holds itself
         counts: Counter[str] = Counter()
         for item in list(held.values()) if isinstance(held, dict) else held:
             nested = isinstance(item, (list, dict, tuple)) and self.manner.nested
@@ -79,7 +81,7 @@ class _Walk:
             step = f"{family}_{counts[family]}" if counts[family] else family
             counts[family] += 1
             if nested:
-                yield from self.container(item, at / step)
+                yield from self.container(item, at / step, above | {id(held)})
             elif self.flavour.is_layer(item):
                 yield from self.layer(item, self._named(at / step, item))
 

@@ -23,7 +23,7 @@ from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
-from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, walk
+from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, leaves, walk
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Kind
 
@@ -192,16 +192,11 @@ def _attributes(obj: Any) -> list[tuple[str, Any]]:
 
 
 def _variables(key: str, value: object) -> Iterator[tuple[str, Any, Kind]]:
-    if isinstance(value, tf.Variable):
-        yield key, value, kind_of(value, value.trainable)
-    elif isinstance(value, tf.random.Generator):
-        yield f"{key}/state", value.state, Kind.SEED
-    elif isinstance(value, Mapping):
-        for inner_key, inner in value.items():
-            yield from _variables(f"{key}/{inner_key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            yield from _variables(f"{key}/{i}", inner)
+    for path, leaf in leaves(key, value):
+        if isinstance(leaf, tf.Variable):
+            yield path, leaf, kind_of(leaf, leaf.trainable)
+        elif isinstance(leaf, tf.random.Generator):
+            yield f"{path}/state", leaf.state, Kind.SEED
 
 
 FRAMEWORK = TensorFlowFramework()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,30 @@ def _ranks(siblings: Sequence[Sibling]) -> list[str]:
     for born, family in sorted((s.born, s.family) for s in siblings if s.born is not None):
         kin.setdefault(family, []).append(born)
     return [s.key if s.born is None else f"{s.family}~{bisect_left(kin[s.family], s.born)}" for s in siblings]
+
+
+def entries(container: object) -> list[tuple[str, Any]] | None:
+    """What a list, tuple or dictionary holds, with the step to each; None for what is no container.
+
+    Example:
+        >>> entries(["a"]), entries({3: "b"}), entries("ab")
+        ([('0', 'a')], [('3', 'b')], None)
+    """
+    if isinstance(container, Mapping):
+        return [(str(key), value) for key, value in container.items()]
+    if isinstance(container, (list, tuple)):
+        return [(str(i), value) for i, value in enumerate(container)]
+    return None
+
+
+def leaves(key: str, value: object, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """What nested lists, tuples and dictionaries hold, by path; a container that holds itself is gone into once."""
+    held = entries(value)
+    if held is None:
+        yield key, value
+    elif id(value) not in above:
+        for step, inner in held:
+            yield from leaves(f"{key}/{step}", inner, above | {id(value)})
 
 
 def _join(outer: str, inner: str) -> str:
