@@ -153,3 +153,19 @@ def test_a_refresh_without_functions_of_one_s_own_warns_of_none() -> None:
         ema.refresh()
         ema.update()
     assert ema.count == 2
+
+
+def test_a_traced_update_keeps_the_late_rule_where_the_average_begins_again_and_says_so() -> None:
+    module = tf.Module()
+    module.w = tf.Variable([1.0])
+    ema = polyak.track(module, "mean")
+    ema.update()
+    module.v = tf.Variable([2.0])
+    ema.refresh()
+    tf.function(ema.update)()
+    late = ema.rule
+    with pytest.warns(
+        WeightsChanged, match=r"what came by refresh\(\) begins late also now, by the rule that a tf.func"
+    ):
+        ema.reset()
+    assert (ema.rule, ema.count) == (late, 0)

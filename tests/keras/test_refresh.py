@@ -212,3 +212,46 @@ def test_what_is_left_out_stays_so_whatever_rule_is_taken_over() -> None:
     assert isinstance(new.rule, Parts)
     assert str(new.rule.rule_of("b/kernel")) == "mean until 5 then ema:0.99,start=copy"
     assert str(new.rule.rule_of("second/kernel")) == "ema:0.99,start=copy,after=5"
+
+
+def again(how: str, ema: Any) -> None:
+    """Begin the average again from the weights of its model."""
+    if how == "reset":
+        ema.reset()
+    elif how == "hard_sync":
+        ema.hard_sync()
+    else:
+        polyak.transfer(polyak.snapshot(ema.followed()), ema, weights="raw")
+
+
+@pytest.mark.parametrize("rule", ["mean", "ema:0.9,start=zero", {"first/*": "mean", "*": "ema:0.9,start=zero"}])
+@pytest.mark.parametrize("how", ["reset", "hard_sync", "transfer"])
+def test_what_came_later_is_not_late_any_more_where_the_average_begins_again(how: str, rule: Any) -> None:
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="first")])
+    ema = polyak.track(model, rule)
+    plain = ema.rule
+    for name in ("second", "third"):
+        ema.update()
+        model.add(layers.Dense(2, name=name))
+        ema.refresh()
+    assert ema.rule != plain
+    again(how, ema)
+    fresh = polyak.track(model, rule)
+    again(how, fresh)
+    assert (ema.rule, ema.count) == (plain, 0)
+    for value in (1.0, 5.0, 2.0):
+        model.set_weights([np.full(w.shape, value, w.dtype) for w in model.get_weights()])
+        ema.update()
+        fresh.update()
+    assert {p: v.tobytes() for p, v in ema.values().items()} == {p: v.tobytes() for p, v in fresh.values().items()}
+
+
+def test_a_late_beginning_that_was_asked_for_stays_where_the_average_begins_again() -> None:
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="first")])
+    ema = polyak.track(model, {"first/kernel": "mean,after=1", "*": "mean"})
+    plain = ema.rule
+    ema.update()
+    model.add(layers.Dense(2, name="second"))
+    ema.refresh()
+    ema.reset()
+    assert ema.rule == plain

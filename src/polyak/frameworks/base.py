@@ -123,7 +123,11 @@ class Average(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Start again from the model's present weights, with a count of zero."""
+        """Start again from the model's present weights, with a count of zero.
+
+        What came by ``refresh`` begins with all others then, by the rule of its path. A step of your own that JAX has
+        compiled contains the rule as it was: compile it anew.
+        """
 
     def hard_sync(self) -> Receipt:
         """Copy the model's present weights, read them back and compare; the count starts again at zero.

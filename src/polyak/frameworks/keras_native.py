@@ -184,9 +184,10 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     @undisturbed
     def reset(self) -> None:
         self.refuse_applied()
-        self.held = self._counted(self._started(self.raw, self.rule, self.shadow_weights(), {}), 0, 0)
+        first = self.first_rule
+        self.held = self._counted(self._started(self.raw, first, self.shadow_weights(), {}), 0, 0)
         self.begin()
-        self.set_counts(0, 0)
+        self.set_state(first, 0, 0)
 
     @undisturbed
     def refresh(self) -> str:
@@ -199,7 +200,9 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
             return ""
         self.refuse_applied()
         kept = {path: shadow for path, shadow in held.shadows.items() if path not in growth.gone}
-        self._hold(now, joined(self.rule, growth, count), kept)
+        before = self.rule
+        self._hold(now, joined(before, growth, count), kept)
+        self.note_grown(before)
         self.begin()
         return growth.describe(now.label, count, self.rule)
 

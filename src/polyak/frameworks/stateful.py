@@ -71,6 +71,7 @@ class StatefulAverage(Average):
         self._stuck: Ref = Ref((-1, 0))
         self._locks: Ref = Ref((RLock(),))
         self._beginnings = Ref(0)
+        self._grown: Ref = Ref((None, None))
 
     @property
     @abstractmethod
@@ -119,6 +120,17 @@ class StatefulAverage(Average):
         self._beginnings.value += 1
 
     @property
+    def first_rule(self) -> Rule | Parts:
+        """The rule to begin again with: nothing is late then that came by ``refresh`` since the average began."""
+        grown, first = self._grown.value
+        return cast("Rule | Parts", first if grown == self.rule else self.rule)
+
+    def note_grown(self, before: Rule | Parts) -> None:
+        """Note that the present rule is the one before, for a model that has changed."""
+        grown, first = self._grown.value
+        self._grown.value = (self.rule, first if grown == before else before)
+
+    @property
     def tracking(self) -> Tracking:
         """How the model is followed, beside the rule."""
         return cast(Tracking, self._tracking.value)
@@ -137,7 +149,7 @@ class StatefulAverage(Average):
         """
         self.begin()
         if state is None:
-            self.set_state(self.rule, 0, 0)
+            self.set_state(self.first_rule, 0, 0)
         else:
             if not 0 <= min(state.count, state.skipped) <= max(state.count, state.skipped) <= LAST:
                 raise RuleError(

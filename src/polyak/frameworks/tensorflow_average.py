@@ -140,8 +140,23 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self.refuse_applied()
         with unbroken():
             self.begin()
-            restart(self.bound, self.rule)
-            self.set_counts(0, 0)
+            first = self.first_rule
+            restart(self.bound, first)
+            self.set_state(first, 0, 0)
+
+    @property
+    def first_rule(self) -> Rule | Parts:
+        """A tf.function of the user's own that contains the present rule goes on with it: so does the average."""
+        first = super().first_rule
+        if not self._traced.value or first == self.rule:
+            return first
+        notify(
+            WeightsChanged(
+                f"{self.label}: what came by refresh() begins late also now, by the rule that a tf.function with "
+                "update() contains already; for another one track the model again, and make that tf.function anew"
+            )
+        )
+        return self.rule
 
     @undisturbed
     def refresh(self) -> str:
@@ -161,7 +176,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
                     "that it was traced with, and leaves new ones as they are; make that tf.function anew"
                 )
             )
-        self._hold(now, joined(self.rule, growth, self.count), kept)
+        before = self.rule
+        self._hold(now, joined(before, growth, self.count), kept)
+        self.note_grown(before)
         self.begin()
         return growth.describe(now.label, self.count, self.rule)
 
