@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -215,7 +216,12 @@ def test_what_cannot_be_read_or_tracked_is_refused() -> None:
         polyak.snapshot(module)
     with pytest.raises(ModelError, match="torch module") as refused:
         polyak.track(nn.Linear(2, 2), "ema:0.9")
+    averaged, module = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2)), nn.Linear(2, 2)
+    call = re.search(r"polyak\.transfer\(.*?\)", refused.value.hint)
+    assert call is not None
     assert "AveragedModel" in refused.value.hint
+    assert eval(call[0], {"polyak": polyak, "averaged": averaged, "module": module}).role == "average"
+    assert torch.equal(module.weight, averaged.module.weight)
 
 
 def test_nothing_but_pytorch_is_loaded_for_a_module(tmp_path: Path) -> None:

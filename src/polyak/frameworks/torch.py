@@ -72,7 +72,8 @@ class TorchFramework(Framework):
     def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> Average:
         raise ModelError(
             f"{type(model).__name__}: expected a Keras model or a tf.Module to track, received a torch module",
-            hint="average it with torch.optim.swa_utils.AveragedModel; polyak reads, transfers and saves the result",
+            hint="average it with torch.optim.swa_utils.AveragedModel; polyak.save(averaged, path) saves the result, "
+            'and polyak.transfer(averaged, module, rename={"module.*": "*"}, exclude="n_averaged") hands it over',
         )
 
     def company(self, model: Any) -> Company:
