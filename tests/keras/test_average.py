@@ -403,6 +403,17 @@ def test_a_model_that_holds_its_average_is_pickled_as_keras_does_it() -> None:
     assert_same_bits(values(pickle.loads(pickle.dumps(model))), values(model))
 
 
+def test_what_a_scope_puts_in_the_place_of_weights_is_neither_read_nor_averaged() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    own = values(model)
+    others = [(v, keras.ops.zeros_like(v.value) + 7.0) for v in model.variables]
+    with keras.StatelessScope(state_mapping=others):
+        assert_same_bits(values(model), own)
+        ema = polyak.track(model, "mean")
+        ema.update()
+        assert_same_bits(ema.values(), own)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int8"])
 def test_a_scalar_of_any_dtype_is_read_written_and_averaged(dtype: str, tmp_path: Path) -> None:
     class Scaled(keras.layers.Layer):

@@ -75,8 +75,8 @@ class TensorFlowFramework(Framework):
         return {} if flavour is None else saved_places(model, flavour)
 
     def native(self, variable: Any) -> tf.Variable:
-        """The TensorFlow variable behind a weight: Keras 3 wraps its own around it."""
-        return variable if isinstance(variable, tf.Variable) else variable.value
+        """The TensorFlow variable behind a weight: Keras 3 wraps its own around it, and scopes change what it gives."""
+        return variable if isinstance(variable, tf.Variable) else variable._value
 
     def is_built(self, model: Any) -> bool:
         """A tf.Module creates its variables itself; only legacy Keras models say whether they did."""
