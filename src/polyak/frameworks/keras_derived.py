@@ -27,7 +27,8 @@ def settle(held: Sequence[Any]) -> None:
     for model in held if any(changed) else ():
         for name in _COMPILED:
             if vars(model).get(f"{name}_function") is not None:
-                getattr(model, f"make_{name}_function")(force=True)
+                setattr(model, f"{name}_function", None)  # not force=True, which a user's own maker may not know
+                getattr(model, f"make_{name}_function")()
 
 
 def refuse_others(layers: Iterable[Any], read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:

@@ -19,7 +19,8 @@ from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, both_sets
 from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
-from polyak.keras.validating import beginning_with, memory, refuse_used_up
+from polyak.keras.refusals import nested, one_of, other_model, own_loop, refuse_use_ema, word
+from polyak.keras.validating import beginning_with, memory, named, refuse_used_up
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import make_plan
@@ -79,9 +80,9 @@ class Averaging(keras.callbacks.Callback):
         name: str = "average",
     ) -> None:
         super().__init__()
-        self.evaluate = _one_of("evaluate", evaluate, get_args(Evaluate))
-        self.finish = _one_of("finish", finish, get_args(Finish))
-        self.name = _word(name)
+        self.evaluate = one_of("evaluate", evaluate, get_args(Evaluate))
+        self.finish = one_of("finish", finish, get_args(Finish))
+        self.name = word(name)
         self.best = best
         self.best_epoch: Best | None = None
         self.raw: Snapshot | None = None
@@ -144,14 +145,14 @@ class Averaging(keras.callbacks.Callback):
         if self._average is None:
             self._average = self._follow(model)
         elif self._average.followed() is not model:
-            raise _other_model(self._average, model)
+            raise other_model(self._average, model)
         # Files that other callbacks write or restore, in whichever order they come, find the average here.
         setattr(model, f"_polyak_{self.name}", self._average)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if is_nested(self):
-            raise _nested()
-        _refuse_use_ema(self.model)
+            raise nested()
+        refuse_use_ema(self.model)
         self._all = _of(neighbours()) or [self]
         if self.evaluate == "both":
             refuse_used_up(self.model, fit_argument(self, "val_x"))
@@ -166,7 +167,7 @@ class Averaging(keras.callbacks.Callback):
         self.best_epoch = None
         if self._serves_all:
             if self.model.train_function is None:
-                raise _own_loop(self.model)
+                raise own_loop(self.model)
             self._move_by_rule()
             self._stand("evaluate", self._validate)
 
@@ -182,7 +183,7 @@ class Averaging(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._serves_all and not self._stands["train_function"].used:
-            raise _own_loop(self.model)
+            raise own_loop(self.model)
         self.average.report_skips()
         self._refuse_unseen_updates()
         if self._judge is None or self._is_without_metrics(epoch, logs or {}):
@@ -224,7 +225,7 @@ class Averaging(keras.callbacks.Callback):
         if isinstance(self._given, Adopted):
             return self._given.bind(model)
         if self._given is not None and self._given.followed() is not model:
-            raise _other_model(self._given, model)
+            raise other_model(self._given, model)
         if self._given is not None:
             return self._given
         return framework_of(model).track(model, self._rule, Tracking())
@@ -281,7 +282,7 @@ class Averaging(keras.callbacks.Callback):
                 if each.evaluate == "both":
                     with beginning_with(begun, self.model), each.average.applied():
                         more = plain(*args, **{**kwargs, "callbacks": None, "verbose": 0})
-                    found = {**found, **_named(each.name, more, found)}
+                    found = {**found, **named(each.name, more, found)}
             return found
         finally:
             for each in self._all:
@@ -344,72 +345,12 @@ class Averaging(keras.callbacks.Callback):
         self._stands.clear()
 
 
-def _named(name: str, metrics: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of the average under names of their own. Raises ModelError where the model has such names."""
-    named = {f"{name}_{metric}": value for metric, value in metrics.items()}
-    for taken in named.keys() & beside.keys():
-        raise ModelError(
-            f"polyak.keras.Averaging(name={name!r}): expected names of its own for the average's metrics, received "
-            f"{taken!r}, which is one of the model's",
-            hint="give the callback another name=",
-        )
-    return named
-
-
-def _other_model(average: Average, model: Any) -> ModelError:
-    return ModelError(
-        f"polyak.keras.Averaging: expected the model that {average.label} follows, received another "
-        f"{type(model).__name__}",
-        hint="make a callback for each model",
-    )
-
-
 def _are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise ModelError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
-    return value
-
-
-def _word(name: object) -> str:
-    if not isinstance(name, str) or not name:
-        raise ModelError(f"name={name!r}: expected a word for the names of the average's metrics, such as 'slow'")
-    return name
-
-
 def _of(callbacks: Iterable[Any]) -> list[Averaging]:
     return [c for c in callbacks if isinstance(c, Averaging)]
-
-
-def _nested() -> ModelError:
-    return ModelError(
-        "fit with polyak.keras.Averaging: expected one fit at a time, received one within another that has the same "
-        "callback",
-        hint="give the inner one a callback of its own that moves the same average: "
-        "polyak.keras.Averaging(averaging.average)",
-    )
-
-
-def _own_loop(model: Any) -> ModelError:
-    return ModelError(
-        f"fit of {type(model).__name__}: expected Keras' own loop, which calls model.train_function for each step; "
-        "received one that does not, so that the average would not move",
-        hint="make the average with polyak.EMA(model, ...) and call its update() in your loop",
-    )
-
-
-def _refuse_use_ema(model: Any) -> None:
-    for optimizer in optimizers(model):
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if inner.use_ema:
-            raise ModelError(
-                f"{type(inner).__name__}(use_ema=True) beside polyak.keras.Averaging: two averages, of which the "
-                "optimizer's overwrites the model at the end of fit",
-                hint="compile with use_ema=False; polyak.adopt(model.optimizer) goes on with the optimizer's average",
-            )
 
 
 def _partly(held: Snapshot, average: Average) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,18 @@ def refuse_used_up(model: Any, data: Any) -> None:
             hint="give arrays, a keras.utils.PyDataset, a tf.data.Dataset or a DataLoader; "
             'or ask for evaluate="raw" or evaluate="average"',
         )
+
+
+def named(name: str, metrics: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of the average under names of their own. Raises ModelError where the model has such names."""
+    named = {f"{name}_{metric}": value for metric, value in metrics.items()}
+    for taken in named.keys() & beside.keys():
+        raise ModelError(
+            f"polyak.keras.Averaging(name={name!r}): expected names of its own for the average's metrics, received "
+            f"{taken!r}, which is one of the model's",
+            hint="give the callback another name=",
+        )
+    return named
 
 
 def _recall(held: Memory) -> None:

@@ -1,0 +1,63 @@
+"""What ``Averaging`` refuses, and what to do instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyak.errors import ModelError
+from polyak.frameworks import Average
+from polyak.keras.fitting import optimizers
+
+
+def one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    """The argument. Raises ModelError if it is none of the known values."""
+    if value not in known:
+        raise ModelError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+    return value
+
+
+def word(name: object) -> str:
+    """The argument. Raises ModelError if it cannot begin the names of metrics."""
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"name={name!r}: expected a word for the names of the average's metrics, such as 'slow'")
+    return name
+
+
+def other_model(average: Average, model: Any) -> ModelError:
+    """The error of a callback that is given to a second model."""
+    return ModelError(
+        f"polyak.keras.Averaging: expected the model that {average.label} follows, received another "
+        f"{type(model).__name__}",
+        hint="make a callback for each model",
+    )
+
+
+def nested() -> ModelError:
+    """The error of a fit within a fit."""
+    return ModelError(
+        "fit with polyak.keras.Averaging: expected one fit at a time, received one within another that has the same "
+        "callback",
+        hint="give the inner one a callback of its own that moves the same average: "
+        "polyak.keras.Averaging(averaging.average)",
+    )
+
+
+def own_loop(model: Any) -> ModelError:
+    """The error of a fit that calls no train function."""
+    return ModelError(
+        f"fit of {type(model).__name__}: expected Keras' own loop, which calls model.train_function for each step; "
+        "received one that does not, so that the average would not move",
+        hint="make the average with polyak.EMA(model, ...) and call its update() in your loop",
+    )
+
+
+def refuse_use_ema(model: Any) -> None:
+    """Raise ModelError for an optimizer that keeps an average of its own."""
+    for optimizer in optimizers(model):
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if inner.use_ema:
+            raise ModelError(
+                f"{type(inner).__name__}(use_ema=True) beside polyak.keras.Averaging: two averages, of which the "
+                "optimizer's overwrites the model at the end of fit",
+                hint="compile with use_ema=False; polyak.adopt(model.optimizer) goes on with the optimizer's average",
+            )
