@@ -310,12 +310,18 @@ def test_copy_to_another_instance(name: str) -> None:
     assert_same_bits(values(model), raw)
 
 
+# Of these the layer keeps constants: an average refuses others (tests/keras/test_derived.py).
+ADAPTED = {"normalization/mean", "normalization/variance"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_copies_and_go_back_in(name: str) -> None:
     _, ema = followed(name)
     kept = ema.values()
-    for value in (changed := ema.values()).values():
-        value[...] = 1
+    for path, value in (changed := ema.values()).items():
+        if path not in ADAPTED:
+            value[...] = 1
+    assert changed.keys() - ADAPTED
     assert_same_bits(ema.values(), kept)
     ema.set_values(changed)
     assert_same_bits(ema.values(), changed)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from polyak.errors import ModelError
 from polyak.snapshot import Array
 
 _COMPILED = ("train", "test", "predict")
@@ -31,8 +30,10 @@ def settle(held: Sequence[Any]) -> None:
                 getattr(model, f"make_{name}_function")()
 
 
-def refuse_others(layers: Iterable[Any], read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
-    """Raise ModelError where an average holds other statistics than those of which a layer has made its constants.
+def strangers(
+    layers: Iterable[Any], read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> dict[str, bytes]:
+    """Statistics in an average that are not those of which a layer has made its constants: it computes with others.
 
     Args:
         read: gives the model's variables, and the values of the average for them, by path. Asked where it matters.
@@ -40,14 +41,12 @@ def refuse_others(layers: Iterable[Any], read: Callable[[], tuple[Mapping[str, A
     statistics = [made for layer in _adapted(layers) for made in _made_of(layer)]
     variables, values = read() if statistics else ({}, {})
     paths = {id(variable): path for path, variable in variables.items()}
+    found = {}
     for variable, constant in statistics:
         path, made = paths.get(id(variable), ""), _numpy(constant)
-        if path in values and _numpy(values[path]).astype(made.dtype).tobytes() != made.tobytes():
-            raise ModelError(
-                f"weight {path!r}: expected the statistics that the layer was adapted to, received others, which it "
-                "would not compute with: it keeps constants that were made of its own",
-                hint="transfer into the model first, and then into its average",
-            )
+        if path in values and (held := _numpy(values[path]).astype(made.dtype).tobytes()) != made.tobytes():
+            found[path] = held
+    return found
 
 
 def _adapted(layers: Iterable[Any]) -> list[Any]:

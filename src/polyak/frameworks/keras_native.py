@@ -18,7 +18,7 @@ from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_
 from polyak.frameworks.exchange import EXCHANGING, enter, holds_average, leave, raw_value, together, watchers
 from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
-from polyak.frameworks.keras_derived import refuse_others
+from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows
@@ -264,8 +264,8 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         }
         return Seen(variables, values)
 
-    def refuse_unfit(self) -> None:
-        refuse_others(self.followed()._flatten_layers(), self._read)
+    def unfit(self) -> dict[str, bytes]:
+        return strangers(self.followed()._flatten_layers(), self._read)
 
     def _read(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         seen = self.seen()

@@ -138,8 +138,9 @@ class StatefulAverage(Average):
     def followed(self) -> Any:
         return self._followed.value
 
-    def refuse_unfit(self) -> None:
-        """Raise ModelError where the model would compute with other values than those that were just handed over."""
+    def unfit(self) -> dict[str, bytes]:
+        """Averaged values in the place of which the model would compute with others, by path."""
+        return {}
 
     def adopt(self, state: State | None) -> None:
         """Take over a rule and counts. Without a state the values count as a start: zero updates.
@@ -311,6 +312,7 @@ class ShadowTarget(Target):
         self.layout = shadows.layout
         self._average = average
         self._shadows = shadows
+        self._unfit: Mapping[str, bytes] = {}
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -332,11 +334,18 @@ class ShadowTarget(Target):
         return moment([self._average])
 
     def hold_state(self) -> PutBack:
+        self._unfit = self._average.unfit()  # these may stay
         return self._average.hold_state()
 
     def adopt(self, state: State | None) -> None:
         self._average.adopt(state)
-        self._average.refuse_unfit()
+        for path, value in self._average.unfit().items():
+            if self._unfit.get(path) != value:
+                raise ModelError(
+                    f"weight {path!r}: expected the statistics that the layer was adapted to, received others, which "
+                    "it would not compute with: it keeps constants that were made of its own",
+                    hint="transfer into the model first, and then into its average",
+                )
 
 
 def refuse_grown(followed: Mapping[str, Any], now: Mapping[str, Any], label: str) -> None:

@@ -15,7 +15,7 @@ from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import EXCHANGING, holds_average, together, watchers
 from polyak.frameworks.growth import Growth, joined
-from polyak.frameworks.keras_derived import refuse_others
+from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
 from polyak.frameworks.tensorflow_exchange import enter, leave
@@ -119,9 +119,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             return f"<{self.label}: waits for the model to be built>"
         return super().__repr__()
 
-    def refuse_unfit(self) -> None:
+    def unfit(self) -> dict[str, bytes]:
         bound = self.bound
-        refuse_others(
+        return strangers(
             self.framework.within(self.followed()),
             lambda: (bound.raw.trackables, {p: s.read_value() for p, s in bound.shadows.variables.items()}),
         )
