@@ -37,6 +37,9 @@ def test_it_holds(campaign: Campaign) -> None:
     assert outcome.holds, "\n".join(outcome.broken) or "nothing was tried"
 
 
+TORN = r"(?!0%)[\d.e-]+% torn"
+
+
 @pytest.mark.parametrize(
     ("row", "peer", "loss"),
     [
@@ -45,9 +48,9 @@ def test_it_holds(campaign: Campaign) -> None:
         ("14a", "tf.train.EMA", "NaN for ever"),
         ("14a", "optax.ema", "NaN for ever"),
         ("15", "cast of torch", "inf, silently"),
-        ("16a", "get_weights on tensorflow", r"[1-9]\d*% torn"),
-        ("16a", "get_weights on jax", r"[1-9]\d*% torn"),
-        ("16a", "get_weights on torch", r"[1-9]\d*% torn"),
+        ("16a", "get_weights on tensorflow", TORN),
+        ("16a", "get_weights on jax", TORN),
+        ("16a", "get_weights on torch", TORN),
         ("26b", "Keras on jax", "-2,147,483,648 after .*"),
         ("29a", "torch load_state_dict", "half written"),
     ],
