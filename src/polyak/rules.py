@@ -2,54 +2,8 @@
 
 from __future__ import annotations
 
-from polyak.averaging.rules import (
-    EMA,
-    NUMPY,
-    RULES,
-    WRAPPERS,
-    Copy,
-    CosineRamp,
-    Delayed,
-    DiffusersEMA,
-    Every,
-    InverseGamma,
-    InversePower,
-    LinearRamp,
-    Mean,
-    Ops,
-    PolynomialDecay,
-    PowerEMA,
-    Rule,
-    Scaled,
-    Splice,
-    TensorFlowEMA,
-    TFModels,
-    build,
-    from_json,
-)
+from polyak.averaging import rules as _named
+from polyak.averaging.rules import *  # noqa: F403 - all that it names, and nothing else
 
-__all__ = [
-    "EMA",
-    "NUMPY",
-    "RULES",
-    "WRAPPERS",
-    "Copy",
-    "CosineRamp",
-    "Delayed",
-    "DiffusersEMA",
-    "Every",
-    "InverseGamma",
-    "InversePower",
-    "LinearRamp",
-    "Mean",
-    "Ops",
-    "PolynomialDecay",
-    "PowerEMA",
-    "Rule",
-    "Scaled",
-    "Splice",
-    "TFModels",
-    "TensorFlowEMA",
-    "build",
-    "from_json",
-]
+__all__: list[str] = []
+__all__ += _named.__all__
