@@ -29,6 +29,15 @@ class Plain(keras.Model):
     def call(self, x: Any) -> Any:
         return self.layer(x)
 
+    def noting(self, word: str, made: Any) -> Any:
+        """A function that notes the word and calls what Keras has made."""
+
+        def function(*args: Any) -> Any:
+            self.noted.add(word)
+            return made(*args)
+
+        return function
+
 
 class Through(Plain):
     """Makes Keras' function and calls it from one of its own."""
@@ -37,14 +46,8 @@ class Through(Plain):
         if self.train_function is not None and not force:
             return self.train_function
         super().make_train_function(force)
-        made = self.train_function
-
-        def function(*args: Any) -> Any:
-            self.noted.add("train")
-            return made(*args)
-
-        self.train_function = function
-        return function
+        self.train_function = self.noting("train", self.train_function)
+        return self.train_function
 
 
 class Unforced(Through):
@@ -88,14 +91,8 @@ class Others(Plain):
         if self.test_function is not None and not force:
             return self.test_function
         super().make_test_function(force)
-        made = self.test_function
-
-        def function(*args: Any) -> Any:
-            self.noted.add("test")
-            return made(*args)
-
-        self.test_function = function
-        return function
+        self.test_function = self.noting("test", self.test_function)
+        return self.test_function
 
 
 def compiled(made: Any) -> Any:
