@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 
 _NOT_THE_CALLER = ("polyak", "contextlib")
 
@@ -115,6 +116,17 @@ class RuleChanged(PolyakWarning):
 
 class WeightsChanged(PolyakWarning):
     """A model has other weights, or other values in them, than when its average last saw it."""
+
+
+def listed(words: Sequence[str], most: int = 1) -> str:
+    """The first of so many words, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed(["a", "b"], 2)
+        ('a and 2 more', 'a, b')
+    """
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def notify(warning: PolyakWarning) -> None:

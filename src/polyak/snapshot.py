@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.errors import DamagedFile, DtypeMismatch, MissingWeight
+from polyak.errors import DamagedFile, DtypeMismatch, MissingWeight, listed
 from polyak.manifest import Manifest, State, Stored, choose_role, digest
 from polyak.weights import Globs, Kind, Weight, is_floating, numpy_dtype, select, unmatched_globs
 
@@ -239,10 +239,9 @@ class Snapshot(Mapping[str, Array]):
 
     def _missing(self, name: str) -> MissingWeight:
         names = [repr(n) for n in self._items]
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return MissingWeight(
             f"weight {name!r}: not in {self.origin}{nearest_name(name, self._items)}",
-            hint=f"its weights are {listed}" if names else "it holds no weights",
+            hint=f"its weights are {listed(names, 3)}" if names else "it holds no weights",
         )
 
 

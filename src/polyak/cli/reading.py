@@ -30,9 +30,10 @@ def held(path: str) -> Snapshot:
 
 def _listed(unread: Mapping[str, str]) -> str:
     """The first of what is left."""
+    from polyak.errors import listed
+
     named = [f"{name} ({what})" for name, what in unread.items()]
-    more = f" and {len(named) - _MOST_NAMED:,} more; polyak inspect --json names all"
-    return ", ".join(named[:_MOST_NAMED]) + (more if len(named) > _MOST_NAMED else "")
+    return listed(named, _MOST_NAMED) + ("; polyak inspect --json names all" if len(named) > _MOST_NAMED else "")
 
 
 def opened(path: str, watch: Watch) -> Snapshot:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from polyak.combine.blocks import count_nonfinite
 from polyak.combine.doctor_averages import Judge, averages, of_averages
 from polyak.combine.finding import Finding, weights_counted
+from polyak.errors import listed
 from polyak.manifest import RAW
 from polyak.snapshot import Snapshot
 
@@ -105,14 +106,10 @@ def _integrity(held: Snapshot, path: str) -> Iterator[Finding]:
 def _nonfinite(held: Snapshot, path: str) -> Iterator[Finding]:
     counts = {name: bad for name in held if (bad := count_nonfinite(held[name]))}
     if counts:
-        named = ", ".join(f"{name} ({bad:,} of {held.items_by_path[name].weight.size:,})" for name, bad in _few(counts))
+        named = [f"{name} ({bad:,} of {held.items_by_path[name].weight.size:,})" for name, bad in counts.items()]
         yield Finding(
             f"NaN or infinity in {weights_counted(len(counts))}",
-            named + (f" and {len(counts) - _NAMED:,} more" if len(counts) > _NAMED else ""),
+            listed(named, _NAMED),
             "go back to an earlier file, or leave them out: "
             f"polyak convert {path} OUT.safetensors --exclude {held.items_by_path[next(iter(counts))].weight.path!r}",
         )
-
-
-def _few(counts: dict[str, int]) -> list[tuple[str, int]]:
-    return list(counts.items())[:_NAMED]

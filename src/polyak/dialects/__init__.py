@@ -7,6 +7,7 @@ from importlib import import_module
 import msgspec
 
 from polyak.contents import Contents
+from polyak.errors import listed
 from polyak.manifest import Manifest
 from polyak.snapshot import Snapshot
 
@@ -48,8 +49,7 @@ def interpret(contents: Contents) -> Snapshot:
 def _telling(known: Manifest, contents: Contents) -> Manifest:
     """The manifest with all that is in the file beside the arrays; its note says the arrays that are not read."""
     left = [f"{name} ({what})" for name, what in contents.unread.items()]
-    more = f" and {len(left) - _MOST_NOTED} more" if len(left) > _MOST_NOTED else ""
-    said = f"not read: {', '.join(left[:_MOST_NOTED])}{more}" if left else ""
+    said = f"not read: {listed(left, _MOST_NOTED)}" if left else ""
     note = "; ".join(filter(None, (known.note, said)))
     return msgspec.structs.replace(known, note=note, unread={**known.unread, **contents.unread, **contents.beside})
 

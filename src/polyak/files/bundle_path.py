@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.errors import DamagedFile, FileError, UnknownFormat, listed
 from polyak.files.sstable import has_magic
 
 AGAIN = "copy or download the checkpoint again"
@@ -72,8 +72,7 @@ def _no_checkpoint(path: Path, stem: Path) -> FileError:
 def _names(directory: Path) -> str | None:
     """A hint that names the checkpoints of a directory, if it has any."""
     found = sorted(str(path)[: -len(".index")] for path in directory.glob("*.index")) if directory.is_dir() else []
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"name one of {', '.join(found[:3])}{more}" if found else None
+    return f"name one of {listed(found, 3)}" if found else None
 
 
 def _latest(state: Path) -> Path:

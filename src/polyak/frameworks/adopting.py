@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from polyak.averaging.emas import EMA
-from polyak.errors import ModelError, RuleChanged, notify
+from polyak.errors import ModelError, RuleChanged, listed, notify
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.described import describe
@@ -222,7 +222,4 @@ def _label(optimizer: Any) -> str:
 
 
 def _listed(paths: Sequence[str]) -> str:
-    if not paths:
-        return "none"
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"{sorted(paths)[0]!r}{more}"
+    return listed([repr(path) for path in sorted(paths)]) or "none"

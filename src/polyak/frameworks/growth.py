@@ -10,7 +10,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.averaging.splice import begun
 from polyak.averaging.wrappers import Delayed
-from polyak.errors import RuleError
+from polyak.errors import RuleError, listed
 from polyak.weights import Weight, glob_match
 
 Entries = tuple[tuple[str, Rule | None], ...]
@@ -103,5 +103,4 @@ def _own(entries: Entries, path: str, count: int) -> Rule | None:
 
 
 def _listed(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"{paths[0]!r}{more}"
+    return listed([repr(path) for path in paths])
