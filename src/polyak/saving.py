@@ -36,6 +36,7 @@ class Saving:
         self.path = path
         self.seen = False
         self._future = future
+        self._process = os.getpid()
 
     @property
     def done(self) -> bool:
@@ -51,9 +52,12 @@ class Saving:
         """The receipt, once the file has its name.
 
         Raises:
-            FileError: it could not be written; the old file is as it was.
+            FileError: it could not be written; the old file is as it was. Or it is another process's, and was not done
+                when this one was forked from it.
             TimeoutError: it is not done after so many seconds.
         """
+        if not self.done:
+            _refuse_forked(f"the save of {self.path!r}", self._process)
         self._future.exception(timeout)  # waits for the end, whichever it is
         self.seen = True
         return self._future.result()
@@ -67,7 +71,8 @@ class Saver:
     for each save under way, of which there are two at most; a third call waits for the first.
 
     A save that failed raises at its ``result``, or else at the next ``save``, ``wait`` or the end of the ``with``
-    block, and at the latest when the program ends, which waits for all saves.
+    block, and at the latest when the program ends, which waits for all saves. Python does not let the last of these
+    change the program's exit status: where that matters, end with ``close`` or a ``with`` block.
 
     Example:
         >>> import tempfile, numpy as np, polyak
@@ -96,7 +101,7 @@ class Saver:
         Raises:
             FileError: an earlier save failed; this one is not begun then. Or the saver is closed, or another process's.
         """
-        self._refuse_forked()
+        _refuse_forked("a saver", self._process)
         self._raise_unseen()
         if self._closed:
             raise FileError(f"file {os.fspath(path)!r}: the saver is closed", hint="make another Saver")
@@ -120,7 +125,7 @@ class Saver:
         Raises:
             FileError: the first one that failed, with the others as notes. Or another process has begun them.
         """
-        self._refuse_forked()
+        _refuse_forked("a saver", self._process)
         waited = list(self._savings)
         wait_for([saving._future for saving in waited])
         # Only now: an interrupt while they are waited for leaves them to the next call.
@@ -150,15 +155,6 @@ class Saver:
         except PolyakError as failed:  # the block's own exception matters more, and names it
             error.add_note(f"besides, a save failed: {failed}")
 
-    def _refuse_forked(self) -> None:
-        """A process that was forked has no thread that writes, and would wait for ever."""
-        if os.getpid() != self._process:
-            raise FileError(
-                f"a saver: expected to be used in process {self._process}, which made it, received process "
-                f"{os.getpid()}, forked from it",
-                hint="make a Saver in each process",
-            )
-
     def _raise_unseen(self) -> None:
         """Raise for saves that have failed and that nobody has heard of."""
         self._raise_failed([saving for saving in self._savings if saving.done])
@@ -187,3 +183,13 @@ class Saver:
 def _failed(done: Sequence[Saving]) -> list[tuple[Saving, BaseException]]:
     """Those that have failed and that nobody has heard of."""
     return [(s, error) for s in done if not s.seen and (error := s._future.exception()) is not None]
+
+
+def _refuse_forked(what: str, process: int) -> None:
+    """A process that was forked has no thread that writes, and would wait for ever."""
+    if os.getpid() != process:
+        raise FileError(
+            f"{what}: expected to be used in process {process}, which made it, received process {os.getpid()}, forked "
+            "from it",
+            hint="make a Saver in each process",
+        )

@@ -150,6 +150,7 @@ def write(checkpoint: tf.train.Checkpoint, prefix: str | os.PathLike[str]) -> st
 
     Raises:
         FileError: the directory is not there, it cannot be written, or the prefix ends in no name.
+        ModelError: what is given is no checkpoint.
 
     Example:
         >>> import tempfile
@@ -159,6 +160,11 @@ def write(checkpoint: tf.train.Checkpoint, prefix: str | os.PathLike[str]) -> st
         >>> module.w.numpy().tolist()
         [1.0]
     """
+    if not callable(getattr(checkpoint, "write", None)):
+        raise ModelError(
+            f"write: expected a tf.train.Checkpoint, received {type(checkpoint).__name__}",
+            hint="write(tf.train.Checkpoint(model=model), prefix)",
+        )
     with replacing_bundle(_named(prefix), check=_read_all) as fresh, _refusals_named(Path(prefix)):
         checkpoint.write(str(fresh))
     return os.fspath(prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -125,6 +126,18 @@ def fit(made: Any, *callbacks: Any, **more: Any) -> Any:
     return made.fit(X, Y, 8, 2, verbose=0, shuffle=False, callbacks=list(callbacks), **more).history
 
 
+class Within(keras.callbacks.Callback):
+    """Something done once, within the first epoch."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        super().__init__()
+        self.act = act
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.act is not None and batch == 0:
+            self.act = self.act()
+
+
 def assert_averaged(averaging: Averaging, steps: Steps) -> None:
     assert averaging.average.count == len(steps.steps) == 6
     for found, expected in zip(averaging.average.values().values(), steps.average(), strict=True):
@@ -214,3 +227,21 @@ def test_evaluate_and_predict_with_the_average_go_through_functions_of_ones_own(
     expected = compiled(Plain())
     polyak.transfer(averaging.average, expected)
     assert found == pytest.approx(expected.evaluate(X, Y, verbose=0), rel=1e-6)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["behind", "before"])
+def test_a_train_function_that_is_made_anew_within_an_epoch_is_followed(first: bool) -> None:
+    made, averaging, steps = compiled(Plain()), Averaging(RULE), Steps()
+    anew = Within(lambda: made.make_train_function(force=True))
+    fit(made, *([anew, averaging] if first else [averaging, anew]), steps)
+    assert_averaged(averaging, steps)
+
+
+def test_a_rule_that_is_changed_within_an_epoch_holds_from_the_next_batch() -> None:
+    made, averaging, steps = compiled(Plain()), Averaging(RULE), Steps()
+    fit(made, averaging, Within(lambda: averaging.average.change_rule("ema:0.5,start=copy")), steps)
+    for at, found in enumerate(averaging.average.values().values()):
+        expected = steps.steps[0][at]
+        for step in steps.steps[1:]:
+            expected = 0.5 * expected + 0.5 * step[at]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -177,7 +177,10 @@ def _tensor(name: str, entry: Any, data: PositionedFile, base: int, origin: str)
         raise DamagedFile(f"{origin}: weight {name!r}: its description is not readable ({error!r:.80})") from error
     dtype = _NAMES.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise UnknownFormat(f"{origin}: weight {name!r}: expected one of {', '.join(_NAMES)}, received {code!r:.80}")
+        raise UnknownFormat(
+            f"{origin}: weight {name!r}: expected one of {', '.join(_NAMES)}, received {code!r:.80}",
+            hint="write the weight anew in one of these with the tool that made the file",
+        )
     expected = math.prod(shape) * numpy_dtype(dtype).itemsize
     if end - begin != expected or base + end > data.size:
         raise DamagedFile(

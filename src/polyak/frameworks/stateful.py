@@ -182,7 +182,7 @@ class StatefulAverage(Average):
 
         The next update is number ``count + 1`` of the new rule, and ``rule`` says both: "A until 1000 then B". So the
         shares of the past and ``immaturity`` are those of what really happened. A rule that shall count from one again
-        is given with ``after``: "mean,after=1000" begins a new mean. In ``fit`` the change holds from the next epoch.
+        is given with ``after``: "mean,after=1000" begins a new mean. In ``fit`` the change holds from the next batch.
 
         Raises:
             RuleError: the rule is not valid, leaves out other weights than the present one, or a tf.function of yours

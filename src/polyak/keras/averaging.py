@@ -172,14 +172,19 @@ class Averaging(keras.callbacks.Callback):
             self._stand("evaluate", self._validate)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """A rule or a train function that was changed meanwhile holds from here on: a compiled step contains those that
-        it was made with.
-        """
         if self._noted is None:
             with suppress(UnbuiltModel):  # on TensorFlow the first step builds a model
                 self._noted = self._counts(), Marks.of(self.average)
-        if self._serves_all and not self._moves_by_rule():
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """A rule or a train function that was changed meanwhile holds from here on: a compiled step contains those that
+        it was made with.
+        """
+        if not self._serves_all:
+            return
+        if not self._moves_by_rule():
             self._move_by_rule()
+        self._stands["train_function"].expect()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._serves_all and not self._stands["train_function"].used:
@@ -318,8 +323,10 @@ class Averaging(keras.callbacks.Callback):
         return self._all[-1] is self
 
     def _moves_by_rule(self) -> bool:
-        stands = self.model.train_function is self._stands["train_function"]
-        return stands and [c.rule for c in self._all] == self._moving
+        stand = self._stands["train_function"]
+        if stand.present is None:  # compile was called within an epoch, where Keras does not make another
+            return True
+        return stand.present is stand and [c.rule for c in self._all] == self._moving
 
     def _move_by_rule(self) -> None:
         """A step that was compiled for an earlier ``fit`` serves again where nothing that it contains has changed."""
