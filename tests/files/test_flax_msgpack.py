@@ -189,3 +189,17 @@ def test_any_bytes_are_a_tree_or_refused(tmp_path_factory: pytest.TempPathFactor
 def test_other_files_are_not_taken_for_it(tmp_path: Path, content: bytes) -> None:
     assert not flax_msgpack.recognises(written(tmp_path / "x", content))
     assert not flax_msgpack.recognises(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["", "k", "k" * 40, "k" * 300, "k" * 4000, "\u6743" * 1300, "a" + "\u6743" * 1300])
+@pytest.mark.parametrize("inner", [True, False], ids=["a map", "an array"])
+def test_the_first_key_may_be_of_any_length(key: str, inner: bool, tmp_path: Path) -> None:
+    serialization = pytest.importorskip("flax.serialization")
+    value = np.float32([1, 2])
+    content = serialization.to_bytes({key: {"w": value} if inner else value, "z": value})
+    found = polyak.open(written(tmp_path / "a.msgpack", content))
+    assert sorted(found) == sorted([f"{key}/w" if inner else key, "z"])
+
+
+def test_an_empty_first_key_proves_little(tmp_path: Path) -> None:
+    assert not flax_msgpack.recognises(written(tmp_path / "a", b"\x81\xa0\x01"))

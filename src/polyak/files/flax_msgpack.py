@@ -6,6 +6,7 @@ Nothing in them is protected; damage shows only where lengths no longer fit. Rea
 from __future__ import annotations
 
 import math
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ _CHUNKED = "__msgpack_chunked_array__"
 _START = 512
 _ROOT = "array"
 _WIDEST = 2**63
+_WIDTHS = {0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes of the length of a text
+_MAPS = frozenset(bytes([code]) for code in (*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 def recognises(path: Path) -> bool:
@@ -41,11 +44,18 @@ def _is_map(start: bytes) -> bool:
     code = start[0] if start else 0
     skip = 1 if 0x81 <= code <= 0x8F else {0xDE: 3, 0xDF: 5}.get(code, 0)
     rest = start[skip:]
-    if not skip or not rest or not (0xA1 <= rest[0] <= 0xBF or rest[0] == 0xD9):
+    width = _WIDTHS.get(rest[0] if rest else 0)
+    if not skip or not rest or (width is None and not 0xA0 <= rest[0] <= 0xBF):
         return False
-    length, rest = (rest[0] & 0x1F, rest[1:]) if rest[0] != 0xD9 else (rest[1] if len(rest) > 1 else 0, rest[2:])
-    name = rest[:length].decode(errors="replace")
-    return bool(name) and name.isprintable() and "\ufffd" not in name and rest[length : length + 1] != b"\xc1"
+    length = int.from_bytes(rest[1 : 1 + width], "big") if width else rest[0] & 0x1F
+    rest = rest[1 + (width or 0) :]
+    try:  # a long name is here in part, perhaps of its last letter, too
+        name = getincrementaldecoder("utf-8")().decode(rest[:length], final=len(rest) >= length)
+    except UnicodeDecodeError:
+        return False
+    if not name:  # which proves little
+        return rest[:1] in _MAPS or _is_array(rest)
+    return name.isprintable() and rest[length : length + 1] != b"\xc1"
 
 
 def _is_array(start: bytes) -> bool:
@@ -66,7 +76,7 @@ def read(path: Path) -> Contents:
         tree = parser.value()
         if parser.position != data.size:
             raise Malformed(f"{data.size - parser.position} more bytes behind the tree")
-        leaves = list(_leaves(tree, ""))
+        leaves = list(_leaves(tree))
     except Malformed as error:
         raise DamagedFile(
             f"{origin}: not readable at byte {parser.position}: expected a tree of arrays, received {error}",
@@ -106,16 +116,16 @@ def _unread(leaf: Any) -> str | None:
     return "a number of more than 64 bits" if isinstance(leaf, int) and abs(leaf) >= _WIDEST else None
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, path: str | None = None) -> Iterator[tuple[str, Any]]:
     """Everything that is no container, by path. An array that Flax cut into chunks is a pair of shape and parts."""
     if isinstance(value, dict) and _CHUNKED in value:
-        yield path or _ROOT, _chunked(value)
+        yield _ROOT if path is None else path, _chunked(value)
     elif isinstance(value, (dict, list)):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for step, below in pairs:
-            yield from _leaves(below, f"{path}/{step}" if path else str(step))
+            yield from _leaves(below, str(step) if path is None else f"{path}/{step}")
     else:
-        yield path or _ROOT, value
+        yield _ROOT if path is None else path, value
 
 
 def _chunked(value: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[Run, ...]]:
