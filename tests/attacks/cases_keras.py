@@ -139,8 +139,8 @@ SHARD = "m_00000.weights.h5"
 ATTACKS = (
     Attack("hdf5: a thousand names of one array", h5(one_twice), "'layers/w1.*'", bomb=True),
     Attack("hdf5: a circle of two groups", h5(circle_of_two), "group 'a/b/c/': expected a tree of groups"),
-    Attack("hdf5: a chain of links", h5(link_chain), "received a SoftLink"),
-    Attack("hdf5: a link to the file itself", h5(external_to_itself), "'w': .* received a ExternalLink"),
+    Attack("hdf5: a chain of links", h5(link_chain), "received a soft link", UnknownFormat),
+    Attack("hdf5: a link to the file itself", h5(external_to_itself), "'w': .* received an external link"),
     Attack("hdf5: five hundred groups in each other", h5(deep), "expected a tree of groups"),
     Attack("hdf5: a shape of 2**62", h5(wide_shape), "weight 'w': expected 36,893,488,147,419,103,232 bytes"),
     Attack("hdf5: a tebibyte of which one chunk is stored", h5(resizable_claim),

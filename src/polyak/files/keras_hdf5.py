@@ -36,6 +36,7 @@ _GROUPS_OF_AN_ARRAY = 8
 _FLOOR = 1 << 20
 _LARGEST_TEXT = 1 << 22
 _DEEPEST = 64
+_NO_LINKS = "Keras and its like give each array one name: save it again without links"
 
 
 class Hdf5:
@@ -115,7 +116,8 @@ class Hdf5:
         address = h5py.h5o.get_info(group.id).addr
         if address in above or prefix.count("/") > _DEEPEST:
             raise DamagedFile(
-                f"{self.origin}: group {prefix!r}: expected a tree of groups, received a second link to one"
+                f"{self.origin}: group {prefix!r}: expected a tree of groups, received a second link to one",
+                hint=_NO_LINKS,
             )
         above.add(address)
         self._enter(group, prefix.rstrip("/"))
@@ -149,11 +151,7 @@ class Hdf5:
         encoded = name.encode(errors="surrogateescape")
         kind = group.id.links.get_info(encoded).type
         if kind != h5py.h5l.TYPE_HARD:
-            known = {h5py.h5l.TYPE_SOFT: "SoftLink", h5py.h5l.TYPE_EXTERNAL: "ExternalLink"}
-            raise DamagedFile(
-                f"{self.origin}: {path!r}: expected an array or a group, received a {known.get(kind, 'link')}",
-                hint="Keras writes no links; do not open this file elsewhere",
-            )
+            raise _linked(kind, f"{self.origin}: {path!r}")
         return h5py.h5o.open(group.id, encoded)
 
     def _refuse_second_name(self, dataset: h5py.Dataset, name: str, seen: set[int]) -> None:
@@ -161,7 +159,7 @@ class Hdf5:
         if address in seen:
             raise DamagedFile(
                 f"{self.origin}: weight {name!r}: expected an array of its own, received a second name of another",
-                hint="Keras writes each array once",
+                hint=_NO_LINKS,
             )
         seen.add(address)
 
@@ -190,6 +188,17 @@ class Hdf5:
     def _refuse_rewritten(self) -> None:
         if _stamp(self._raw) != self._stamp:
             raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
+
+
+def _linked(kind: int, where: str) -> FileError:
+    """A soft link is another name of something in the file; other links lead to what is not in it."""
+    if kind == h5py.h5l.TYPE_SOFT:
+        return UnknownFormat(f"{where}: expected an array or a group, received a soft link", hint=_NO_LINKS)
+    sort = "an external link" if kind == h5py.h5l.TYPE_EXTERNAL else "a link of a kind of its own"
+    return DamagedFile(
+        f"{where}: expected an array or a group, received {sort}",
+        hint="it may lead to any file: do not open this one with other tools unless you trust who made it",
+    )
 
 
 def _value(dataset: h5py.Dataset) -> Any:
