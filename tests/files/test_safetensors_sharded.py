@@ -454,3 +454,19 @@ def test_shards_stay_when_a_failure_comes_after_the_index_leads_to_them(
     with pytest.raises(FileError, match=r"the new one has its name, .*: Input/output error"):
         sharded.write(Snapshot.from_arrays(arrays), tmp_path / INDEX)
     assert {n: a.tobytes() for n, a in polyak.open(tmp_path).items()} == {n: a.tobytes() for n, a in arrays.items()}
+
+
+def test_what_other_tools_say_beside_the_weights_is_named(hub: Path, arrays: dict[str, Any]) -> None:
+    first = "model-00001-of-00002.safetensors"
+    held = {name: arrays[name] for name in list(arrays)[:3]}
+    save_file(held, hub / first, metadata={"format": "pt", "author": "somebody"})
+    metadata = {"total_size": 208, "total_parameters": 51, "trained_by": "somebody", "run": {"id": 3}}
+    edited(hub / INDEX, metadata=metadata, of_a_later_hub=[1])
+    found = polyak.open(hub / INDEX).manifest
+    assert found.unread == {
+        "metadata/trained_by": "a text",
+        "metadata/run": "a value",
+        "of_a_later_hub": "a value",
+        f"{first}: __metadata__/author": "a text",
+    }
+    assert found.note == ""

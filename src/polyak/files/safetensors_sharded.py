@@ -47,6 +47,7 @@ _NEVER = "\0:\\" if sys.platform == "win32" else "\0"
 _MAP = b'"weight_map"'
 _TOKEN = re.compile(f"[0-9a-f]{{{_SIGNED}}}")
 _KEY, _KEY_DIGEST = "polyak", "polyak.digest"
+_KNOWN = (_KEY, _KEY_DIGEST, "total_size", "total_parameters")  # sums, which every index has
 
 
 def recognises(path: Path) -> bool:
@@ -68,13 +69,22 @@ def read(path: Path) -> Contents:
     """Open an index; the headers of all shards are read. Raises DamagedFile, UnknownFormat, FileError."""
     index = _index_of(path) or path
     origin = f"file {str(index)!r}"
-    weight_map, metadata = _parsed(index, origin)
+    weight_map, metadata, others = _parsed(index, origin)
     shards = {name: _shard(index, name, origin) for name in sorted(set(weight_map.values()))}
     tensors = {weight: _tensor(weight, name, shards[name], origin) for weight, name in weight_map.items()}
     _refuse_unlisted(weight_map, shards, origin)
     manifest = _manifest(metadata, tensors, origin)
     _refuse_lost(manifest, shards, origin)
-    return Contents(origin, "safetensors-sharded", tensors, "none" if manifest is None else "xxh3-128", manifest)
+    beside = {**_beside(metadata, "metadata/", _KNOWN), **_beside(others, "")}
+    beside |= {f"{name}: {key}": what for name, shard in shards.items() for key, what in shard.beside.items()}
+    integrity = "none" if manifest is None else "xxh3-128"
+    return Contents(origin, "safetensors-sharded", tensors, integrity, manifest, beside=beside)
+
+
+def _beside(held: Mapping[str, Any], where: str, known: tuple[str, ...] = ()) -> dict[str, str]:
+    """What other tools say in an index, by its place there."""
+    told = {key: value for key, value in held.items() if key not in known}
+    return {f"{where}{key}": "a text" if isinstance(value, str) else "a value" for key, value in told.items()}
 
 
 def write(
@@ -189,8 +199,8 @@ def _index_of(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _parsed(index: Path, origin: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The shard of each weight, which is a file beside or below the index, and the metadata."""
+def _parsed(index: Path, origin: str) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+    """The shard of each weight, which is a file beside or below the index, the metadata, and what else is there."""
     with failures_named(index, "read"):
         size = index.stat().st_size
         raw = index.read_bytes() if size <= MOST_HEADER else b""
@@ -198,6 +208,7 @@ def _parsed(index: Path, origin: str) -> tuple[dict[str, str], dict[str, Any]]:
         raise DamagedFile(f"{origin}: expected an index of at most {MOST_HEADER:,} bytes, received {size:,}")
     cursor = Cursor(raw, f"{origin}: the index")
     found: dict[str, dict[str, Any]] = {"weight_map": {}, "metadata": {}}
+    others: dict[str, Any] = {}
     present = set()
     for part in cursor.names(_MOST_PARTS):
         present.add(part)
@@ -206,14 +217,14 @@ def _parsed(index: Path, origin: str) -> tuple[dict[str, str], dict[str, Any]]:
         elif part == "metadata":
             found[part] = {key: cursor.value() for key in cursor.names(_MOST_PARTS)}
         else:
-            cursor.value()
+            others[part] = cursor.value()
     cursor.finish()
     if "weight_map" not in present:
         raise DamagedFile(f"{origin}: expected a weight_map of names to files, received {sorted(present)!s:.120}")
     for name in set(found["weight_map"].values()):
         if not _stays(name):
             raise DamagedFile(f"{origin}: shard {name!r:.120}: expected a file in the index's directory")
-    return found["weight_map"], found["metadata"]
+    return found["weight_map"], found["metadata"], others
 
 
 def _stays(name: str) -> bool:
