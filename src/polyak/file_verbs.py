@@ -23,7 +23,7 @@ from polyak.combine.finding import Finding
 from polyak.combine.soup import greedy
 from polyak.combine.watching import watched
 from polyak.contents import Contents
-from polyak.errors import AmbiguousRole, RuleError
+from polyak.errors import AmbiguousRole, FileError, RuleError
 from polyak.files.atomic import Check
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.hand_over import model_target
@@ -43,10 +43,12 @@ class Writer:
     Attributes:
         write: writes a snapshot to a path, and calls the check before the path holds it.
         read: opens what was written, whatever its name is.
+        refuse: raises what ``write`` would raise before it reads an array, and writes nothing.
     """
 
     write: Callable[[Snapshot, PathLike, Check], Manifest]
     read: Callable[[Path], Contents]
+    refuse: Callable[[Snapshot, PathLike], None] = lambda snapshot, path: None
 
 
 def open(path: PathLike) -> Snapshot:
@@ -55,6 +57,8 @@ def open(path: PathLike) -> Snapshot:
     Raises:
         FileError, UnknownFormat, DamagedFile.
     """
+    if not os.fspath(path):  # which would be the current directory
+        raise FileError("file '': expected the name of a file to read, received an empty one")
     return dialects.interpret(files.read(Path(path)))
 
 
@@ -212,7 +216,12 @@ def writer(path: PathLike, format: str | None = None) -> Writer:
     chosen = format_of(os.fspath(path), format)
     writing = import_module(f"polyak.files.{writer_of(chosen)}")
     reading = import_module(f"polyak.files.{_READERS.get(chosen, writer_of(chosen))}")
-    return Writer(lambda snapshot, target, check: writing.write(snapshot, target, check=check), reading.read)
+
+    def refuse(snapshot: Snapshot, target: PathLike) -> None:
+        snapshot.manifest.to_json()  # which not every name can be in
+        writing.refuse(snapshot, target)
+
+    return Writer(lambda snapshot, target, check: writing.write(snapshot, target, check=check), reading.read, refuse)
 
 
 def _start(state: State) -> Start | None:

@@ -115,7 +115,8 @@ def _view(source: Any, end: Like, asking: Asking) -> Converted:
         made = _as_stored(stored, source, end, weights, None, asking)
     else:
         made = make_plan(source_of(source, weights), end, cast(Asked, asking))
-    return Converted(filled(made), {m.target: (m.source, m.source_dtype) for m in made.moves}, made.skipped)
+    sources = {m.target: (m.source, m.source_dtype) for m in made.moves}
+    return Converted(filled(made), sources, made.skipped, made.source.manifest.unread)
 
 
 def _selected(source: Any, target: PathLike, asking: Asking) -> Converted:

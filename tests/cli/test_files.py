@@ -474,3 +474,95 @@ def test_of_many_that_are_not_taken_the_first_are_said() -> None:
     answer = call("inspect", "m.npz", "--json")
     assert answer.stderr.endswith("t7 (an array of <U1) and 4 more; polyak inspect --json names all\n")
     assert len(json.loads(answer.stdout)["unread"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ("a.safetensors", "b.safetensors", "file 'b.safetensors': it exists already"),
+        ("a.safetensors", "a.safetensors", "file 'a.safetensors': it is one of the sources"),
+        ("a.safetensors", "no/x.npz", "its directory does not exist"),
+        ("a.safetensors", "", "file '': expected the name of a file to write, received an empty one"),
+        ("a.safetensors", "x.weights.h5", "expected a place in Keras' files, received none"),
+        ("both.safetensors", "x.weights.h5", "expected weights of one role, received raw, average"),
+        ("odd.npz", "x.safetensors", "weight 'c': expected a dtype that safetensors holds, received complex128"),
+        ("odd.npz", "x.safetensors.index.json", "weight 'c': expected a dtype that safetensors holds"),
+        ("odd.npz", "x.orbax", "weight 'e': expected elements, received (0,); Orbax stores no empty arrays"),
+        ("lines.safetensors", "x.npz", "expected a name that a zip can hold"),
+        ("wide.npz", "x.pt", "expected a dtype that PyTorch has, received float128"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_conversion_refuses(source: str, target: str, said: str) -> None:
+    np.savez("odd.npz", c=np.ones(1, np.complex128), e=np.ones(0, np.float32))
+    np.savez("wide.npz", w=np.ones(1, np.longdouble))
+    polyak.save(Snapshot.from_arrays({"two\nlines": np.ones(1, np.float32)}), "lines.safetensors")
+    before = sorted(Path().rglob("*"))
+    for more in (["--dry-run"], ["--dry-run", "--json"], []):
+        answer = call("convert", source, target, *more)
+        assert (answer.exit_code, answer.stdout) == (2, "")
+        assert said in answer.stderr
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_dry_run_says_that_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyak.files.place._free", lambda directory: 10)
+    for end in FORMATS.values():
+        answer = call("convert", "a.safetensors", f"x{end}", "--dry-run")
+        assert answer.exit_code == 2
+        assert end == ".weights.h5" or "10 bytes are free; it needs " in answer.stderr
+
+
+def test_a_dry_run_looks_at_a_file_that_may_be_written_over() -> None:
+    before = Path("b.safetensors").read_bytes()
+    answer = call("convert", "a.safetensors", "b.safetensors", "--force", "--dry-run")
+    assert (answer.exit_code, answer.stdout.splitlines()[0]) == (
+        0,
+        "file 'a.safetensors' -> file 'b.safetensors' (safetensors); nothing is written",
+    )
+    assert Path("b.safetensors").read_bytes() == before
+
+
+def test_a_conversion_never_takes_the_place_of_its_source() -> None:
+    before = Path("a.safetensors").read_bytes()
+    answer = call("convert", "a.safetensors", "./a.safetensors", "--force", "--cast", "float16")
+    assert answer.stderr == lines(
+        "error: file './a.safetensors': it is one of the sources", "hint: give the result another name"
+    )
+    assert Path("a.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", ""),
+        ("convert", "", "x.npz"),
+        ("diff", "a.safetensors", ""),
+        ("average", "a.safetensors", "", "-o", "x.npz"),
+        ("transfer", "a.safetensors", "x.npz", "--like", ""),
+    ],
+)
+def test_an_empty_name_is_not_the_current_directory(arguments: tuple[str, ...]) -> None:
+    answer = call(*arguments)
+    assert (answer.exit_code, answer.stderr) == (
+        2,
+        "error: file '': expected the name of a file to read, received an empty one\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("transfer", "a.safetensors", ""),
+        ("average", "a.safetensors", "-o", ""),
+        ("extract", "a.safetensors", "steps", "-o", "", "--force"),
+        ("plan", "a.safetensors", "b.safetensors", "-o", ""),
+        ("synthesize", "ema.safetensors", "--rule", "ema:0.9", "-o", ""),
+        ("profile", "ema:0.9", "--svg", ""),
+    ],
+)
+def test_an_empty_name_is_no_target(arguments: tuple[str, ...]) -> None:
+    answer = call(*arguments)
+    assert (answer.exit_code, answer.stderr) == (
+        2,
+        "error: file '': expected the name of a file to write, received an empty one\n",
+    )

@@ -144,8 +144,8 @@ def test_transfer_says_what_it_would_do() -> None:
         "net/steps       steps           int64                  8",
     )
     assert json.loads(call(*dry, "--json").stdout)["format"] == "npz"
-    plain = call("transfer", "a.safetensors", "b.weights.h5", "--dry-run", "--exclude", "*steps")
-    assert plain.stdout.splitlines()[0].endswith("file 'b.weights.h5' (keras); nothing is written")
+    plain = call("transfer", "a.safetensors", "b.pt", "--dry-run", "--exclude", "*steps")
+    assert plain.stdout.splitlines()[0].endswith("file 'b.pt' (torch); nothing is written")
     assert plain.stdout.splitlines()[-1] == "skipped as asked: net/steps"
     assert sorted(p.name for p in Path().iterdir()) == ["a.safetensors", "like.npz"]
 
@@ -191,3 +191,33 @@ def test_long_work_says_how_far_it_is(arguments: tuple[str, ...], names: int, mo
 
 def test_the_evidence_to_choose_from_is_that_of_transfer() -> None:
     assert get_args(Key) == options.EVIDENCE
+
+
+@pytest.mark.parametrize("out", ["a.safetensors", "like.npz"])
+def test_a_plan_does_not_take_the_place_of_what_it_is_about(out: str) -> None:
+    before = Path(out).read_bytes()
+    answer = call("plan", "a.safetensors", "like.npz", *ASKED, "-o", out, "--force")
+    assert answer.stderr == lines(
+        f"error: file {out!r}: it is one of the sources", "hint: give the result another name"
+    )
+    assert Path(out).read_bytes() == before
+
+
+def test_a_dry_run_refuses_what_the_transfer_refuses() -> None:
+    for target, said in (
+        ("like.npz", "it exists already"),
+        ("no/x.npz", "its directory does not exist"),
+        ("x.weights.h5", "expected a place in Keras' files, received none"),
+    ):
+        for more in (["--dry-run"], []):
+            answer = call("transfer", "a.safetensors", target, *more)
+            assert (answer.exit_code, answer.stdout) == (2, "")
+            assert said in answer.stderr
+
+
+def test_a_dry_run_names_what_is_not_taken_as_the_transfer_does() -> None:
+    np.savez("b.npz", **{"encoder/kernel": np.ones((1, 2), np.float16), "words": np.array(["x"])})
+    np.savez("small.npz", **{"encoder/kernel": np.ones((1, 2), np.float16)})
+    asked = ("transfer", "b.npz", "out.npz", "--like", "small.npz", "--json")
+    for more in (["--dry-run"], []):
+        assert json.loads(call(*asked, *more).stdout)["unread"] == {"words": "an array of <U1"}

@@ -37,8 +37,7 @@ def average(
     """
     import polyak
 
-    options.refuse_existing(out, force)
-    options.refuse_own_source(files, out)
+    options.refuse_taken(out, force, files)
     shares = options.numbers(member_weights, "--member-weights")
     with output.progress() as watch:
         receipt = polyak.average([reading.held(file) for file in files], shares, out, weights, watch)

@@ -32,10 +32,10 @@ def convert(source: str, target: str, dry_run: bool, as_json: bool, force: bool,
     import polyak
 
     asked = options.asked(**asked)
+    options.refuse_taken(target, force, [source])
     if dry_run:
         _answer_dry(source, target, asked, as_json)
         return
-    options.refuse_existing(target, force)
     with output.progress() as watch:
         receipt = polyak.convert(reading.opened(source, watch), target, **asked)
     if as_json:
@@ -46,11 +46,12 @@ def convert(source: str, target: str, dry_run: bool, as_json: bool, force: bool,
 
 def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) -> None:
     from polyak.combine.convert import format_of
-    from polyak.file_verbs import view
+    from polyak.file_verbs import view, writer
     from polyak.report.combined import dry_run, dry_run_json
 
     written = format_of(target, asked.pop("format", None))
     made = view(reading.held(source), **asked)
+    writer(target, written).refuse(made.snapshot, target)
     if as_json:
         output.json(dry_run_json(made, output.shown(target), written))
     else:

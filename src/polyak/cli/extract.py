@@ -34,11 +34,10 @@ def extract(file: str, name: str, out: str, weights: str | None, force: bool, as
     description of the array; to standard output it comes instead of the array.
     """
     if out != "-":
-        options.refuse_own_source([file], out)
+        options.refuse_taken(out, force, [file])
     held = reading.held(file)
     array = (held if weights is None else held.select(weights))[name]
     if out != "-":
-        options.refuse_existing(out, force)
         _write(array, out)
     if as_json:
         _describe(name, array)

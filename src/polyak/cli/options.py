@@ -49,16 +49,14 @@ def asked(rename: tuple[str, ...], **given: Any) -> dict[str, Any]:
     return said | ({"rename": patterns(rename)} if rename else {})
 
 
-def refuse_existing(path: str, force: bool) -> None:
-    """Keep a file that exists, unless it may be written over."""
+def refuse_taken(path: str, force: bool, sources: Sequence[str] = ()) -> None:
+    """Keep the sources, which are read while the result is written, and what exists, unless it may be written over."""
+    if not path:
+        raise FileError("file '': expected the name of a file to write, received an empty one")
+    if Path(path).resolve() in {Path(source).resolve() for source in sources}:
+        raise FileError(f"file {path!r}: it is one of the sources", hint="give the result another name")
     if Path(path).exists() and not force:
         raise FileError(f"file {path!r}: it exists already", hint="write over it with --force")
-
-
-def refuse_own_source(sources: Sequence[str], out: str) -> None:
-    """Sources are read while the result is written, so it must not take the place of one."""
-    if Path(out).resolve() in {Path(source).resolve() for source in sources}:
-        raise FileError(f"file {out!r}: it is one of the sources", hint="give the result another name")
 
 
 def patterns(texts: tuple[str, ...]) -> dict[re.Pattern[str], str]:

@@ -25,11 +25,12 @@ def plan(source: str, like: str, out: str, force: bool, as_json: bool, weights: 
     """
     import polyak
 
+    if out != "-":
+        options.refuse_taken(out, force, [source, like])
     made = polyak.plan(reading.held(source), like, weights=weights, **options.asked(**asked))
     if out == "-":
         output.json(made.to_json())
         return
-    options.refuse_existing(out, force)
     _write(made.to_json(), out)
     if as_json:
         output.json(made.to_json())

@@ -40,7 +40,7 @@ def profile(rules: tuple[str, ...], steps: tuple[int, ...], force: bool, as_json
     parsed = [polyak.parse(rule) for rule in rules]
     wanted = {kind: path for kind, path in pictures.items() if path is not None}
     for path in wanted.values():
-        options.refuse_existing(path, force)
+        options.refuse_taken(path, force)
     rows = [_row(rule, n) for rule in parsed for n in steps]
     for kind, path in wanted.items():
         _write(kind, rules, max(steps), path)

@@ -35,8 +35,7 @@ def synthesize(
     if (out is None) == (not dry_run):
         raise click.UsageError("expected either -o OUT or --dry-run")
     if out is not None:
-        options.refuse_existing(out, force)
-        options.refuse_own_source(files, out)
+        options.refuse_taken(out, force, files)
     given = {name: value for name, value in asked.items() if value is not None}
     with output.progress() as watch:
         made = polyak.synthesize([reading.held(file) for file in files], rule, watch=watch, **given)

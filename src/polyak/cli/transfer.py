@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 def transfer(source: str, target: str, force: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
     """Copy weights from the file SRC, whatever wrote it, into DST, a file that says what it is.
 
-    DST is a safetensors file unless its name ends in .npz or .weights.h5. With --like it has the structure of another
-    file, checked weight by weight as for a live model; with --plan it is what the plan says. Without both, weights can
-    be chosen and renamed, and nothing else changes. Every byte is read back and compared; the answer is a receipt.
+    DST is a safetensors file unless its name ends in .safetensors.index.json, .weights.h5, .npz, .pt or .orbax. With
+    --like it has the structure of another file, checked weight by weight as for a live model; with --plan it is what
+    the plan says. Without both, weights can be chosen and renamed, and nothing else changes. Every byte is read back
+    and compared; the answer is a receipt.
     """
     import polyak
 
+    options.refuse_taken(target, force, [source])
     asked = _asked(**given)
     if dry_run:
         _answer_dry(source, target, asked, as_json)
         return
-    options.refuse_existing(target, force)
-    options.refuse_own_source([source], target)
     with output.progress() as watch:
         held = reading.opened(source, watch)
         one = held if {"weights", "plan"} & asked.keys() else held.select()
@@ -69,10 +69,11 @@ def _plan(path: str | None) -> StoredPlan | None:
 def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) -> None:
     from polyak.plan_verbs import into_file
     from polyak.report.combined import dry_run, dry_run_json
-    from polyak.verbs import saved_as
+    from polyak.verbs import saved_as, saver
 
     written = saved_as(target)
     made = into_file(reading.held(source), target, **asked)
+    saver(target).refuse(made.snapshot, target)
     if as_json:
         output.json(dry_run_json(made, output.shown(target), written))
     else:

@@ -31,7 +31,7 @@ from polyak.files.partial import (
     share,
     sweep,
 )
-from polyak.files.place import close_to_others, examined, examined_directory, hand_over, refuse_no_room
+from polyak.files.place import close_to_others, examined, examined_directory, hand_over, refuse_closed, refuse_no_room
 
 PathLike = str | os.PathLike[str]
 Check = Callable[[Path], None]
@@ -101,6 +101,25 @@ def replacing_directory(path: PathLike, needed: int = 0, check: Check | None = N
             _refuse_link(final)
             _commit_directory(fresh, final, synchronise)
         sweep(final, SET_ASIDE)
+
+
+def refuse_unwritable(path: PathLike, needed: int = 0) -> None:
+    """Raise what ``replacing`` would raise before its first byte; nothing is written."""
+    _refuse_place(Path(os.path.realpath(path)), needed, examined)
+
+
+def refuse_unwritable_directory(path: PathLike, needed: int = 0) -> None:
+    """Raise what ``replacing_directory`` would raise before its first byte; nothing is written."""
+    _refuse_place(Path(os.path.realpath(path)), needed, examined_directory)
+
+
+def _refuse_place(final: Path, needed: int, examine: Callable[[Path], object]) -> None:
+    with failures_named(final, "written", needed):
+        examine(final)
+        refuse_closed(final.parent)
+        refuse_no_room(final, needed)
+        with lasting(final):
+            pass
 
 
 @contextmanager

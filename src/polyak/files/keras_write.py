@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
-from polyak.files.atomic import Check, replacing
+from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.hdf5_chunks import chunk_of
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST
 from polyak.manifest import Manifest, Stored, digest
@@ -41,15 +41,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         AmbiguousRole: several roles.
         UnexpectedWeight: a weight that has no place in a file of Keras'.
     """
-    if not os.fspath(path).endswith(SUFFIX):
-        raise FileError(f"file {os.fspath(path)!r}: expected a name that ends in {SUFFIX}, which Keras asks for")
-    if len(snapshot.roles) != 1:
-        raise AmbiguousRole(
-            f"{snapshot.origin}: expected weights of one role, received {', '.join(snapshot.roles)}",
-            hint='pick one with weights="average" or weights="raw"',
-        )
-    placed = {path: _place(item.weight, i) for i, (path, item) in enumerate(snapshot.items_by_path.items())}
-    _refuse_shared(placed)
+    placed = _placed(snapshot, path)
     needed = sum(w.nbytes for w in snapshot.weights)
     with replacing(path, needed, check) as file:
         patient = _Patient(file)
@@ -59,6 +51,26 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
             manifest = _note(h5, snapshot, stored)
         patient.raise_refused()
     return manifest
+
+
+def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
+    """Raise what ``write`` would raise before it reads an array; nothing is written."""
+    _placed(snapshot, path)
+    refuse_unwritable(path, sum(w.nbytes for w in snapshot.weights))
+
+
+def _placed(snapshot: Snapshot, path: str | os.PathLike[str]) -> dict[str, str]:
+    """Where each weight goes, by its name. Raises FileError, AmbiguousRole, UnexpectedWeight, DtypeMismatch."""
+    if not os.fspath(path).endswith(SUFFIX):
+        raise FileError(f"file {os.fspath(path)!r}: expected a name that ends in {SUFFIX}, which Keras asks for")
+    if len(snapshot.roles) != 1:
+        raise AmbiguousRole(
+            f"{snapshot.origin}: expected weights of one role, received {', '.join(snapshot.roles)}",
+            hint='pick one with weights="average" or weights="raw"',
+        )
+    placed = {name: _place(item.weight, i) for i, (name, item) in enumerate(snapshot.items_by_path.items())}
+    _refuse_shared(placed)
+    return placed
 
 
 class _Patient:

@@ -28,7 +28,7 @@ from isal.isal_zlib import crc32
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnexpectedWeight, UnknownFormat
 from polyak.files import zips
-from polyak.files.atomic import Check, replacing
+from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.failures import failures_named
 from polyak.files.limits import MOST_AXES
 from polyak.files.meanwhile import Members
@@ -119,6 +119,12 @@ def read(path: Path) -> Contents:
     return Contents(origin, "npz", tensors, "crc32" if manifest is None else "xxh3-128", manifest, unread=unread)
 
 
+def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
+    """Raise what ``write`` would raise before it reads an array; nothing is written."""
+    _refuse_names(snapshot.manifest)
+    refuse_unwritable(path, sum(w.nbytes for w in snapshot.weights))
+
+
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write a snapshot with its manifest, array by array, not compressed: weights hardly are compressible.
 
@@ -132,8 +138,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         UnexpectedWeight: a zip cannot hold a weight's name.
     """
     known = snapshot.manifest
-    for stored in known.weights:
-        _refuse_name(stored.name)
+    _refuse_names(known)
     needed = sum(w.nbytes for w in snapshot.weights)
     with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         members = Members(archive, file)
@@ -350,6 +355,11 @@ def carrier(dtype: np.dtype[Any]) -> np.dtype[Any]:
     except TypeError:  # '<f1' of a float8
         named = False
     return dtype if named else np.dtype(f"u{dtype.itemsize}")
+
+
+def _refuse_names(known: Manifest) -> None:
+    for stored in known.weights:
+        _refuse_name(stored.name)
 
 
 def _refuse_name(name: str) -> None:

@@ -15,12 +15,12 @@ from polyak.files.failures import failures_named
 from polyak.files.orbax_path import find, is_checkpoint
 from polyak.files.orbax_store import Header, Store
 from polyak.files.orbax_tree import read_tree
-from polyak.files.orbax_write import NOTE, write
+from polyak.files.orbax_write import NOTE, refuse, write
 from polyak.files.pinned import Pinned
 from polyak.manifest import Manifest, decode_note, longest_manifest
 from polyak.snapshot import Array
 
-__all__ = ["FORMAT", "read", "recognises", "write"]
+__all__ = ["FORMAT", "read", "recognises", "refuse", "write"]
 
 FORMAT = "orbax"
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from polyak.errors import DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight
-from polyak.files.atomic import Check, replacing_directory
+from polyak.files.atomic import Check, refuse_unwritable_directory, replacing_directory
 from polyak.files.orbax_path import ARRAY_HEADERS, MANIFEST, METADATA, STEP_METADATA
 from polyak.files.orbax_store import base, tensorstore
 from polyak.files.orbax_tree import named
@@ -61,7 +61,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
     origin = f"checkpoint {str(path)!r}"
     stored = snapshot.manifest.weights
     store = tensorstore(origin)
-    _refuse(stored, origin)
+    _refuse_unheld(stored, origin)
     _refuse_other(final)
     with replacing_directory(final, sum(w.nbytes for w in snapshot.weights), check) as directory:
         digests = _write_arrays(store, snapshot, directory, origin)
@@ -70,7 +70,16 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
     return manifest
 
 
-def _refuse(stored: Sequence[Stored], origin: str) -> None:
+def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
+    """Raise what ``write`` would raise before it reads an array; nothing is written."""
+    origin = f"checkpoint {str(path)!r}"
+    tensorstore(origin)
+    _refuse_unheld(snapshot.manifest.weights, origin)
+    _refuse_other(Path(os.path.realpath(path)))
+    refuse_unwritable_directory(path, sum(w.nbytes for w in snapshot.weights))
+
+
+def _refuse_unheld(stored: Sequence[Stored], origin: str) -> None:
     """What a tree of Orbax cannot hold, before anything is written."""
     leaves = {s.name for s in stored}
     names: dict[str, str] = {}

@@ -101,8 +101,18 @@ def _refuse_no_parent(path: Path) -> None:
         raise FileError(f"file {str(path)!r}: its directory does not exist", hint=f"create {str(path.parent)!r} first")
 
 
+def refuse_closed(directory: Path) -> None:
+    """Raise PermissionError where this process may make no files."""
+    if not _permitted(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _permitted(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def _refuse_protected(path: Path) -> None:
-    if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+    if not _permitted(path, os.W_OK):
         raise FileError(
             f"file {str(path)!r}: cannot be written: Permission denied: this process may not write what is there",
             hint="make it writable, or choose another name",

@@ -21,7 +21,7 @@ import xxhash
 
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight, UnknownFormat
-from polyak.files.atomic import Check, replacing
+from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.failures import failures_named
 from polyak.files.json_cursor import Cursor
 from polyak.files.limits import MOST_AXES, MOST_HEADER, MOST_TENSORS
@@ -77,6 +77,12 @@ def read(path: Path) -> Contents:
     return Contents(origin, "safetensors", tensors, integrity, manifest, beside=beside)
 
 
+def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
+    """Raise what ``write`` would raise before it reads an array; nothing is written."""
+    start = _header(snapshot.written(_blank(snapshot)))
+    refuse_unwritable(path, len(start) + sum(w.nbytes for w in snapshot.weights))
+
+
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write a snapshot with its manifest, array by array.
 
@@ -89,8 +95,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         FileError: the path cannot be written.
         DtypeMismatch, UnexpectedWeight: safetensors cannot hold a weight's dtype, or its name.
     """
-    known = snapshot.manifest
-    blank = {s.name: msgspec.structs.replace(s, digest=_BLANK) for s in known.weights}
+    blank = {s.name: s for s in _blank(snapshot)}
     manifest = snapshot.written(tuple(blank.values()))
     start = _header(manifest)
     with replacing(path, len(start) + sum(w.nbytes for w in snapshot.weights), check) as file:
@@ -103,6 +108,11 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         file.seek(0)
         file.write(header)
     return manifest
+
+
+def _blank(snapshot: Snapshot) -> tuple[Stored, ...]:
+    """What will be stored, with room for the digests."""
+    return tuple(msgspec.structs.replace(s, digest=_BLANK) for s in snapshot.manifest.weights)
 
 
 def _layout(stored: Iterable[Stored]) -> list[Stored]:
@@ -122,20 +132,26 @@ def _append(file: BinaryIO, array: Array, stored: Stored) -> str:
     return written(file, array, lambda: digest(array))
 
 
-def _header(manifest: Manifest) -> bytes:
-    entries: dict[str, Any] = {}
-    offset = 0
-    for s in _layout(manifest.weights):
-        code = _CODES.get(s.weight.dtype)
-        if code is None:
+def refuse_unheld(stored: Iterable[Stored]) -> None:
+    """Raise DtypeMismatch or UnexpectedWeight for what safetensors cannot hold."""
+    for s in stored:
+        if s.weight.dtype not in _CODES:
             raise DtypeMismatch(
                 f"weight {s.name!r}: expected a dtype that safetensors holds, received {s.weight.dtype}",
                 hint=f'cast it first, or leave it out with exclude="{s.name}"',
             )
         if s.name == _METADATA:
             raise UnexpectedWeight(f"weight {s.name!r}: safetensors keeps this name for itself", hint="rename it")
+
+
+def _header(manifest: Manifest) -> bytes:
+    entries: dict[str, Any] = {}
+    offset = 0
+    refuse_unheld(manifest.weights)
+    for s in _layout(manifest.weights):
         end = offset + s.weight.nbytes
-        entries[s.name] = {"dtype": code, "shape": list(s.weight.shape), "data_offsets": [offset, end]}
+        described = {"dtype": _CODES[s.weight.dtype], "shape": list(s.weight.shape), "data_offsets": [offset, end]}
+        entries[s.name] = described
         offset = end
     text = manifest.to_json()
     entries[_METADATA] = {_KEY: text, _KEY_DIGEST: xxhash.xxh3_128_hexdigest(text.encode())}

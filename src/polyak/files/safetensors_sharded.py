@@ -25,7 +25,7 @@ import xxhash
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import safetensors
-from polyak.files.atomic import Check, replacing, sync
+from polyak.files.atomic import Check, refuse_unwritable, replacing, sync
 from polyak.files.beside import refuse_leading_out
 from polyak.files.failures import failures_named
 from polyak.files.json_cursor import Cursor
@@ -87,6 +87,13 @@ def _beside(held: Mapping[str, Any], where: str, known: tuple[str, ...] = ()) ->
     return {f"{where}{key}": "a text" if isinstance(value, str) else "a value" for key, value in told.items()}
 
 
+def refuse(snapshot: Snapshot, path: str | PathLike[str]) -> None:
+    """Raise what ``write`` would raise before it reads an array; nothing is written."""
+    _refuse_other_name(path)
+    safetensors.refuse_unheld(snapshot.manifest.weights)
+    refuse_unwritable(path, sum(w.nbytes for w in snapshot.weights))
+
+
 def write(
     snapshot: Snapshot, path: str | PathLike[str], shard_bytes: int = SHARD_BYTES, check: Check | None = None
 ) -> Manifest:
@@ -106,8 +113,7 @@ def write(
         UnknownFormat: the name has another end.
         DtypeMismatch, UnexpectedWeight: safetensors cannot hold a weight's dtype, or its name.
     """
-    if not os.fspath(path).endswith(_END):
-        raise UnknownFormat(f"file {str(path)!r}: expected a name that ends in {_END}", hint=f"such as model{_END}")
+    _refuse_other_name(path)
     index = Path(os.path.realpath(path))
     stem = Path(path).name.removesuffix(_END).translate(_PORTABLE)
     with failures_named(index, "written"):
@@ -126,6 +132,11 @@ def write(
             file.write(_index(manifest, weight_map))
         _sweep(index, stem)
     return manifest
+
+
+def _refuse_other_name(path: str | PathLike[str]) -> None:
+    if not os.fspath(path).endswith(_END):
+        raise UnknownFormat(f"file {str(path)!r}: expected a name that ends in {_END}", hint=f"such as model{_END}")
 
 
 @contextmanager

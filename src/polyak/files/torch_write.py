@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from polyak.errors import ShapeMismatch
-from polyak.files.atomic import Check, replacing
+from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.meanwhile import Members
 from polyak.files.torch_pickled import Described, Nest, pickled, refuse_unknown
 from polyak.files.torch_zip import NOTE
@@ -47,8 +47,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         DtypeMismatch: PyTorch does not have a weight's dtype.
     """
     known = snapshot.manifest.weights
-    for s in known:
-        refuse_unknown(s.name, s.weight.dtype)
+    _refuse_dtypes(known)
     needed = sum(w.nbytes for w in snapshot.weights)
     with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w") as archive:
         members = Members(archive, file)
@@ -59,6 +58,17 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         manifest = _manifest(snapshot, stored)
         _put_text(members, file, NOTE, manifest.to_json().encode())
     return manifest
+
+
+def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
+    """Raise what ``write`` would raise before it reads an array; nothing is written."""
+    _refuse_dtypes(snapshot.manifest.weights)
+    refuse_unwritable(path, sum(w.nbytes for w in snapshot.weights))
+
+
+def _refuse_dtypes(stored: Sequence[Stored]) -> None:
+    for s in stored:
+        refuse_unknown(s.name, s.weight.dtype)
 
 
 def _nest(stored: Sequence[Stored]) -> Nest:
