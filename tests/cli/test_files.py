@@ -566,3 +566,10 @@ def test_an_empty_name_is_no_target(arguments: tuple[str, ...]) -> None:
         2,
         "error: file '': expected the name of a file to write, received an empty one\n",
     )
+
+
+def test_an_expression_that_is_given_twice_is_not_left_out() -> None:
+    answer = call("convert", "a.safetensors", "x.npz", "--rename", "^h=a", "--rename", "e=x", "--rename", "^h=b")
+    assert answer.exit_code == 2
+    assert "Invalid value for --rename: expected each REGEX once, received '^h' twice" in answer.stderr
+    assert not Path("x.npz").exists()

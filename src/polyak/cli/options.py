@@ -67,7 +67,12 @@ def patterns(texts: tuple[str, ...]) -> dict[re.Pattern[str], str]:
         {re.compile('^net/'): '', re.compile('a'): 'b'}
     """
     divided = (text.rpartition("=") for text in texts)
-    return {_pattern(old, text): new for text, (old, _, new) in zip(texts, divided, strict=True)}
+    pairs = [(_pattern(old, text), new) for text, (old, _, new) in zip(texts, divided, strict=True)]
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(old.pattern for n, (old, _) in enumerate(pairs) if old in dict(pairs[:n]))
+        raise click.BadParameter(f"expected each REGEX once, received {twice!r} twice", param_hint="--rename")
+    return made
 
 
 def _pattern(old: str, text: str) -> re.Pattern[str]:
