@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import DamagedFile, DtypeMismatch, FileError
+from polyak.errors import DamagedFile, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files import torch_pickled, torch_write
 from polyak.manifest import State
 from polyak.snapshot import Item, Snapshot
@@ -160,3 +160,14 @@ def test_sizes_beyond_four_bytes_are_whole_numbers_of_eight() -> None:
     text = torch_pickled.pickled({"w": torch_pickled.Described("0", (1 << 31, 2), "uint8")})
     numbers = [value for _, value, _ in pickletools.genops(text) if isinstance(value, int)]
     assert {1 << 31, 1 << 32} <= set(numbers)
+
+
+@pytest.mark.parametrize("name", ["", "n" * 4097])
+def test_a_name_that_could_not_be_read_again_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    held = Snapshot.from_arrays({name: np.ones(1, np.float32)})
+    with pytest.raises(UnexpectedWeight, match=f"a name of 1 to 4,096 letters .*, received {len(name):,}"):
+        polyak.save(held, tmp_path / "a.pt")
+    assert list(tmp_path.iterdir()) == []
+    longest = Snapshot.from_arrays({"n" * 4096: np.ones(1, np.float32)})
+    polyak.save(longest, tmp_path / "a.pt")
+    assert list(polyak.open(tmp_path / "a.pt")) == ["n" * 4096]

@@ -18,7 +18,7 @@ from polyak.files.torch_globals import NotRead, Storage, View
 from polyak.files.torch_values import Name, Stub
 
 _DEEPEST = 48
-_LONGEST_STEP = 4096
+LONGEST_STEP = 4096
 _LETTERS = 64  # of a path that count as one value: each leaf has a path of its own
 _LONGEST_TEXT = 65_536
 _WIDEST = 2**63
@@ -190,7 +190,7 @@ def _named(step: Any) -> str | None:
     """A step of a path as text; None for keys that are no names, or no sensible ones."""
     if isinstance(step, (bool, int, float)) or step is None:
         return str(step)
-    return step if isinstance(step, str) and len(step) <= _LONGEST_STEP and _is_text(step) else None
+    return step if isinstance(step, str) and len(step) <= LONGEST_STEP and _is_text(step) else None
 
 
 def _unread(value: Any) -> str | None:

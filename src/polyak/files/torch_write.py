@@ -16,10 +16,11 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from polyak.errors import ShapeMismatch
+from polyak.errors import ShapeMismatch, UnexpectedWeight
 from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.meanwhile import Members
 from polyak.files.torch_pickled import Described, Nest, pickled, refuse_unknown
+from polyak.files.torch_tree import LONGEST_STEP
 from polyak.files.torch_zip import NOTE
 from polyak.manifest import Manifest, Stored
 from polyak.snapshot import Array, Snapshot
@@ -45,9 +46,10 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
     Raises:
         FileError: the path cannot be written.
         DtypeMismatch: PyTorch does not have a weight's dtype.
+        UnexpectedWeight: a name that is empty, or too long to be read again.
     """
     known = snapshot.manifest.weights
-    _refuse_dtypes(known)
+    _refuse_unheld(known)
     needed = sum(w.nbytes for w in snapshot.weights)
     with replacing(path, needed, check) as file, zipfile.ZipFile(file, "w") as archive:
         members = Members(archive, file)
@@ -62,13 +64,20 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
 
 def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
     """Raise what ``write`` would raise before it reads an array; nothing is written."""
-    _refuse_dtypes(snapshot.manifest.weights)
+    _refuse_unheld(snapshot.manifest.weights)
     refuse_unwritable(path, sum(w.nbytes for w in snapshot.weights))
 
 
-def _refuse_dtypes(stored: Sequence[Stored]) -> None:
+def _refuse_unheld(stored: Sequence[Stored]) -> None:
+    """What a file cannot hold so that it is read again: a tensor without a name would be the file itself."""
     for s in stored:
         refuse_unknown(s.name, s.weight.dtype)
+        if not s.name or len(s.name) > LONGEST_STEP:
+            raise UnexpectedWeight(
+                f"weight {s.name!r:.120}: expected a name of 1 to {LONGEST_STEP:,} letters for a file of PyTorch, "
+                f"received {len(s.name):,}",
+                hint="rename it, or write a safetensors file",
+            )
 
 
 def _nest(stored: Sequence[Stored]) -> Nest:
