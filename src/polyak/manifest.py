@@ -76,11 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def to_json(self) -> str:
         """As text. Raises UnexpectedWeight for a name that is none in Unicode."""
-        for s in self.weights:
-            if _SURROGATE.search(s.name):
-                raise UnexpectedWeight(
-                    f"weight {s.name!r}: expected a name in Unicode, received half of a character", hint="rename it"
-                )
+        refuse_halves(s.name for s in self.weights)
         return msgspec.json.encode(self).decode()
 
     @classmethod
@@ -103,6 +99,36 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
             return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
             raise DamagedFile(f"{origin}: the manifest is not readable: {error}") from error
+
+
+def refuse_halves(names: Iterable[str]) -> None:
+    """Raise UnexpectedWeight for the name of a weight that is none in Unicode."""
+    for name in names:
+        if _SURROGATE.search(name):
+            raise UnexpectedWeight(
+                f"weight {name!r}: expected a name in Unicode, received half of a character", hint="rename it"
+            )
+
+
+def told_json(body: Any) -> str:
+    """What is told of a file, as JSON. Files of other tools have names that are none in Unicode: these are escaped.
+
+    Example:
+        >>> told_json({"name": "a\\udc80"}) == r'{"name":"a\\udc80"}'
+        True
+    """
+    try:
+        return msgspec.json.encode(body).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_shown(msgspec.to_builtins(body))).decode()
+
+
+def _shown(body: Any) -> Any:
+    if isinstance(body, dict):
+        return {_shown(key): _shown(value) for key, value in body.items()}
+    if isinstance(body, (list, tuple)):
+        return [_shown(value) for value in body]
+    return body.encode(errors="backslashreplace").decode() if isinstance(body, str) else body
 
 
 class _Note(msgspec.Struct, frozen=True):

@@ -573,3 +573,37 @@ def test_an_expression_that_is_given_twice_is_not_left_out() -> None:
     assert answer.exit_code == 2
     assert "Invalid value for --rename: expected each REGEX once, received '^h' twice" in answer.stderr
     assert not Path("x.npz").exists()
+
+
+@pytest.fixture
+def half() -> str:
+    """A file with a name that is none in Unicode: JSON can write it, and other tools do."""
+    described = {"dtype": "F32", "shape": [1]}
+    header = {"\ud800": described | {"data_offsets": [0, 4]}, "w": described | {"data_offsets": [4, 8]}}
+    text = json.dumps(header).encode()
+    Path("half.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    return "half.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "status"),
+    [
+        ("inspect", (), 0),
+        ("diff", ("a.safetensors",), 1),
+        ("extract", ("\ud800", "-o", "x.npy"), 0),
+        ("convert", ("x.npz", "--include", "w"), 0),
+        ("convert", ("x.npz", "--rename", "\ud800=v", "--dry-run"), 0),
+        ("transfer", ("x.npz", "--rename", "\ud800=v"), 0),
+    ],
+)
+def test_half_a_character_in_a_name_is_told_as_data(half: str, verb: str, more: tuple[str, ...], status: int) -> None:
+    """What was written is not called a failure because of what is told of it."""
+    answer = call(verb, half, *more, "--json")
+    assert answer.exit_code == status, answer.stderr
+    assert repr(r"\ud800") in repr(json.loads(answer.stdout))
+
+
+def test_a_plan_cannot_name_half_a_character(half: str) -> None:
+    assert call("plan", half, half).stderr == lines(
+        r"error: weight '\ud800': expected a name in Unicode, received half of a character", "hint: rename it"
+    )

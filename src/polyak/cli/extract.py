@@ -66,9 +66,7 @@ def _npy(array: Array) -> bytes:
 
 
 def _describe(name: str, array: Array) -> None:
-    import msgspec
-
-    from polyak.manifest import digest
+    from polyak.manifest import digest, told_json
 
     body = {"name": name, "shape": array.shape, "dtype": array.dtype.name, "digest": digest(array)}
-    output.json(msgspec.json.encode(body).decode())
+    output.json(told_json(body))

@@ -21,9 +21,11 @@ def inspect(file: str, as_json: bool) -> None:
 
     FILE is anything that polyak reads, such as a safetensors file or the prefix of a TensorFlow checkpoint.
     """
+    from polyak.manifest import told_json
+
     held = reading.held(file)
     if as_json:
-        output.json(held.manifest.to_json())
+        output.json(told_json(held.manifest))
     else:
         output.data(
             "\n".join([held.origin, f"integrity: {held.integrity}", *_sure(held), "", _roles(held), "", _weights(held)])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import msgspec
 import numpy as np
 
 from polyak.combine.blocks import Array, blocks, same_bits, wide
 from polyak.errors import WeightError
-from polyak.manifest import State
+from polyak.manifest import State, told_json
 from polyak.snapshot import Snapshot
 from polyak.weights import Weight, is_floating
 
@@ -80,7 +79,7 @@ class Difference:
         return not (self.only_in_a or self.only_in_b or self.changed or self.states)
 
     def to_json(self) -> str:
-        return msgspec.json.encode(asdict(self) | {"equal": self.equal}).decode()
+        return told_json(asdict(self) | {"equal": self.equal})
 
 
 def comparable(a: Snapshot, b: Snapshot) -> tuple[Snapshot, Snapshot]:

@@ -13,7 +13,7 @@ from polyak.combine.average import Member
 from polyak.combine.convert import Converted
 from polyak.combine.difference import Change, Difference
 from polyak.combine.finding import Finding
-from polyak.manifest import State
+from polyak.manifest import State, told_json
 from polyak.report.tables import ABSENT, number, shape, table
 from polyak.transfer.receipt import Receipt, counted
 
@@ -82,7 +82,7 @@ def averaged(receipt: Receipt, members: tuple[Member, ...]) -> str:
 
 def averaged_json(receipt: Receipt, members: tuple[Member, ...]) -> str:
     """The receipt, with the members."""
-    return _json(msgspec.json.decode(receipt.to_json()) | {"members": [asdict(m) for m in members]})
+    return told_json(msgspec.json.decode(receipt.to_json()) | {"members": [asdict(m) for m in members]})
 
 
 def dry_run(view: Converted, target: str, format: str) -> str:
@@ -96,7 +96,7 @@ def dry_run(view: Converted, target: str, format: str) -> str:
 def dry_run_json(view: Converted, target: str, format: str) -> str:
     """What would be written, as data."""
     body = {"source": view.snapshot.origin, "target": target, "format": format}
-    return _json(body | {"moves": list(_moves(view)), "skipped": view.skipped, "unread": view.unread})
+    return told_json(body | {"moves": list(_moves(view)), "skipped": view.skipped, "unread": view.unread})
 
 
 def _moves(view: Converted) -> Iterator[dict[str, Any]]:
@@ -123,8 +123,4 @@ def findings(path: str, found: tuple[Finding, ...]) -> str:
 
 def findings_json(path: str, found: tuple[Finding, ...]) -> str:
     """The findings as data."""
-    return _json({"file": path, "findings": [asdict(f) for f in found]})
-
-
-def _json(body: Any) -> str:
-    return msgspec.json.encode(body).decode()
+    return told_json({"file": path, "findings": [asdict(f) for f in found]})

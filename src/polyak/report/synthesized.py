@@ -7,6 +7,7 @@ from dataclasses import asdict
 import msgspec
 
 from polyak.combine.synthesis import Synthesis
+from polyak.manifest import told_json
 from polyak.report.tables import number, table
 from polyak.transfer.receipt import Receipt
 
@@ -33,4 +34,4 @@ def synthesized_json(made: Synthesis, receipt: Receipt | None = None) -> str:
         "ingredients": [asdict(i) for i in made.ingredients],
         "receipt": None if receipt is None else msgspec.json.decode(receipt.to_json()),
     }
-    return msgspec.json.encode(body).decode()
+    return told_json(body)

@@ -10,6 +10,7 @@ import msgspec
 import xxhash
 
 from polyak.errors import DtypeMismatch, ShapeMismatch, WeightError
+from polyak.manifest import refuse_halves
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer import match, names
@@ -130,9 +131,11 @@ class Plan:
 
         Raises:
             WeightError: the two sides lie in different layouts; data says which array goes where, not how it is turned.
+            UnexpectedWeight: a name is none in Unicode.
         """
         if self.turned:
             raise _not_data(self)
+        refuse_halves([*(name for m in self.moves for name in (m.source, m.target)), *self.skipped, *self.left])
         body = {
             "version": VERSION,
             "source": self.source.origin,
@@ -323,7 +326,7 @@ def structure(weights: Iterable[Weight]) -> str:
         True
     """
     lines = sorted(f"{w.path}\0{w.shape}\0{w.dtype}" for w in weights)
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode(errors="surrogatepass"))
 
 
 def _not_data(plan: Plan) -> WeightError:

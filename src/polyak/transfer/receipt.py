@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import msgspec
 import xxhash
+
+from polyak.manifest import told_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Receipt:
 
     def to_json(self) -> str:
         body: dict[str, Any] = asdict(self) | {"nbytes": self.nbytes, "digest": self.digest}
-        return msgspec.json.encode(body).decode()
+        return told_json(body)
 
     def __str__(self) -> str:
         count = "" if self.count is None else f" after {counted(self.count, 'update')}"
