@@ -607,3 +607,30 @@ def test_a_plan_cannot_name_half_a_character(half: str) -> None:
     assert call("plan", half, half).stderr == lines(
         r"error: weight '\ud800': expected a name in Unicode, received half of a character", "hint: rename it"
     )
+
+
+def test_links_that_lead_nowhere_are_said_to_be_some() -> None:
+    Path("loop.safetensors").symlink_to("loop.safetensors")
+    Path("nowhere.npz").symlink_to("nothing.npz")
+    for name in ("loop.safetensors", "nowhere.npz"):
+        answer = call("inspect", name)
+        said = f"error: file {name!r}: there is nothing at this path but a link that leads nowhere\n"
+        assert (answer.exit_code, answer.stderr.startswith(said), name in answer.stderr[len(said) :]) == (
+            2,
+            True,
+            False,
+        )
+    for more in ((), ("--force",), ("--dry-run",)):
+        answer = call("convert", "a.safetensors", "loop.safetensors", *more)
+        assert (answer.exit_code, "received links that lead in a circle" in answer.stderr) == (2, True)
+        assert len(answer.stderr.splitlines()) == 1
+
+
+def test_a_link_in_a_circle_beside_a_checkpoint_hides_nothing() -> None:
+    import h5py
+
+    Path("folder").mkdir()
+    with h5py.File("folder/x.h5", "w") as file:
+        file["w"] = np.ones(1)
+    Path("folder/loop").symlink_to("loop")
+    assert "expected weights, received a directory without a checkpoint" in call("inspect", "folder").stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def refuse_taken(path: str, force: bool, sources: Sequence[str] = ()) -> None:
     """Keep the sources, which are read while the result is written, and what exists, unless it may be written over."""
     if not path:
         raise FileError("file '': expected the name of a file to write, received an empty one")
-    if Path(path).resolve() in {Path(source).resolve() for source in sources}:
+    if os.path.realpath(path) in {os.path.realpath(source) for source in sources}:
         raise FileError(f"file {path!r}: it is one of the sources", hint="give the result another name")
     if Path(path).exists() and not force:
         raise FileError(f"file {path!r}: it exists already", hint="write over it with --force")

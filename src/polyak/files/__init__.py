@@ -78,7 +78,8 @@ def _read(path: Path) -> Contents:
             contents: Contents = module.read(path)
             return contents
     if not path.exists():
-        raise FileError(f"file {str(path)!r}: there is nothing at this path", hint=_similar(path))
+        led = " but a link that leads nowhere" if path.is_symlink() else ""
+        raise FileError(f"file {str(path)!r}: there is nothing at this path{led}", hint=_similar(path))
     _refuse_text(path)
     what = "a directory without a checkpoint" if path.is_dir() else "a file of no known format"
     raise UnknownFormat(
@@ -103,6 +104,6 @@ def _refuse_text(path: Path) -> None:
 def _similar(path: Path) -> str:
     import difflib
 
-    names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    names = sorted(p.name for p in path.parent.iterdir() if p.name != path.name) if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, 1)
     return f"nearest: {str(path.parent / near[0])!r}" if near else "check the path"

@@ -83,7 +83,7 @@ def _is_tree(path: Path) -> bool:
 def _has_arrays(path: Path) -> bool:
     """Whether directories of Zarr arrays lie in it, and a mark of Orbax beside them or nothing else."""
     with os.scandir(path) as entries:
-        below = (entry for entry in entries if entry.is_dir())
+        below = (entry for entry in entries if _is_directory(entry))
         return any(any(Path(entry.path, h).is_file() for h in ARRAY_HEADERS) for entry in below)
 
 
@@ -95,8 +95,16 @@ def _is_step(path: Path) -> bool:
 def _below(path: Path) -> list[Path]:
     """Directories that may be steps or items; what polyak replaces, or has not finished, is neither."""
     with os.scandir(path) as entries:
-        below = [Path(entry.path) for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
+        below = [Path(entry.path) for entry in entries if not is_hidden(entry.name) and _is_directory(entry)]
     return sorted(below, key=lambda p: p.name)
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """A link in a circle, or to where this process may not look, is none; what lies beside it may be a checkpoint."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_item(path: Path) -> bool:

@@ -48,7 +48,8 @@ def examined(path: Path) -> Kept | None:
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode):
-        raise FileError(f"file {str(path)!r}: expected a regular file, received a device, a socket or a pipe")
+        odd = "links that lead in a circle" if stat.S_ISLNK(status.st_mode) else "a device, a socket or a pipe"
+        raise FileError(f"file {str(path)!r}: expected a regular file, received {odd}")
     _refuse_protected(path)
     return Kept(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, _attributes(path))
 
