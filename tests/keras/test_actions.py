@@ -159,6 +159,18 @@ def test_the_schedule_free_point_is_the_equal_mean_of_all_z(
     assert "ScheduleFreeAdamW" in polyak.open(tmp_path / "x.safetensors").manifest.evidence[0]
 
 
+def test_each_weight_has_its_own_z_where_random_seeds_stand_among_the_weights() -> None:
+    keras.utils.set_random_seed(3)
+    optimizer = keras.optimizers.ScheduleFreeAdamW(0.05)
+    same = [layers.Dense(3, use_bias=False, name=name) for name in "abc"]
+    model = keras.Sequential([keras.Input((3,)), same[0], layers.Dropout(0.5), same[1], same[2]])
+    model.compile(optimizer, "mse")
+    model.fit(X, X, batch_size=12, epochs=1, verbose=0)
+    snap = schedule_free(model)
+    for layer, z in zip(same, optimizer._momentums, strict=True):  # after one step their mean
+        np.testing.assert_allclose(snap[f"{layer.name}/kernel"], keras.ops.convert_to_numpy(z), rtol=1e-5, atol=1e-6)
+
+
 def test_what_is_no_schedule_free_optimizer_is_refused() -> None:
     with pytest.raises(ModelError, match=r"expected keras\.optimizers\.ScheduleFreeAdamW, received SGD"):
         schedule_free(network("sgd"))

@@ -197,12 +197,11 @@ def _say_pace(optimizer: Any, rule: EMA) -> None:
 
 
 def _paths(model: Any) -> dict[int, str]:
-    """Structural paths by the identity of the variable."""
     import keras
 
-    from polyak.frameworks.keras_anatomy import Flavour, found_in
+    from polyak.frameworks.keras_anatomy import Flavour, paths_in
 
-    return {id(f.own.variable): f.step.path for f in found_in(model, Flavour.keras3(keras))}
+    return paths_in(model, Flavour.keras3(keras))
 
 
 def _numpy(variable: Any) -> Array:

@@ -139,6 +139,11 @@ def found_in(model: Any, flavour: Flavour) -> Iterator[Found]:
     yield from found
 
 
+def paths_in(model: Any, flavour: Flavour) -> dict[int, str]:
+    """Structural paths of a model's variables, by the variable's identity."""
+    return {id(f.own.variable): f.step.path for f in found_in(model, flavour)}
+
+
 def contained(
     key: str,
     value: object,

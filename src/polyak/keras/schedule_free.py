@@ -10,6 +10,7 @@ import numpy as np
 
 from polyak.errors import ModelError
 from polyak.frameworks import framework_of
+from polyak.frameworks.keras_anatomy import Flavour, paths_in
 from polyak.manifest import AVERAGE, Manifest
 from polyak.snapshot import Array, Item, Snapshot, tool, versions
 from polyak.weights import Weight
@@ -42,14 +43,13 @@ def schedule_free(model: Any) -> Snapshot:
     optimizer = _optimizer(model)
     target = framework_of(model).target(model)
     share = 1.0 if _reads_late() else float(optimizer.beta_1)
+    paths = paths_in(model, Flavour.keras3(keras))
     pairs = zip(optimizer._trainable_variables, optimizer._momentums, strict=True)
-    z = {id(variable): momentum for variable, momentum in pairs}
-    variables = list(model.variables)
-    trained = {w.path: z.get(id(variables[w.evidence.position])) for w in target.weights if w.evidence is not None}
+    z = {paths[id(variable)]: momentum for variable, momentum in pairs if id(variable) in paths}
 
     def value(weight: Weight) -> Array:
         y = np.array(target.read(weight.path))
-        momentum = trained.get(weight.path)
+        momentum = z.get(weight.path)
         if momentum is None:
             return y
         held = np.asarray(keras.ops.convert_to_numpy(momentum), np.float64)
