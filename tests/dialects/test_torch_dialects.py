@@ -204,6 +204,34 @@ def test_weights_that_were_put_aside_and_tell_nothing_are_said() -> None:
     assert any("exchanged" in f"{f.what} {f.evidence}" for f in polyak.doctor(held))
 
 
+def pickled_diffusers(model: dict[str, np.ndarray], shadow: np.ndarray, aside: np.ndarray) -> Snapshot:
+    """A pickled ``EMAModel`` between ``store()`` and ``restore()``; its ``state_dict()`` leaves out what is aside."""
+    lists = {"ema/shadow_params": (shadow, V), "ema/temp_stored_params": (aside, V)}
+    arrays = {f"{name}/{i}": a for name, held in lists.items() for i, a in enumerate(held)}
+    return opened(model | arrays, ema__decay=0.9, ema__optimization_step=3)
+
+
+def test_what_diffusers_has_put_aside_is_raw_where_the_model_holds_its_average() -> None:
+    held = pickled_diffusers({"model/a": 2 * W, "model/b": V}, shadow=2 * W, aside=W)
+    assert held["raw/a"].tolist() == W.tolist()
+    assert held["average/a"].tolist() == (2 * W).tolist()
+    assert held.roles == ("raw", "average")
+    assert "temp_stored_params the raw weights that store() put aside" in held.manifest.evidence[-1]
+
+
+def test_what_diffusers_has_put_aside_is_raw_without_a_model_beside_it() -> None:
+    held = pickled_diffusers({}, shadow=2 * W, aside=W)
+    assert held["raw/#0"].tolist() == W.tolist()
+    assert held["average/#0"].tolist() == (2 * W).tolist()
+    assert held.roles == ("raw", "average")
+
+
+def test_a_model_that_may_hold_its_average_is_said_where_no_name_is_known() -> None:
+    held = pickled_diffusers({"model/a": 2 * W, "model/b": V, "model/c": V}, shadow=2 * W, aside=W)
+    assert set(held.select(role="average")) == {"#0", "#1"}
+    assert "exchanged for the average; the file cannot tell" in held.manifest.evidence[-1]
+
+
 def test_nemos_average_in_the_optimizer_gets_the_models_names() -> None:
     arrays = {
         "state_dict/a": W,

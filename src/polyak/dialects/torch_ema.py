@@ -3,8 +3,9 @@
 A list gets the names of the weights only if the model lies beside it and its parameters agree in number and in every
 shape; else its weights are numbered.
 
-torch-ema puts the weights aside, into ``collected_params``, while the average is in the model, and leaves them there
-afterwards. In a file that was written meanwhile the model is the average. Whether it is can be seen by its values.
+Both tools put the weights aside while the average is in the model: torch-ema into ``collected_params``, where it leaves
+them afterwards, diffusers into ``temp_stored_params``, which only a pickled ``EMAModel`` has and ``restore()`` empties.
+In a file that was written meanwhile the model is the average. Whether it is can be seen by its values.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from polyak.weights import numpy_dtype
 
 _LIST = re.compile(r"(?:(?P<owner>.+)/)?(?P<list>shadow_params)/(?P<index>\d+)")
 _NEMO = re.compile(r"(?P<owner>optimizer_states/\d+)/(?P<list>ema)/(?P<index>\d+)")
-_ASIDE = "collected_params"
+_ASIDE = {"torch-ema": "collected_params", "diffusers": "temp_stored_params"}
+_PUT_ASIDE_BY = {"torch-ema": "average_parameters()", "diffusers": "store()"}
 _LOOKED_AT = 1 << 20  # bytes of the smallest parameters
 _SAID = ("decay", "num_updates", "optimization_step", "current_step")
 
@@ -71,19 +73,32 @@ def _reading(held: Listed, model: Named | None, why: str, aside: dict[str, Tenso
         found = (why, f"it has the number and all shapes of the parameters in {model.place}, in their order")
         kept = _by_position(raw, list(aside.values()))
         in_model = _is_in_model(list(parameters(raw).values()), held.tensors, list(aside.values())) if kept else False
-        evidence = (*found, *_exchanged(in_model, model.place))
+        evidence = (*found, *_exchanged(in_model, model.place, held.tool))
         used = held.stored | model.stored
         if kept and in_model:
             return Reading(held.tool, {RAW: kept, AVERAGE: average}, used | frozenset(aside), evidence)
         return Reading(held.tool, {RAW: raw, AVERAGE: average}, used, evidence)
-    sets_ = ({RAW: raw} if raw else {}) | {AVERAGE: numbered(held.tensors)}
+    return _numbered(held, model, why, aside)
+
+
+def _numbered(held: Listed, model: Named | None, why: str, aside: dict[str, Tensor]) -> Reading:
+    """Without names. What diffusers has put aside are the raw weights, where no model is beside it."""
+    used, average = held.stored, numbered(held.tensors)
     evidence = (why, "no model beside it proves which weight is which: they are numbered in the order of parameters()")
-    return Reading(held.tool, sets_, held.stored | (model.stored if model else frozenset()), evidence)
+    if model:
+        said = _exchanged(None, model.place, held.tool) if aside else ()
+        return Reading(held.tool, {RAW: bare(model.tensors), AVERAGE: average}, used | model.stored, (*evidence, *said))
+    if held.tool == "diffusers" and len(aside) == len(held.tensors):
+        said = (f"{_ASIDE[held.tool]} holds the raw weights, which store() put aside and restore() would have taken",)
+        sets_ = {RAW: numbered(list(aside.values())), AVERAGE: average}
+        return Reading(held.tool, sets_, used | frozenset(aside), (*evidence, *said))
+    return Reading(held.tool, {AVERAGE: average}, used, evidence)
 
 
 def _aside(held: Listed, contents: Contents) -> dict[str, Tensor]:
     """The weights that were put aside, by their stored names, in their order."""
-    start = f"{held.owner}/{_ASIDE}/" if held.owner else f"{_ASIDE}/"
+    key = _ASIDE.get(held.tool, "")
+    start = f"{held.owner}/{key}/" if held.owner else f"{key}/"
     names = [f"{start}{i}" for i in range(len(held.tensors))]
     return {n: contents.tensors[n] for n in names if n in contents.tensors}
 
@@ -102,11 +117,12 @@ def _is_in_model(model: Sequence[Tensor], shadows: Sequence[Tensor], aside: Sequ
     return told.pop() if len(told) == 1 else None
 
 
-def _exchanged(in_model: bool | None, place: str) -> tuple[str, ...]:
+def _exchanged(in_model: bool | None, place: str, tool: str) -> tuple[str, ...]:
+    key, by = _ASIDE.get(tool, ""), _PUT_ASIDE_BY.get(tool, "")
     if in_model is None:
-        why = f"weights were put aside in {_ASIDE}: in a file written within average_parameters() they are the raw ones"
+        why = f"weights were put aside in {key}: in a file written within {by} they are the raw ones"
         return (f"{why}, and {place} is exchanged for the average; the file cannot tell",)
-    said = f"{place} holds the values of the average, and {_ASIDE} the raw weights that average_parameters() put aside"
+    said = f"{place} holds the values of the average, and {key} the raw weights that {by} put aside"
     return (said,) if in_model else ()
 
 
