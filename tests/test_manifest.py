@@ -71,6 +71,7 @@ def test_the_json_form_is_fixed() -> None:
                         "dtype": "bfloat16",
                         "saved": "",
                         "names": [],
+                        "again": [],
                     },
                 },
             },

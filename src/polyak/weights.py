@@ -41,6 +41,7 @@ class Evidence:
         dtype: dtype of the live weight; a shadow may be wider.
         saved: the path at which Keras stores the weight in its files, or "".
         names: explicit names of the layers on that path; of a file all names, because it does not tell which are.
+        again: further paths at which Keras stores it: that of a weight which several layers hold.
     """
 
     structure: str
@@ -52,6 +53,7 @@ class Evidence:
     dtype: str
     saved: str = ""
     names: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

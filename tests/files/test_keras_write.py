@@ -16,7 +16,7 @@ from tests.files.bounded import file_sizes, read_under
 from tests.frameworks.zoo import ZOO
 
 import polyak
-from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, FileError, UnexpectedWeight
+from polyak.errors import AmbiguousMatch, AmbiguousRole, DamagedFile, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files import keras_write
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, Weight, numpy_dtype
@@ -57,6 +57,74 @@ def test_random_seeds_come_back_from_a_file_that_keras_loads_too(tmp_path: Path)
     assert (other(np.ones((3, 4)), training=True) == model(np.ones((3, 4)), training=True)).numpy().all()
     plain.load_weights(tmp_path / "a.weights.h5")
     assert (plain.layers[0].kernel.numpy() == model.layers[0].kernel.numpy()).all()
+
+
+class Autoencoder(keras.layers.Layer):
+    """Holds the kernel of a layer of its own once more, so that Keras stores it with both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = keras.layers.Dense(4, use_bias=False)
+
+    def build(self, shape: Any) -> None:
+        self.encoder.build(shape)
+        self.shared = self.encoder.kernel
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.matmul(self.encoder(x), keras.ops.transpose(self.shared))
+
+
+SHARING = {
+    "the layer in SpectralNormalization": lambda: keras.layers.SpectralNormalization(keras.layers.Dense(4)),
+    "a tied kernel": Autoencoder,
+}
+
+
+def sharing(name: str) -> Any:
+    model = keras.Sequential([keras.Input((4,)), SHARING[name](), keras.layers.Dense(4)])
+    for i, variable in enumerate(model.weights):
+        variable.assign(np.full(variable.shape, i + 1.0, np.float32))
+    return model
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_a_weight_of_two_layers_is_where_keras_looks_for_both(tmp_path: Path, name: str) -> None:
+    ema, other, live = polyak.EMA(sharing(name), decay=0.5), sharing(name), sharing(name)
+    ema.set_values({path: value * 2 for path, value in ema.values().items()})
+    polyak.save(ema, tmp_path / "a.weights.h5")
+    other.load_weights(str(tmp_path / "a.weights.h5"))
+    polyak.transfer(tmp_path / "a.weights.h5", live)
+    for path, value in ema.values().items():
+        assert polyak.snapshot(other)[path].tobytes() == polyak.snapshot(live)[path].tobytes() == value.tobytes(), path
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_what_keras_stores_twice_is_one_weight_of_the_model(tmp_path: Path, name: str) -> None:
+    model, other = sharing(name), sharing(name)
+    for variable in model.weights:
+        variable.assign(variable * 3)
+    model.save_weights(str(tmp_path / "a.weights.h5"))
+    polyak.transfer(tmp_path / "a.weights.h5", other)
+    for path, value in polyak.snapshot(model).items():
+        assert polyak.snapshot(other)[path].tobytes() == value.tobytes(), path
+
+
+def test_two_values_for_a_weight_of_two_layers_are_refused(tmp_path: Path) -> None:
+    sharing("a tied kernel").save_weights(str(tmp_path / "a.weights.h5"))
+    with h5py.File(tmp_path / "a.weights.h5", "r+") as h5:
+        h5["layers/autoencoder/encoder/vars/0"][0, 0] = 9
+    with pytest.raises(AmbiguousMatch, match=r"expected one value, because Sequential '\w+' shares it, received two"):
+        polyak.transfer(tmp_path / "a.weights.h5", sharing("a tied kernel"))
+
+
+@pytest.mark.parametrize("place", ["encoder/vars/0", "vars/0"])
+def test_damage_to_either_copy_is_told(tmp_path: Path, place: str) -> None:
+    polyak.save(polyak.EMA(sharing("a tied kernel"), decay=0.5), tmp_path / "a.weights.h5")
+    with h5py.File(tmp_path / "a.weights.h5", "r+") as h5:
+        h5[f"layers/autoencoder/{place}"][0, 0] = 9
+    snap = polyak.open(tmp_path / "a.weights.h5")
+    with pytest.raises(DamagedFile, match="autoencoder/kernel"):
+        snap.verify("autoencoder/kernel")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,9 @@ import xxhash
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
-from polyak.files.keras_hdf5 import MAGIC, NOTE, NOTE_DIGEST, Hdf5
+from polyak.files.keras_hdf5 import MAGIC, NOTE, NOTE_DIGEST, Hdf5, again
 from polyak.files.positioned import PositionedFile
-from polyak.manifest import Manifest, digest
+from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array
 
 
@@ -34,7 +35,22 @@ def read(path: Path) -> Contents:
         return found
     past = manifest.marked and sys.platform != "win32"  # where a file that is read from two places is not read safely
     tensors = _past_hdf5(held, PositionedFile(path, file)) if past else held.tensors
-    return replace(found, tensors=tensors, manifest=manifest, integrity="xxh3-128")
+    own = {s.name: _with_copies(s, tensors) for s in manifest.weights}
+    return replace(found, tensors=own, manifest=manifest, integrity="xxh3-128")
+
+
+def _with_copies(stored: Stored, tensors: Mapping[str, Tensor]) -> Tensor:
+    """An array whose bytes are those of its digest only if its copies have them, too."""
+    tensor, copies = tensors[stored.name], [tensors[name] for name in again(stored.weight)]
+    if not copies:
+        return tensor
+
+    def measured() -> str:
+        """The digest of the first one that differs."""
+        found = [digest(t.read()) if t.measure is None else t.measure() for t in (tensor, *copies)]
+        return next((d for d in found if d != stored.digest), stored.digest)
+
+    return replace(tensor, measure=measured)
 
 
 def _past_hdf5(held: Hdf5, data: PositionedFile) -> dict[str, Tensor]:
@@ -77,7 +93,9 @@ def _manifest(held: Hdf5) -> Manifest | None:
     if xxhash.xxh3_128_hexdigest(raw) != texts.get(NOTE_DIGEST):
         raise DamagedFile(f"{held.origin}: the manifest does not have its digest", hint="restore the file from a copy")
     manifest = Manifest.from_json(raw, held.origin, len(held.tensors))
-    described = {s.name: (s.weight.shape, s.weight.dtype) for s in manifest.weights}
+    described = {
+        name: (s.weight.shape, s.weight.dtype) for s in manifest.weights for name in (s.name, *again(s.weight))
+    }
     found = {name: (t.shape, t.dtype) for name, t in held.tensors.items()}
     if described != found:
         name = min(name for name, _ in set(described.items()) ^ set(found.items()))

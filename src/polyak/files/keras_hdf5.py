@@ -25,7 +25,7 @@ from polyak.files.hdf5_stream import Watched
 from polyak.files.limits import FREE_INFLATION, MOST_INFLATION, MOST_TENSORS
 from polyak.files.stamp import Stamp, stamp
 from polyak.snapshot import Array
-from polyak.weights import numpy_dtype
+from polyak.weights import Kind, Weight, numpy_dtype
 
 NOTE, NOTE_DIGEST = "polyak", "polyak.digest"
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -37,6 +37,11 @@ _FLOOR = 1 << 20
 _LARGEST_TEXT = 1 << 22
 _DEEPEST = 64
 _NO_LINKS = "Keras and its like give each array one name: save it again without links"
+
+
+def again(weight: Weight) -> tuple[str, ...]:
+    """Where else a file of polyak's holds an array: Keras asks each layer that has the weight for it."""
+    return () if weight.evidence is None or weight.kind is Kind.SEED else weight.evidence.again
 
 
 class Hdf5:

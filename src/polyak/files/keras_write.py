@@ -7,7 +7,7 @@ then refuses a damaged file, which it does not notice in those that it writes it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, TypeVar
 
 import h5py
@@ -17,7 +17,7 @@ import xxhash
 from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.hdf5_chunks import chunk_of
-from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST
+from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST, again
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot
 from polyak.weights import Kind, Weight, numpy_dtype
@@ -42,8 +42,7 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
         UnexpectedWeight: a weight that has no place in a file of Keras'.
     """
     placed = _placed(snapshot, path)
-    needed = sum(w.nbytes for w in snapshot.weights)
-    with replacing(path, needed, check) as file:
+    with replacing(path, _needed(snapshot), check) as file:
         patient = _Patient(file)
         with h5py.File(patient, "w", libver="latest") as h5:
             h5.require_group("vars")  # Keras 2 opens it, though the model owns no weights itself
@@ -56,7 +55,11 @@ def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None 
 def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
     """Raise what ``write`` would raise before it reads an array; nothing is written."""
     _placed(snapshot, path)
-    refuse_unwritable(path, sum(w.nbytes for w in snapshot.weights))
+    refuse_unwritable(path, _needed(snapshot))
+
+
+def _needed(snapshot: Snapshot) -> int:
+    return sum(w.nbytes * (1 + len(again(w))) for w in snapshot.weights)
 
 
 def _placed(snapshot: Snapshot, path: str | os.PathLike[str]) -> dict[str, str]:
@@ -69,7 +72,7 @@ def _placed(snapshot: Snapshot, path: str | os.PathLike[str]) -> dict[str, str]:
             hint='pick one with weights="average" or weights="raw"',
         )
     placed = {name: _place(item.weight, i) for i, (name, item) in enumerate(snapshot.items_by_path.items())}
-    _refuse_shared(placed)
+    _refuse_shared(snapshot.weights, placed)
     return placed
 
 
@@ -127,12 +130,13 @@ def _place(weight: Weight, number: int) -> str:
     return place
 
 
-def _refuse_shared(placed: dict[str, str]) -> None:
+def _refuse_shared(weights: Iterable[Weight], placed: dict[str, str]) -> None:
     owners: dict[str, str] = {}
-    for path, place in placed.items():
-        if place in owners:
-            raise UnexpectedWeight(f"weights {owners[place]!r} and {path!r}: expected a place in the file for each")
-        owners[place] = path
+    for weight, (path, first) in zip(weights, placed.items(), strict=True):
+        for place in (first, *again(weight)):
+            if place in owners:
+                raise UnexpectedWeight(f"weights {owners[place]!r} and {path!r}: expected a place in the file for each")
+            owners[place] = path
 
 
 def _put(h5: Any, snapshot: Snapshot, path: str, place: str) -> Stored:
@@ -142,27 +146,30 @@ def _put(h5: Any, snapshot: Snapshot, path: str, place: str) -> Stored:
     group, evidence = h5.require_group(above), item.weight.evidence
     if evidence is not None and evidence.names and above != _SEEDS and "name" not in group.attrs:
         group.attrs["name"] = evidence.names[-1]
-    dataset = _create(group, name, value)
-    if value.dtype.name == "bfloat16":
-        dataset.attrs["dtype"] = "bfloat16"
+    _create(group, name, value)
+    for other in again(item.weight):
+        above, _, name = other.rpartition("/")
+        _create(h5.require_group(above), name, value)
     return Stored(place, item.role, item.weight, digest(value))
 
 
-def _create(group: Any, name: str, value: Array) -> Any:
+def _create(group: Any, name: str, value: Array) -> None:
     """An array whose damage HDF5 notices.
 
     It checks those in chunks. One without axes cannot have these, and lies in the object's header, which is checked.
     """
     if value.ndim:
         checks = {"fletcher32": True, "chunks": chunk_of(value.shape, value.itemsize)} if value.size else {}
-        return group.create_dataset(name, data=value, **checks)
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_layout(h5py.h5d.COMPACT)
-    plan.set_obj_track_times(False)  # as h5py has it: equal weights make equal files
-    kind, space = h5py.h5t.py_create(value.dtype, logical=True), h5py.h5s.create(h5py.h5s.SCALAR)
-    dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plan))
-    dataset[()] = value
-    return dataset
+        dataset = group.create_dataset(name, data=value, **checks)
+    else:
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_layout(h5py.h5d.COMPACT)
+        plan.set_obj_track_times(False)  # as h5py has it: equal weights make equal files
+        kind, space = h5py.h5t.py_create(value.dtype, logical=True), h5py.h5s.create(h5py.h5s.SCALAR)
+        dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plan))
+        dataset[()] = value
+    if value.dtype.name == "bfloat16":
+        dataset.attrs["dtype"] = "bfloat16"
 
 
 def _note(h5: Any, snapshot: Snapshot, stored: list[Stored]) -> Manifest:

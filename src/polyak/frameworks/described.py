@@ -84,6 +84,7 @@ def _weight(found: Found, position: int, kinds: Mapping[str, Kind], saved: Saved
         dtype,
         saved.path,
         saved.names,
+        saved.again,
     )
     kind = next((k for glob, k in kinds.items() if glob_match(step.path, glob)), found.own.kind)
     if kind is Kind.TRAINABLE and not is_floating(dtype):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -18,10 +18,14 @@ from polyak.frameworks.keras_anatomy import Flavour, snake_case
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The place of one weight in a file, and the explicit names of the layers on the way to it."""
+    """The place of one weight in a file, and the explicit names of the layers on the way to it.
+
+    A weight that several layers hold is stored ``again`` by each of them, and each of them asks for it.
+    """
 
     path: str
     names: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
 
     def __truediv__(self, step: str) -> Saved:
         return Saved(f"{self.path}/{step}" if self.path else step, self.names)
@@ -95,7 +99,9 @@ def saved_places(model: Any, flavour: Flavour) -> Mapping[int, Saved]:
     manner = _keras3(flavour.module) if flavour.module.__name__ == "keras" else _legacy(flavour.module)
     places: dict[int, Saved] = {}
     for variable, place in _Walk(flavour, manner).layer(model, Saved("")):
-        places.setdefault(variable, place)
+        first = places.setdefault(variable, place)
+        if first is not place:
+            places[variable] = replace(first, again=(*first.again, place.path))
     return places
 
 

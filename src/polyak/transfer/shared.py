@@ -1,4 +1,4 @@
-"""Weights that a target has once and a source under several names: tied weights of PyTorch."""
+"""Weights that a target has once and a source under several names: tied weights of PyTorch, and in files of Keras'."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from polyak.errors import AmbiguousMatch
 from polyak.manifest import digest
 from polyak.snapshot import Snapshot
+from polyak.transfer.match import natural_key
 from polyak.transfer.target import Target
 from polyak.weights import Globs, glob_match
 
@@ -19,7 +20,8 @@ def without_twins(source: Snapshot, target: Target, exclude: Globs = ()) -> Snap
     Raises:
         AmbiguousMatch: they differ, so that they do not fit into one weight.
     """
-    twins = {a: first for a, first in target.aliases.items() if a in source and not glob_match(a, exclude)}
+    aliases = {**target.aliases, **_stored_again(source, target)}
+    twins = {a: first for a, first in aliases.items() if a in source and not glob_match(a, exclude)}
     if not twins:
         return source
     items = dict(source.items_by_path)
@@ -36,3 +38,11 @@ def without_twins(source: Snapshot, target: Target, exclude: Globs = ()) -> Snap
             )
     known = source.manifest
     return Snapshot(items.values(), source.states, source.origin, source.integrity, known, source.moment)
+
+
+def _stored_again(source: Snapshot, target: Target) -> dict[str, str]:
+    """Of a file whose weights have no names but places, further places of a weight, and the first one."""
+    if natural_key(source.weights) != "saved":
+        return {}
+    known = [w.evidence for w in target.weights if w.evidence is not None and w.evidence.again]
+    return {place: evidence.saved for evidence in known for place in evidence.again}
