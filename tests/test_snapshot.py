@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, MissingWeight
+from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, MissingWeight, ModelError
 from polyak.manifest import Manifest, State, digest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
@@ -216,3 +217,12 @@ def test_a_mask_is_not_left_out_without_a_word() -> None:
     with pytest.raises(DtypeMismatch, match="masked elements"):
         Snapshot.from_arrays({"w": masked})
     assert Snapshot.from_arrays({"w": masked.filled(0)})["w"].tolist() == [1, 0]
+
+
+def test_a_framework_that_a_program_bars_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``sys.modules[name] = None``, as Python has it for a module that shall not be imported."""
+    for name in ("tensorflow", "keras", "torch", "jax"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert Snapshot.from_arrays({"w": np.ones(2)}).manifest.versions == {"numpy": np.__version__}
+    with pytest.raises(ModelError, match="expected a Keras model"):
+        polyak.snapshot(object())

@@ -256,8 +256,9 @@ def tool() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of NumPy and of the frameworks that are loaded; none is imported."""
-    return {name: str(sys.modules[name].__version__) for name in ("numpy", *_FRAMEWORKS) if name in sys.modules}
+    """Versions of NumPy and of the frameworks that are loaded; none is imported. One that is barred is None there."""
+    loaded = ((name, sys.modules.get(name)) for name in ("numpy", *_FRAMEWORKS))
+    return {name: str(module.__version__) for name, module in loaded if module is not None}
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ def framework_of(model: object) -> Framework:
         ModelError: no loaded framework knows the object.
     """
     for loaded, ours in _FRAMEWORKS:
-        if loaded in sys.modules:
+        if sys.modules.get(loaded) is not None:
             framework: Framework = import_module(ours).FRAMEWORK
             if framework.owns(model):
                 return framework

@@ -51,8 +51,8 @@ def strangers(
 
 def _adapted(layers: Iterable[Any]) -> list[Any]:
     """Layers that hold statistics of data. Those that were given them as arguments have no weights."""
-    packages = [sys.modules[name] for name in ("keras", "tf_keras") if name in sys.modules]
-    kinds = tuple(package.layers.Normalization for package in packages)
+    packages = (sys.modules.get(name) for name in ("keras", "tf_keras"))
+    kinds = tuple(package.layers.Normalization for package in packages if package is not None)
     return [x for x in layers if isinstance(x, kinds) and x.built and x.input_mean is None]
 
 
