@@ -32,7 +32,7 @@ from polyak.errors import (
     UnexpectedWeight,
     UnknownFormat,
 )
-from polyak.files import orbax, orbax_write
+from polyak.files import orbax, orbax_store, orbax_write
 from polyak.files.orbax_write import NOTE
 from polyak.files.partial import PARTIAL, SET_ASIDE, hidden
 from polyak.manifest import State
@@ -477,3 +477,26 @@ def test_a_weight_that_changes_while_it_is_written_is_refused(tmp_path: Path) ->
     with pytest.raises(ShapeMismatch, match=r"weight 'w': expected \(3,\) float32, received \(4,\)"):
         orbax.write(Snapshot([item]), tmp_path / "m.orbax")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_of_an_array_does_not_grow_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database is opened once, whatever is read of it, and the size of a description is looked at a few times."""
+    sizes, databases = [0], [0]
+    nbytes, base = Weight.nbytes, orbax_store.base
+
+    def counted(weight: Weight) -> int:
+        sizes[0] += 1
+        return int(nbytes.fget(weight))  # type: ignore[attr-defined]
+
+    def opened(directory: Path) -> dict[str, Any]:
+        databases[0] += 1
+        return dict(base(directory))
+
+    monkeypatch.setattr(Weight, "nbytes", property(counted))
+    held = Snapshot.from_arrays({f"layer/{i}": np.float32([i]) for i in range(300)})
+    polyak.save(held, tmp_path / "a.orbax")
+    assert sizes[0] <= 10 * 300
+    monkeypatch.setattr(orbax_store, "base", opened)
+    found = polyak.open(tmp_path / "a.orbax")
+    assert all(found[f"layer/{i}"][0] == i for i in range(300))
+    assert databases == [1]

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _FREE = 1 << 30
 _RATIO = 1024
 _LARGEST_HEADER = 1 << 20
 _TOGETHER = 512
+_NODES, _KEPT = "cache_pool#nodes", 1 << 24  # bytes of nodes; arrays are not kept
 _NUMBERS = re.compile(r"[<>|][biufc]\d{1,2}")
 
 
@@ -79,7 +81,7 @@ class Store:
 
     def headers(self, names: Iterable[str] | None) -> dict[str, Header]:
         """The headers of the named arrays, or of all. Raises DamagedFile."""
-        kv = self._opened()
+        kv = self._database
         wanted = list(self._listed(kv) if names is None else names)
         found: dict[str, Header] = {}
         for at in range(0, len(wanted), _TOGETHER):
@@ -104,10 +106,9 @@ class Store:
 
     def read(self, name: str, header: Header) -> Array:
         """An array's values. Raises DamagedFile."""
-        kvstore = self._kvstore()
-        kvstore["path"] = f"{kvstore.get('path', '')}{name}/"
-        spec = {"driver": header.driver, "kvstore": kvstore, "fill_missing_data_reads": not self.complete}
-        opened = self._result(tensorstore(self.origin).open(spec, open=True, read=True), name)
+        spec = {"driver": header.driver, "fill_missing_data_reads": not self.complete}
+        opening = tensorstore(self.origin).open(spec, kvstore=self._database + f"{name}/", open=True, read=True)
+        opened = self._result(opening, name)
         value = np.asarray(self._result(opened.read(), name))
         if (value.shape, value.dtype.name) != (header.shape, header.dtype):
             raise DamagedFile(
@@ -116,11 +117,13 @@ class Store:
             )
         return np.ascontiguousarray(value).reshape(header.shape)
 
-    def _kvstore(self) -> dict[str, Any]:
-        return {"driver": "ocdbt", "base": base(self.directory)} if self.joined else base(self.directory)
-
-    def _opened(self) -> Any:
-        return self._result(tensorstore(self.origin).KvStore.open(self._kvstore()), "")
+    @cached_property
+    def _database(self) -> Any:
+        """Opened once: a node of an OCDBT database describes thousands of arrays, and is kept for the next one."""
+        store, files = tensorstore(self.origin), base(self.directory)
+        nodes = store.Context({_NODES: {"total_bytes_limit": _KEPT}})
+        spec = {"driver": "ocdbt", "base": files, "cache_pool": _NODES} if self.joined else files
+        return self._result(store.KvStore.open(spec, context=nodes), "")
 
     def _asked(self, kv: Any, name: str, kind: str) -> Any:
         """The future of a header."""

@@ -155,11 +155,13 @@ def _write_arrays(store: Any, snapshot: Snapshot, directory: Path, origin: str) 
 
 def _batches(stored: Sequence[Stored]) -> Iterator[list[Stored]]:
     batch: list[Stored] = []
+    room = _BATCH
     for s in stored:
-        if batch and sum(b.weight.nbytes for b in batch) + s.weight.nbytes > _BATCH:
+        if batch and s.weight.nbytes > room:
             yield batch
-            batch = []
+            batch, room = [], _BATCH
         batch.append(s)
+        room -= s.weight.nbytes
     if batch:
         yield batch
 
