@@ -634,3 +634,32 @@ def test_a_link_in_a_circle_beside_a_checkpoint_hides_nothing() -> None:
         file["w"] = np.ones(1)
     Path("folder/loop").symlink_to("loop")
     assert "expected weights, received a directory without a checkpoint" in call("inspect", "folder").stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("verb", "status"),
+    [
+        ("diff a.safetensors a.safetensors", 0),
+        ("diff a.safetensors b.safetensors", 1),
+        ("diff a.safetensors no.safetensors", 2),
+        ("verify a.safetensors", 0),
+        ("convert a.safetensors b.safetensors", 2),
+        ("profile mean >&-", 0),
+    ],
+)
+def test_the_status_is_the_same_where_nobody_can_hear(verb: str, status: int, closed: str) -> None:
+    """Status 1 means different; it must not also mean that a message could not be written."""
+    command = f"{sys.executable} -m polyak {verb} {closed}"
+    assert subprocess.run(command, shell=True, check=False, stdout=subprocess.DEVNULL).returncode == status
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_closed_standard_input_holds_no_plan() -> None:
+    command = f"{sys.executable} -m polyak transfer a.safetensors x.npz --plan - <&-"
+    done = subprocess.run(command, shell=True, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: standard input: expected a plan, received nothing: it is closed\n",
+    )

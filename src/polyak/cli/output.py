@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 import click
@@ -43,8 +43,9 @@ def shown(path: str) -> str:
 
 
 def say(text: str) -> None:
-    """Words beside the data."""
-    click.echo(text, err=True)
+    """Words beside the data. Where nobody can hear them, the exit status still tells what it tells."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def leave(status: int) -> None:
@@ -84,7 +85,7 @@ def reporting() -> Iterator[None]:
 @contextmanager
 def progress() -> Iterator[Watch]:
     """A bar on standard error while a terminal watches; else nothing. Give it what is done, how much, of how much."""
-    if not sys.stderr.isatty():
+    if not _watched(sys.stderr):
         yield lambda what, done, total: None
         return
     from rich.console import Console
@@ -142,6 +143,11 @@ def _mark(text: str, colour: str) -> str:
     return click.style(text, fg=colour, bold=True) if _coloured(sys.stderr) else text
 
 
-def _coloured(stream: TextIO) -> bool:
+def _watched(stream: TextIO | None) -> bool:
+    """Whether a terminal watches. A stream that is closed when a program starts is None."""
+    return stream is not None and stream.isatty()
+
+
+def _coloured(stream: TextIO | None) -> bool:
     """Whether a terminal watches that wants colours: https://no-color.org."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return _watched(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -97,6 +97,8 @@ def _answer_plots(rules: tuple[str, ...], steps: int) -> None:
 
 
 def _writes(text: str) -> bool:
+    if sys.stdout is None:  # closed when the program started
+        return False
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -47,6 +47,8 @@ def standard_input() -> bytes:
     """All of it, within bounds."""
     from polyak.errors import FileError
 
+    if sys.stdin is None:  # closed when the program started
+        raise FileError("standard input: expected a plan, received nothing: it is closed")
     text = sys.stdin.buffer.read(_LARGEST + 1)
     if len(text) > _LARGEST:
         raise FileError(f"standard input: expected at most {_LARGEST:,} bytes, received more")
