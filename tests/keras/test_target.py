@@ -12,7 +12,7 @@ import pytest
 import polyak
 from polyak.averaging.kernel import lerp
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, NonFinite, RuleError, UnbuiltModel
+from polyak.errors import Applied, ModelError, NonFinite, PolyakError, RuleError, UnbuiltModel
 
 BACKEND = keras.backend.backend()
 of_variables = pytest.mark.skipif(BACKEND != "tensorflow", reason="on TensorFlow an average lives in variables")
@@ -386,6 +386,65 @@ def test_lists_of_another_length_and_trees_of_another_model_are_refused() -> Non
 
 
 @of_arrays
+def test_a_tree_that_is_no_state_of_the_average_is_refused_and_changes_nothing() -> None:
+    target = polyak.Target(network(), tau=0.25)
+    tree, before = target.tree(), bits(target.values())
+    narrow = {path: keras.ops.cast(a, "float16") for path, a in tree["shadows"].items()}
+    few = {path: a for path, a in tree["shadows"].items() if path != "dense/bias"}
+    for wrong, message in (
+        (None, "expected a tree with 'shadows', 'count' and 'skipped', received NoneType"),
+        ({"shadows": tree["shadows"]}, "received one with 'shadows'"),
+        ({**tree, "shadows": few}, r"weight 'dense/bias': expected shape \(4,\) of float32, received none"),
+        (
+            {**tree, "shadows": {**tree["shadows"], "more": few["dense/kernel"]}},
+            "'more': expected none, received shape",
+        ),
+        ({**tree, "shadows": narrow}, "of float32, received shape .* of float16"),
+        ({**tree, "count": -3}, "expected counts from 0 to 2.*received -3 updates"),
+        ({**tree, "count": 2.5}, "expected whole numbers of updates, received 2.5"),
+    ):
+        with pytest.raises(PolyakError, match=message):
+            target.take(wrong)
+    for wrong in ({"shadows": {}}, {**tree, "shadows": narrow}, {**tree, "shadows": few}):
+        with pytest.raises(ModelError, match=r"stateless_update\(\) of ema:0.75"):
+            target.stateless_update(wrong, *lists(target.followed()))
+    assert (target.count, bits(target.values())) == (0, before)
+
+
+@of_arrays
+def test_a_tree_with_nan_is_refused_and_changes_nothing() -> None:
+    target = polyak.Target(network(), tau=0.25)
+    tree, before = target.tree(), bits(target.values())
+    tree["shadows"]["dense/kernel"] = tree["shadows"]["dense/kernel"] * float("nan")
+    with pytest.raises(NonFinite, match="weight 'dense/kernel': expected finite values, received NaN or infinity"):
+        target.take(tree)
+    assert bits(target.values()) == before
+
+
+@of_arrays
+def test_values_of_other_shapes_are_refused_though_they_would_broadcast() -> None:
+    online = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3)])
+    target = polyak.Target(online, tau=0.25)
+    kernel, bias = lists(online)[0]
+    for wrong in ([bias, kernel], [kernel, 1.0], online.trainable_variables, {"kernel": kernel, "bias": bias}):
+        with pytest.raises(ModelError, match=r"weight 'dense/\w+': expected a value of shape .*, received") as error:
+            target.stateless_update(target.tree(), wrong)
+        assert "[v.value for v in ...]" in str(error.value.hint)
+
+
+@of_arrays
+def test_a_pure_update_of_a_model_that_has_changed_is_refused() -> None:
+    online = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(4)])
+    target = polyak.Target(online, tau=0.25)
+    tree = target.tree()
+    online.pop()
+    online.add(keras.layers.Dense(4))
+    with pytest.raises(ModelError, match=r"weight 'dense_1/\w+': expected a value of .*, received NoneType") as error:
+        target.stateless_update(tree, *lists(online))
+    assert "ema.refresh()" in str(error.value.hint)
+
+
+@of_arrays
 def test_a_pure_call_with_weights_left_out_is_refused() -> None:
     ema = polyak.track(network(), {"dense/*": "mean", "*": None})
     with pytest.raises(ModelError, match="expected an average of every weight"):
@@ -454,6 +513,8 @@ def test_an_average_that_a_compiled_function_would_freeze_is_refused() -> None:
         jax.jit(lambda x: target(x))(rows(1))
     with pytest.raises(ModelError, match="hint: pass its state through"):
         jax.jit(lambda x: (target.update(), x)[1])(rows(1))
+    with pytest.raises(ModelError, match="hint: pass its state through"):
+        jax.jit(lambda x: target.stateless_call(target.tree(), x))(rows(1))
     assert jax.grad(lambda x: target(x).sum())(rows(1)).shape == (8, 4)  # no compiler: nothing to refuse
 
 

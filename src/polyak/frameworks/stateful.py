@@ -152,12 +152,16 @@ class StatefulAverage(Average):
         if state is None:
             self.set_state(self.first_rule, 0, 0)
         else:
-            if not 0 <= min(state.count, state.skipped) <= max(state.count, state.skipped) <= LAST:
-                raise RuleError(
-                    f"{self.label}: expected counts from 0 to 2**62, from where no run gets to the end of 64 bits, "
-                    f"received {state.count:,} updates and {state.skipped:,} skipped"
-                )
+            self.refuse_counts(state.count, state.skipped)
             self.set_state(self._fitted(self._rule_of(state.rule)), state.count, state.skipped)
+
+    def refuse_counts(self, count: int, skipped: int) -> None:
+        """Raise RuleError for counts that no run has, or that might not go on to its end."""
+        if not 0 <= min(count, skipped) <= max(count, skipped) <= LAST:
+            raise RuleError(
+                f"{self.label}: expected counts from 0 to 2**62, from where no run gets to the end of 64 bits, "
+                f"received {count:,} updates and {skipped:,} skipped"
+            )
 
     def _fitted(self, rule: Rule | Parts) -> Rule | Parts:
         """A rule of another average as one for this: what is left out here stays so, whenever the model changes."""

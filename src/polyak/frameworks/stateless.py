@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
-from polyak.errors import ModelError
+from polyak.errors import ModelError, NonFinite
 from polyak.frameworks.base import Tree
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine, Held, Program, held_from, tree_of
 from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.stateful import StatefulAverage, undisturbed
+
+_PARTS = {"shadows", "count", "skipped"}
+_GIVE = "give the tree that ema.tree() or ema.stateless_update() returned, in the dtypes that it had"
 
 
 class StatelessAverage(StatefulAverage):
@@ -38,6 +43,7 @@ class StatelessAverage(StatefulAverage):
 
     @undisturbed
     def tree(self) -> Tree:
+        self.engine.refuse_traced(self.held.count)
         return tree_of(self._copied(self.held))
 
     def stateless_update(self, tree: Tree, trainable_variables: Any, non_trainable_variables: Any = ()) -> Tree:
@@ -46,8 +52,17 @@ class StatelessAverage(StatefulAverage):
             **_by_variable("trainable_variables", model.trainable_variables, trainable_variables),
             **_by_variable("non_trainable_variables", model.non_trainable_variables, non_trainable_variables),
         }
-        values = {path: known[id(raw[path])] for path in tree["shadows"]}
-        return tree_of(self.engine.pure_step(self.program, held_from(tree), values))
+        held = self._state_in(tree, "stateless_update")
+        values = {path: known.get(id(raw[path])) for path in held.shadows}
+        for path, shadow in held.shadows.items():
+            if _shape(values[path]) != _shape(shadow):
+                raise ModelError(
+                    f"stateless_update() of {self.label}: weight {path!r}: expected a value of {_shape(shadow)}, "
+                    f"received {_shape(values[path])}",
+                    hint="give the values of model.trainable_variables and model.non_trainable_variables as lists in "
+                    "their order: [v.value for v in ...]; of a model that has changed, after ema.refresh()",
+                )
+        return tree_of(self.engine.pure_step(self.program, held, values))
 
     def stateless_call(self, tree: Tree, *args: Any, **kwargs: Any) -> Any:
         left = [w.path for w in self.raw.weights if w.path not in tree["shadows"]]
@@ -61,10 +76,21 @@ class StatelessAverage(StatefulAverage):
     @undisturbed
     def take(self, tree: Tree) -> None:
         self.refuse_applied()
-        held = held_from(tree)
-        self._refuse_other(held.shadows)
+        held = self._state_in(tree, "take")
+        for w in self.shadow_weights():
+            if _shape(held.shadows[w.path]) != f"shape {w.shape}":
+                raise self._other("take", w.path, held.shadows)
         self.engine.refuse_traced(held.count)
-        self.held = self._copied(held)
+        self.refuse_counts(self._whole(held.count), self._whole(held.skipped))
+        taken = self._copied(held)
+        for path in self.program.guarded:
+            if not self.engine.is_finite(taken.shadows[path]):
+                raise NonFinite(
+                    f"take() of {self.label}: weight {path!r}: expected finite values, received NaN or infinity; the "
+                    "average is as it was",
+                    hint="stateless_update() never makes such a value: look at what else wrote into the tree",
+                )
+        self.held = taken
         self.report_skips()
 
     def call_with(self, shadows: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -84,16 +110,37 @@ class StatelessAverage(StatefulAverage):
         count, skipped = (self.engine.counter(int(n), beside) for n in (held.count, held.skipped))
         return Held(shadows, count, skipped)
 
-    def _refuse_other(self, shadows: Mapping[str, Any]) -> None:
-        expected = {w.path: w.shape for w in self.shadow_weights()}
-        received = {path: tuple(s.shape) for path, s in shadows.items()}
-        for path in [*expected, *received]:
-            if expected.get(path) != received.get(path):
-                raise ModelError(
-                    f"take() of {self.label}: weight {path!r}: expected {_shape(expected.get(path))}, "
-                    f"received {_shape(received.get(path))}",
-                    hint="give the tree that ema.tree() or ema.stateless_update() returned",
-                )
+    def _state_in(self, tree: Any, verb: str) -> Held:
+        """The state in a tree. Raises ModelError if a part or a weight of it is not there, or in another dtype."""
+        if not (isinstance(tree, Mapping) and tree.keys() >= _PARTS and isinstance(tree["shadows"], Mapping)):
+            received = f"one with {', '.join(map(repr, tree))}" if isinstance(tree, Mapping) else type(tree).__name__
+            raise ModelError(
+                f"{verb}() of {self.label}: expected a tree with 'shadows', 'count' and 'skipped', received {received}",
+                hint=_GIVE,
+            )
+        held = held_from(dict(tree))
+        expected = {w.path: w for w in self.shadow_weights()}
+        for path in [*expected, *held.shadows]:
+            if path not in held.shadows or path not in expected or _dtype(held.shadows[path]) != expected[path].dtype:
+                raise self._other(verb, path, held.shadows)
+        return held
+
+    def _whole(self, count: Any) -> int:
+        try:
+            return operator.index(count)
+        except TypeError:
+            raise ModelError(
+                f"take() of {self.label}: expected whole numbers of updates, received {count!r:.80}", hint=_GIVE
+            ) from None
+
+    def _other(self, verb: str, path: str, shadows: Mapping[str, Any]) -> ModelError:
+        """The error of a tree in which one shadow is another than this average has."""
+        own = next((w for w in self.shadow_weights() if w.path == path), None)
+        expected = "none" if own is None else f"shape {own.shape} of {own.dtype}"
+        received = f"{_shape(shadows[path])} of {_dtype(shadows[path])}" if path in shadows else "none"
+        return ModelError(
+            f"{verb}() of {self.label}: weight {path!r}: expected {expected}, received {received}", hint=_GIVE
+        )
 
 
 def _by_variable(name: str, variables: Sequence[Any], values: Sequence[Any]) -> dict[int, Any]:
@@ -106,5 +153,13 @@ def _by_variable(name: str, variables: Sequence[Any], values: Sequence[Any]) -> 
     return {id(variable): value for variable, value in zip(variables, values, strict=True)}
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else f"shape {shape}"
+def _shape(array: Any) -> str:
+    return f"shape {tuple(array.shape)}" if _is_array(array) else type(array).__name__
+
+
+def _dtype(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.") if _is_array(array) else type(array).__name__
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) or bool(keras.ops.is_tensor(value))
