@@ -59,6 +59,45 @@ def test_both_passes_begin_with_what_the_layers_remember_of_the_training(kind: s
     assert told["val_average_loss"] == told["val_loss"]
 
 
+def test_metrics_of_the_model_are_those_of_keras_own_pass() -> None:
+    keras.utils.set_random_seed(3)
+    made = keras.Sequential([keras.Input((5, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    made.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
+    seen = []
+    look = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(made.get_metrics_result()))
+    history = fitted(made, look, Averaging("mean", evaluate="both"))
+    for name in ("loss", "mae"):
+        assert [float(found[name]) for found in seen] == history[f"val_{name}"] != history[f"val_average_{name}"]
+
+
+class Noise(keras.layers.Layer):
+    """Noise in every pass, as in an autoencoder that draws from its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(7)
+
+    def call(self, x: Any) -> Any:
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+def test_noise_that_is_drawn_in_a_second_pass_is_drawn_again() -> None:
+    """A rule that leaves out all but a layer leaves out the seeds."""
+
+    def noisy() -> Any:
+        keras.utils.set_random_seed(3)
+        made = keras.Sequential([keras.Input((5, 3)), Noise(), keras.layers.Flatten(), keras.layers.Dense(1, name="d")])
+        made.compile(keras.optimizers.SGD(0.01), "mse")
+        return made
+
+    alone, averaged = noisy(), noisy()
+    plain = fitted(alone)
+    both = fitted(averaged, Averaging({"d/*": "copy", "*": None}, evaluate="both"))
+    assert {name: both[name] for name in plain} == plain
+    assert both["val_average_loss"] == both["val_loss"]
+    assert all((a == b).all() for a, b in zip(alone.get_weights(), averaged.get_weights(), strict=True))
+
+
 def test_a_generator_is_refused_before_anything_moves_where_it_would_be_read_twice() -> None:
     def once() -> Iterator[Any]:
         yield X[:4], Y[:4]

@@ -15,15 +15,18 @@ Memory = Sequence[tuple[Any, Array]]
 
 
 def memory(model: Any) -> Memory:
-    """What stateful recurrent layers remember of the batches so far: variables that belong to none of the weights."""
-    layers = (x for x in model._flatten_layers() if isinstance(x, keras.layers.RNN) and x.stateful)
-    states = (state for layer in layers for state in keras.tree.flatten(layer.states) if state is not None)
-    return [(state, keras.ops.convert_to_numpy(state).copy()) for state in states]
+    """What a pass over data changes: states of recurrent layers that remember, random seeds, and metrics."""
+    layers = list(model._flatten_layers())
+    recurrent = (x for x in layers if isinstance(x, keras.layers.RNN) and x.stateful)
+    states = [state for x in recurrent for state in keras.tree.flatten(x.states) if state is not None]
+    seeds = [seed.state for x in layers for seed in x._seed_generators]
+    held = (*states, *seeds, *model.metrics_variables)
+    return [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in held]
 
 
 @contextmanager
 def beginning_with(held: Memory, model: Any) -> Iterator[None]:
-    """A pass that begins with what layers remembered once, and after which they remember what they do now."""
+    """A pass that begins with what a model remembered once, and after which it remembers what it does now."""
     now = memory(model)
     _recall(held)
     try:
