@@ -464,6 +464,7 @@ REFUSED = {
         keras.callbacks.ModelCheckpoint("x.keras", monitor="val_loss", save_best_only=True),
         {"evaluate": "average"},
     ),
+    "ModelCheckpoint of a legacy file": lambda: (keras.callbacks.ModelCheckpoint("x.h5"), {}),
 }
 
 

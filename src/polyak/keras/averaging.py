@@ -38,7 +38,7 @@ class Averaging(keras.callbacks.Callback):
     The average moves once for each real update of the optimizer, inside the compiled train step where the backend has
     one. The model holds its raw weights at every moment that another callback or your own code can see, but for the
     validation of ``evaluate="average"``, within which saving it is refused. While ``fit`` runs and after it the model
-    holds the average, too, so that every file that Keras writes of it keeps both. A callback follows one model.
+    holds the average, too, so that every .keras and .weights.h5 file of it keeps both. A callback follows one model.
 
     Args:
         rule: a rule, its text ("ema:0.999"), a mapping of globs to those, an average that goes on, or what

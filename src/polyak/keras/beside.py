@@ -31,6 +31,9 @@ def refuse_conflicts(callbacks: Iterable[Any], asked: Asked) -> None:
             _refuse(other, "swaps the optimizer's own average into the model", "leave it out: Averaging does its work")
         if isinstance(other, keras.callbacks.OrbaxCheckpoint):
             _refuse(other, "writes files without the average", "use ModelCheckpoint or BackupAndRestore: they keep it")
+        if isinstance(other, _WRITES) and other.filepath.endswith(".h5") and not other.save_weights_only:
+            why = f"writes {other.filepath!r} in Keras' legacy format, without the average"
+            _refuse(other, why, "let the name end in .keras, or in .weights.h5 with save_weights_only=True")
         if isinstance(other, _RESTORES) and other.restore_best_weights:
             _refuse_restoring(other, asked)
         if isinstance(other, _WRITES) and other.save_best_only and judges_average(other.monitor, asked):
