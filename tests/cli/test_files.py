@@ -663,3 +663,29 @@ def test_a_closed_standard_input_holds_no_plan() -> None:
         2,
         "error: standard input: expected a plan, received nothing: it is closed\n",
     )
+
+
+def test_a_name_cannot_paint_the_terminal_or_begin_a_line() -> None:
+    names = ["kernel", "kernel\x1b[31m", "two\nlines", "\r", "\x9b2J"]
+    polyak.save(Snapshot.from_arrays({name: np.ones(1, np.float32) for name in names}), "odd.safetensors")
+    shown = [line.split("  ")[0] for line in call("inspect", "odd.safetensors").stdout.splitlines()[7:]]
+    assert shown == ["kernel", r"kernel\x1b[31m", r"two\nlines", r"\r", r"\x9b2J"]
+    np.savez("odd.npz", **{"w": np.ones(1), "\x1b[2Jt": np.array(["x"])})
+    assert call("inspect", "odd.npz").stderr == "not taken from file 'odd.npz': \\x1b[2Jt (an array of <U1)\n"
+    told = json.loads(call("inspect", "odd.safetensors", "--json").stdout)
+    assert [w["name"] for w in told["weights"]] == names
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+def test_a_name_is_no_markup_for_the_bar() -> None:
+    polyak.save(Snapshot.from_arrays({"block[/0]\x1b[2J": np.ones(1, np.float32)}), "odd.safetensors")
+    terminal, end = os.openpty()
+    try:
+        asked = [sys.executable, "-m", "polyak", "convert", "odd.safetensors", "x.safetensors"]
+        done = subprocess.run(asked, check=False, stderr=end, stdout=subprocess.PIPE)
+        os.close(end)
+        seen = os.read(terminal, 1 << 16)
+    finally:
+        os.close(terminal)
+    assert (done.returncode, b"1 weight (4 bytes) moved" in done.stdout) == (0, True)
+    assert b"\x1b[2J" not in seen

@@ -18,11 +18,13 @@ from polyak.errors import PolyakError, PolyakWarning
 
 BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
 Watch = Callable[[str, int, int], None]
+# Names in files have any letters. Those that would move a terminal's cursor, or paint it, are shown by their codes.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def data(text: str) -> None:
     """What was asked for."""
-    click.echo(text)
+    click.echo(text.translate(_CONTROL))
 
 
 def json(text: str) -> None:
@@ -42,10 +44,10 @@ def shown(path: str) -> str:
     return path.encode(errors="backslashreplace").decode()
 
 
-def say(text: str) -> None:
-    """Words beside the data. Where nobody can hear them, the exit status still tells what it tells."""
+def say(text: str, mark: str = "") -> None:
+    """Words beside the data, behind a mark. Where nobody can hear them, the exit status still tells what it tells."""
     with suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(" ".join(filter(None, [mark, text.translate(_CONTROL)])), err=True)
 
 
 def leave(status: int) -> None:
@@ -93,10 +95,17 @@ def progress() -> Iterator[Watch]:
 
     # On a descriptor of its own: the bar goes on while TensorFlow is kept from writing on standard error.
     stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
-    columns = TextColumn("{task.description:34}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description:34}", markup=False),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with stream, Progress(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: bar.update(
+            task, description=what.translate(_CONTROL), completed=done, total=total
+        )
 
 
 def _warn(otherwise: Callable[..., None]) -> Callable[..., None]:
@@ -104,7 +113,7 @@ def _warn(otherwise: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if issubclass(category, PolyakWarning):
-            say(f"{_mark('warning:', 'yellow')} {message}")
+            say(str(message), _mark("warning:", "yellow"))
         else:
             otherwise(message, category, *rest, **more)
 
@@ -112,9 +121,9 @@ def _warn(otherwise: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(message: str, hint: str | None) -> None:
-    say(f"{_mark('error:', 'red')} {message}")
+    say(message, _mark("error:", "red"))
     if hint:
-        say(f"{_mark('hint:', 'cyan')} {_as_options(hint)}")
+        say(_as_options(hint), _mark("hint:", "cyan"))
     leave(BAD_INPUT)
 
 

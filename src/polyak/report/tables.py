@@ -19,9 +19,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
         head/kernel  2,560
         head/bias       40
     """
-    lines = [head, *rows]
+    lines = [[_one_line(cell) for cell in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join(_line(line, widths, left) for line in lines)
+
+
+def _one_line(cell: str) -> str:
+    """A name as it is, but for what would begin a new line or cannot be seen.
+
+    Example:
+        >>> _one_line("head/\\nkernel"), _one_line("権重 ü")
+        ('head/\\\\nkernel', '権重 ü')
+    """
+    if cell.isprintable():
+        return cell
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cell)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
