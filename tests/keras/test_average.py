@@ -31,6 +31,7 @@ from tests.keras.zoo import (
 import polyak
 from polyak.errors import (
     Applied,
+    DtypeMismatch,
     ImmatureWarning,
     MissingWeight,
     ModelError,
@@ -609,3 +610,62 @@ def test_what_is_no_real_floating_point_is_refused_as_trainable(dtype: str) -> N
         polyak.track(layer, "ema:0.5", kinds={"*": "trainable"})
     ema = polyak.track(layer, "ema:0.5", kinds={"seen": "counter", "*": "trainable"})
     assert {w.path: w.kind.value for w in ema.target.weights} == {"seen": "counter", "scale": "trainable"}
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only a model of PyTorch changes its dtype without Keras' knowledge")
+def test_a_model_whose_tensors_were_made_wider_keeps_every_bit() -> None:
+    """Keras' own assign casts to the dtype that a variable was made with."""
+    model = ZOO["sequential"].built()
+    model.double()
+    for v in model.weights:
+        v._value.data += 1e-12
+    raw = [v._value.detach().clone() for v in model.weights]
+    ema = polyak.EMA(model, decay=0.9)
+    ema.update()
+    assert {a.dtype.name for a in ema.values().values()} - {"int32"} == {"float64"}  # but for the random seed
+    with ema.applied():
+        model(vectors())
+    assert all(bool((v._value == before).all()) for v, before in zip(model.weights, raw, strict=True))
+    twin = ZOO["sequential"].built()
+    twin.double()
+    polyak.transfer(model, twin)
+    assert all(bool((v._value == before).all()) for v, before in zip(twin.weights, raw, strict=True))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only a model of PyTorch changes its dtype without Keras' knowledge")
+def test_a_model_whose_tensors_were_made_narrower_is_saved_and_written(tmp_path: Path) -> None:
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, decay=0.9)
+    model.half()
+    ema.update()
+    polyak.save(ema, tmp_path / "both.safetensors", weights="both")
+    saved = {w.path: w.dtype for w in polyak.open(tmp_path / "both.safetensors").select(role="raw").weights}
+    assert set(saved.values()) - {"int32"} == {"float16"}
+    with pytest.raises(DtypeMismatch, match="expected float16, received float32"):
+        polyak.transfer(ZOO["sequential"].built(), model)
+    polyak.transfer(ZOO["sequential"].built(), model, cast="target")
+
+
+def test_counters_that_the_backend_keeps_wider_are_saved_and_written(tmp_path: Path) -> None:
+    """Keras keeps unsigned integers of 16 and 32 bits in wider signed ones on PyTorch."""
+
+    class Counting(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            for bits in (16, 32):
+                self.add_weight(shape=(3,), dtype=f"uint{bits}", initializer="ones", trainable=False, name=f"n{bits}")
+            self.add_weight(shape=(2,), initializer="ones", name="scale")
+
+        def call(self, x: Any) -> Any:
+            return x
+
+    def built() -> Any:
+        model = keras.Sequential([keras.Input((2,)), Counting()])
+        model(np.zeros((1, 2), np.float32))
+        return model
+
+    model = built()
+    ema = polyak.EMA(model, decay=0.9)
+    ema.update()
+    polyak.transfer(model, built())
+    polyak.save(ema, tmp_path / "both.safetensors", weights="both")
+    polyak.transfer(tmp_path / "both.safetensors", built(), weights="average")

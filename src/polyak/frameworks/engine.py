@@ -58,6 +58,10 @@ class Engine(ABC):
     def value(self, variable: Any) -> Any:
         """The array in a Keras variable; it may change with the variable."""
 
+    def dtype_of(self, variable: Any) -> str:
+        """The dtype of the array in a Keras variable."""
+        return str(variable.dtype)
+
     def settle(self, model: Any) -> None:
         """Bring back into a model's variables what a loop that was cut short has taken out of them."""
         del model
@@ -75,8 +79,8 @@ class Engine(ABC):
         """A new array in this dtype."""
 
     def as_weight(self, shadow: Any, variable: Any) -> Any:
-        """A new array with a shadow's values, in the dtype of its variable and where that computes."""
-        return self.cast(shadow, variable.dtype)
+        """A new array with a shadow's values, in the dtype of its variable's array and where that computes."""
+        return self.cast(shadow, self.dtype_of(variable))
 
     def records(self, inputs: Any, left: Sequence[Any]) -> bool:
         """Whether a call of the model needs what it reads once more, later, for gradients.

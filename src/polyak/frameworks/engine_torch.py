@@ -14,7 +14,7 @@ from polyak.frameworks.engine import Arrays, Engine, Held, Program
 from polyak.frameworks.exchange import Hands
 from polyak.frameworks.torch_kernel import are_tame, is_served, move_all
 from polyak.frameworks.torch_layout import Layout, Paths, Shadows, laid_out
-from polyak.frameworks.torch_target import copied, to_torch, view
+from polyak.frameworks.torch_target import copied, dtype_of, to_torch, view
 from polyak.snapshot import Array
 
 Flats = Mapping[Paths, Any]
@@ -24,10 +24,14 @@ class TorchEngine(Engine):
     """Keras variables that hold tensors of PyTorch."""
 
     def __init__(self) -> None:
-        self.hands = Hands(take=lambda v: copied(self.value(v)), put=lambda variable, value: variable.assign(value))
+        self.hands = Hands(take=lambda v: copied(self.value(v)), put=_put)
 
     def value(self, variable: Any) -> Any:
         return variable._value.detach()
+
+    def dtype_of(self, variable: Any) -> str:
+        """A module's own methods (``model.double()``) change it without Keras' knowledge; unsigned ones are widened."""
+        return dtype_of(variable._value)
 
     def values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Not detached one by one: what reads them records no gradients."""
@@ -110,7 +114,7 @@ class TorchHostEngine(TorchEngine):
         return super().start(array.detach().cpu(), dtype, zeros)
 
     def as_weight(self, shadow: Any, variable: Any) -> Any:
-        return self.cast(shadow, variable.dtype).to(self.value(variable).device)
+        return self.cast(shadow, self.dtype_of(variable)).to(self.value(variable).device)
 
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays) -> list[Held]:
         new: list[Held] = super().step(programs, held, _on_host(values))
@@ -235,6 +239,12 @@ def _norms_are_finite(values: Sequence[Any]) -> bool:
 def _is_within(value: Any) -> bool:
     wide = value if value.dtype == torch.float64 else value.float()
     return not value.numel() or bool(wide.abs().max() <= torch.finfo(wide.dtype).max / 2)
+
+
+def _put(variable: Any, value: Any) -> None:
+    """Keras' own ``assign`` casts to the dtype that the variable was made with, and loses bits of a wider tensor."""
+    with torch.no_grad():
+        variable._value.copy_(value)
 
 
 def _dtype(name: str) -> Any:

@@ -21,7 +21,7 @@ from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
-from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows
+from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows, as_held
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
@@ -53,7 +53,8 @@ class KerasNative(Framework):
         """The model's weights; ``kinds`` overrides kinds by glob. Raises UnbuiltModel."""
         self.refuse_unbuilt(model)
         found = list(found_in(model, self._flavour))
-        return described(model, found, list(model.variables), kinds, saved_places(model, self._flavour))
+        named = described(model, found, list(model.variables), kinds, saved_places(model, self._flavour))
+        return as_held(named, self.engine)
 
     def role(self, model: Any) -> tuple[str, State | None]:
         variables = self.described(model, {}).variables.values()
@@ -259,7 +260,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         values = {
             path: engine.as_weight(shadows[path], variable)
             if path in shadows
-            else engine.cast(engine.value(variable), variable.dtype)
+            else engine.cast(engine.value(variable), engine.dtype_of(variable))
             for path, variable in variables.items()
         }
         return Seen(variables, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class KerasVariables(Target):
     def __init__(self, model: Described, engine: Engine) -> None:
         self.label = model.label
         self.variables = model.variables
-        self._weights = model.weights
+        self._weights = as_held(model, engine).weights
         self._trained = {w.path for w in model.weights if w.kind is Kind.TRAINABLE}
         self._engine = engine
 
@@ -120,6 +121,18 @@ class Shadows(Target):
         # Writing puts a new array in the place of the old one, which stays as it is.
         old = self._average.held.shadows[path]
         return lambda: self._average.held.shadows.__setitem__(path, old)
+
+
+def as_held(model: Described, engine: Engine) -> Described:
+    """Weights in the dtypes of their arrays, which may be others now than their variables were made with."""
+
+    def held(w: Weight) -> Weight:
+        dtype = engine.dtype_of(model.variables[w.path])
+        return (
+            w if w.dtype == dtype else replace(w, dtype=dtype, evidence=w.evidence and replace(w.evidence, dtype=dtype))
+        )
+
+    return replace(model, weights=tuple(map(held, model.weights)))
 
 
 def _seen(engine: Engine, value: Any, what: str) -> Array:
