@@ -50,6 +50,18 @@ def test_variables_to_restore_of_a_tf1_graph_finds_the_averages(trained, tmp_pat
         assert session.run(kernel).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_average_of_narrow_weights_goes_back_into_such(tmp_path, dtype):
+    """It stands in the file in float32, beside the weight in its own dtype."""
+    model, other = (keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype=dtype)]) for _ in range(2))
+    ema = polyak.EMA(model, decay=0.5)
+    ema.set_values({path: value + 1 / 3 for path, value in ema.values().items()}, cast="target")
+    polyak.tensorflow.save_tf1(ema, tmp_path / "ema")
+    polyak.transfer(tmp_path / "ema", other, weights="average")
+    for path, value in polyak.snapshot(other).items():
+        assert value.tobytes() == ema.values()[path].astype(value.dtype).tobytes()
+
+
 def test_names_that_meet_are_refused(trained, tmp_path):
     _, fast, _ = trained
     with pytest.raises(polyak.errors.WeightError) as caught:

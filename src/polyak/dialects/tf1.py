@@ -32,7 +32,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     if any(n.endswith(SUFFIX) for n in names):
         items = [_kind(i, contents) for i in (*items, *_averages(weights, contents))]
     keys = creation_keys(i.weight.path for i in items)
-    items = [_with_evidence(i, keys[i.weight.path]) for i in items]
+    items = [_with_evidence(i, keys[i.weight.path], contents) for i in items]
     items += [item(TRAINING, n, contents.tensors[n]) for n in names if n in of_training]
     return Snapshot(items, None, contents.origin, contents.integrity, _written(contents))
 
@@ -50,10 +50,14 @@ def _written(contents: Contents) -> Manifest:
     )
 
 
-def _with_evidence(held: Item, creation: str) -> Item:
-    """The names of variables; TensorFlow numbers those of one kind as they are created, and sorts them in the file."""
+def _with_evidence(held: Item, creation: str, contents: Contents) -> Item:
+    """The names of variables; TensorFlow numbers those of one kind as they are created, and sorts them in the file.
+
+    An average may be wider than the variable beside it, which says what dtype the live weight has.
+    """
     path = held.weight.path
-    evidence = Evidence("", path, creation, "", path.rpartition("/")[2], -1, held.weight.dtype)
+    native = contents.tensors[path].dtype if path in contents.tensors else held.weight.dtype
+    evidence = Evidence("", path, creation, "", path.rpartition("/")[2], -1, native)
     return replace(held, weight=replace(held.weight, evidence=evidence))
 
 
