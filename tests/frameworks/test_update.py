@@ -304,6 +304,19 @@ def test_update_every_and_after(mode: str) -> None:
     assert ema.count == 8
 
 
+@pytest.mark.parametrize("rule", ["ema:0.99,start=initial,every=49", "ema:0.99,start=initial,every=49,every=2"])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interval_of_any_length_is_met(mode: str, rule: str) -> None:
+    """Compilers multiply by 1 / 49 where a division by 49 is meant; 49 * (1 / 49) is below 1."""
+    model = module(w=[0.0])
+    ema = polyak.track(model, rule)
+    update = runner(mode, ema.update)
+    model.w.assign([1.0])
+    for _ in range(196):
+        update()
+    assert ema.values()["w"].item() == pytest.approx(1 - 0.99**196, rel=1e-6)
+
+
 # Narrow dtypes
 
 

@@ -113,6 +113,18 @@ def test_update_is_the_numpy_kernel_under_every_rule(rule: str) -> None:
     assert ema.count == 7
 
 
+@pytest.mark.parametrize("rule", ["ema:0.99,start=initial,every=49", "ema:0.99,start=initial,every=49,every=2"])
+def test_an_interval_of_any_length_is_met(rule: str) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="zeros")])
+    ema = polyak.track(model, rule)
+    for variable in model.variables:
+        variable.assign(np.ones(variable.shape, np.float32))
+    for _ in range(196):
+        ema.update()
+    for value in ema.values().values():
+        np.testing.assert_allclose(value, 1 - 0.99**196, rtol=1e-6)
+
+
 def test_statistics_seeds_and_integers_are_copied() -> None:
     for name, copied in (
         ("sequential", {"batch_normalization/moving_mean", "batch_normalization/moving_variance"}),

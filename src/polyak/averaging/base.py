@@ -293,6 +293,19 @@ def kept_smoothly(rule: Rule, first: int, last: int, edges: Float64) -> float:
         return float(np.exp(np.sum(np.diff(edges) * np.log1p(-rule.weight(middle)))))
 
 
+def last_multiple(n: Numbers, k: int, ops: Ops) -> Numbers:
+    """The largest multiple of ``k`` up to the whole number ``n``, also where the quotient is rounded.
+
+    Compilers make a product with 1 / k of a division by k, and 49 * (1 / 49) is below 1. Half an update more never
+    reaches the next multiple, and keeps the quotient away from whole numbers.
+
+    Example:
+        >>> last_multiple(np.arange(48.0, 51.0), 49, NUMPY).tolist()
+        [0.0, 49.0, 49.0]
+    """
+    return ops.floor((n + 0.5) / float(k)) * float(k)
+
+
 def required(rule: type[Rule]) -> list[str]:
     """Names of the fields that have no default.
 

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from polyak.averaging.base import Numbers, Ops, Rule, kept_smoothly, set_count, set_real
+from polyak.averaging.base import Numbers, Ops, Rule, kept_smoothly, last_multiple, set_count, set_real
 
 # Up to so many updates are multiplied one by one; longer stretches are summed in blocks.
 _ONE_BY_ONE = 1 << 20
@@ -154,8 +154,7 @@ class InversePower(Rule):
         newest = ops.minimum(ops.power(self.lag + self.multiplier * n, -self.power), 1.0)
         if self.freq == 1:
             return newest
-        due = ops.floor(n / float(self.freq)) * float(self.freq)
-        return ops.where(n == due, newest, 0.0)
+        return ops.where(n == last_multiple(n, self.freq, ops), newest, 0.0)
 
     def kept(self, first: int, last: int) -> float:
         """As for every rule; over more than 2**20 moves by the midpoint of short blocks, to a relative 1e-6."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
-from polyak.averaging.base import Float64, Numbers, Ops, Origin, Rule, plain, set_count, set_real
+from polyak.averaging.base import Float64, Numbers, Ops, Origin, Rule, last_multiple, plain, set_count, set_real
 from polyak.errors import RuleError
 
 _DEEPEST = 8
@@ -87,7 +87,7 @@ class Every(_Wrapper):
         return -(-self.rule.anchor_at(n // self.k * self.k) // self.k) * self.k
 
     def _at(self, n: Numbers, ops: Ops) -> Numbers:
-        due = ops.maximum(ops.floor(n / self.k) * self.k, float(self.k))
+        due = ops.maximum(last_multiple(n, self.k, ops), float(self.k))
         return ops.where(n == due, self.rule.merged(due, self.k, ops), 0.0)
 
     def span(self, first: int, last: int) -> Float64:
