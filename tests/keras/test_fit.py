@@ -25,7 +25,7 @@ from tests.keras.zoo import (
 
 import polyak
 from polyak.errors import ImmatureWarning, ModelError
-from polyak.keras import Averaging
+from polyak.keras import Averaging, Snapshots
 
 BATCH, STEPS = 4, 6
 RULE = "ema:0.7,start=copy"
@@ -350,6 +350,21 @@ def test_the_best_epoch_of_a_role_is_kept(best: str) -> None:
     assert_same_bits(values(model), raw)
     assert_same_bits(averaging.average.values(), average)
     assert averaging.average.count == (at + 1) * STEPS
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_other_averages_go_back_to_the_best_epoch_with_the_weights_that_they_follow(order: Any, tmp_path: Path) -> None:
+    model = compiled()
+    chooses, other = Averaging(RULE, evaluate="both", best="max val_loss"), Averaging("mean", name="other")
+    snapshots, epochs = Snapshots([chooses, other], every=STEPS, folder=tmp_path), Epochs(other)
+    listed: list[Any] = [chooses, other, snapshots]
+    history = validated(model, *[listed[i] for i in order], epochs, epochs=3)
+    assert int(np.argmax(history["val_loss"])) == 0
+    assert [averaging.average.count for averaging in (chooses, other)] == [STEPS, STEPS]
+    for found, expected in zip((values(model), other.average.values()), epochs.seen[0], strict=True):
+        assert_same_bits(found, expected)
+    validated(model, *[listed[i] for i in order])
+    assert other.average.count == 2 * STEPS
 
 
 def test_a_metric_that_is_not_there_is_said_so() -> None:

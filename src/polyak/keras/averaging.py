@@ -17,7 +17,7 @@ from polyak.frameworks.base import Tracking
 from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several
 from polyak.keras.fitting import fitting, optimizers, postpones
-from polyak.keras.keeping import Best, Judge, Marks, both_sets
+from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets
 from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
 from polyak.keras.refusals import nested, one_of, other_model, own_loop, refuse_use_ema, word
 from polyak.keras.validating import beginning_with, memory, named, refuse_used_up
@@ -47,7 +47,7 @@ class Averaging(keras.callbacks.Callback):
             weights, the average, or both, which puts ``val_loss`` and ``val_average_loss`` in the logs of an epoch.
         finish: what the model holds after ``fit``; the other set is in ``average`` or ``raw``.
         best: a metric such as "val_average_loss"; ``fit`` then ends with both sets of the epoch in which it was best,
-            of those that this process ran.
+            of those that this process ran; other averages in the list go back with them.
             Where its name does not say which values are better: "max val_score".
         name: the word in the names of the average's metrics, and of the model's attribute that holds the average.
 
@@ -195,13 +195,13 @@ class Averaging(keras.callbacks.Callback):
             return
         value = self._judge.value(logs or {})
         if self._judge.is_better(value, None if self.best_epoch is None else self.best_epoch.value):
-            self.best_epoch = Best(value, epoch, *both_sets(self.average))
+            others = {c.name: averaged(c.average) for c in self._all if c is not self}
+            self.best_epoch = Best(value, epoch, *both_sets(self.average), others)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._leave()
         if self.best_epoch is not None:
-            make_plan(self.best_epoch.raw, self.average.source, {"nonfinite": "allow"}).apply()
-            make_plan(self.best_epoch.average, self.average.target, {}).apply()
+            self._go_back(self.best_epoch)
         self._marks = Marks.of(self.average)
         held = self.average.snapshot()
         warn_if_immature(held)
@@ -243,6 +243,13 @@ class Averaging(keras.callbacks.Callback):
         if self.raw is not None and Marks.of(self.average).raw == self._finished.raw:
             make_plan(self.raw, self.average.source, {"nonfinite": "allow"}).apply()
         self.raw = None
+
+    def _go_back(self, best: Best) -> None:
+        """To an epoch, with all averages of the list: what they follow goes back."""
+        make_plan(best.raw, self.average.source, {"nonfinite": "allow"}).apply()
+        for name, held in {self.name: best.average, **best.others}.items():
+            average = next(c.average for c in self._all if c.name == name)
+            make_plan(held, average.target, {}).apply()
 
     def _refuse_unseen_updates(self) -> None:
         """Raise ModelError if an epoch has trained the model and no optimizer that is watched has made an update."""

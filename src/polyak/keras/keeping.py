@@ -26,12 +26,14 @@ class Best:
         value: the metric then.
         epoch: counted from zero.
         raw, average: the weights at its end.
+        others: the averages of the other callbacks in the list then, by the callbacks' names.
     """
 
     value: float
     epoch: int
     raw: Snapshot
     average: Snapshot
+    others: Mapping[str, Snapshot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,12 @@ class Judge:
 
 def both_sets(average: Average) -> tuple[Snapshot, Snapshot]:
     """Copies of the raw weights and of the average."""
-    raw = snapshot_of(average.source, RAW).copy()
-    return raw, snapshot_of(average.target, AVERAGE, average.state).copy()
+    return snapshot_of(average.source, RAW).copy(), averaged(average)
+
+
+def averaged(average: Average) -> Snapshot:
+    """A copy of the average, with its rule and counts."""
+    return snapshot_of(average.target, AVERAGE, average.state).copy()
 
 
 @dataclass(frozen=True, slots=True)
