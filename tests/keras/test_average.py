@@ -681,3 +681,19 @@ def test_counters_that_the_backend_keeps_wider_are_saved_and_written(tmp_path: P
     polyak.transfer(model, built())
     polyak.save(ema, tmp_path / "both.safetensors", weights="both")
     polyak.transfer(tmp_path / "both.safetensors", built(), weights="average")
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a Keras model is a module on PyTorch alone")
+def test_what_runs_a_keras_model_is_not_taken_for_a_module_of_pytorch() -> None:
+    """Its names there differ between instances, each weight has two, and its arrays do not lie as in PyTorch."""
+    import torch
+
+    model = ZOO["sequential"].built()
+    for wrapped in (torch.compile(model), torch.nn.DataParallel(model)):
+        for verb in (polyak.snapshot, lambda m: polyak.transfer(m, model), lambda m: polyak.EMA(m, decay=0.9)):
+            with pytest.raises(ModelError, match="expected the Keras model itself, received what runs it"):
+                verb(wrapped)
+    mixed = torch.nn.Sequential(torch.nn.Linear(2, 2), dense())
+    mixed[1](np.zeros((1, 2), np.float32))
+    with pytest.raises(ModelError, match="received one with layers of Keras in it: '1'"):
+        polyak.snapshot(mixed)

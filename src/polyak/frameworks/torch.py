@@ -22,6 +22,7 @@ from polyak.weights import Evidence, Kind, Weight, is_floating
 _NUMBERED = (nn.Sequential, nn.ModuleList)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _COMPILED = "_orig_mod"
+_OF_KERAS = "_torch_params"  # where a layer of Keras on PyTorch keeps its variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,10 @@ class TorchFramework(Framework):
 
         Raises:
             UnbuiltModel: a lazy parameter has no shape yet, or a tensor is on the meta device.
-            ModelError: there are no weights, or a tensor is sparse or quantised.
+            ModelError: there are no weights, a tensor is sparse or quantised, or Keras' layers are among the modules.
         """
         module = _bare(model)
+        _refuse_keras(model, module)
         first: dict[int, Found] = {}
         aliases: dict[str, str] = {}
         for found in _walk(module, "", "", frozenset()):
@@ -70,6 +72,7 @@ class TorchFramework(Framework):
         raise AssertionError("there are no averages of torch modules")
 
     def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> Average:
+        _refuse_keras(model, _bare(model))
         raise ModelError(
             f"{type(model).__name__}: expected a Keras model or a tf.Module to track, received a torch module",
             hint="average it with torch.optim.swa_utils.AveragedModel; polyak.save(averaged, path) saves the result, "
@@ -109,6 +112,23 @@ def _bare(model: Any) -> nn.Module:
             model = model._modules[_COMPILED]
         else:
             return model
+
+
+def _refuse_keras(model: Any, module: nn.Module) -> None:
+    """Raise ModelError for layers of Keras: their arrays lie as in Keras, under names that differ between instances."""
+    found = next((name for name, inner in module.named_modules() if _OF_KERAS in inner._modules), None)
+    if found is None:
+        return
+    if found == "" and module is not model:
+        raise ModelError(
+            f"{type(model).__name__}: expected the Keras model itself, received what runs it",
+            hint="give the model that was wrapped: its weights are those that the wrapper trains",
+        )
+    raise ModelError(
+        f"{type(model).__name__}: expected modules of PyTorch, received one with layers of Keras in it: {found!r}",
+        hint=f"give the Keras layer itself, such as module.{found}, and the modules beside it one by one; or hold all "
+        "in a keras.Model, with keras.layers.TorchModuleWrapper around those of PyTorch",
+    )
 
 
 def _walk(module: nn.Module, name: str, structure: str, above: frozenset[int]) -> Iterator[Found]:
