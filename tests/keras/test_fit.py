@@ -211,6 +211,15 @@ def test_several_callbacks_that_want_the_same_are_refused() -> None:
             fit(compiled(), Averaging(RULE, **first), Averaging(RULE, **second))
 
 
+def test_an_average_that_two_callbacks_would_move_is_refused() -> None:
+    model = compiled()
+    ema, before = polyak.EMA(model, decay=0.5), values(model)
+    with pytest.raises(ModelError, match="'a' and 'b': expected an average for each, received one for both"):
+        fit(model, Averaging(ema, name="a"), Averaging(ema, name="b"))
+    assert ema.count == 0
+    assert_same_bits(values(model), before)
+
+
 def test_two_callbacks_of_different_names_stand_beside_each_other() -> None:
     model = compiled()
     record = Record(model)

@@ -15,7 +15,7 @@ from polyak.frameworks import Average, framework_of
 from polyak.frameworks.adopting import Adopted
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.hand_over import warn_if_immature
-from polyak.keras.beside import refuse_conflicts, refuse_several
+from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets
 from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
@@ -154,6 +154,7 @@ class Averaging(keras.callbacks.Callback):
             raise nested()
         refuse_use_ema(self.model)
         self._all = _of(neighbours()) or [self]
+        refuse_shared({c.name: c.average for c in self._all})
         if self.evaluate == "both":
             refuse_used_up(self.model, fit_argument(self, "val_x"))
         self._go_on_with_raw()

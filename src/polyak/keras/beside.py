@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -58,6 +58,19 @@ def refuse_several(averagings: Sequence[Asked]) -> None:
     ):
         if len(set(wanted)) < len(wanted):
             raise ModelError(f"polyak.keras.Averaging {wish}: expected one in the list, received several", hint=instead)
+
+
+def refuse_shared(averages: Mapping[str, object]) -> None:
+    """Raise ModelError for an average that two callbacks, which are called so, would move both."""
+    seen: dict[int, str] = {}
+    for name, average in averages.items():
+        first = seen.setdefault(id(average), name)
+        if first != name:
+            raise ModelError(
+                f"polyak.keras.Averaging {first!r} and {name!r}: expected an average for each, received one for both, "
+                "which would move twice",
+                hint="leave one of the two out, or give it a rule",
+            )
 
 
 def judges_average(metric: str, asked: Asked) -> bool:
