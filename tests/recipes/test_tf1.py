@@ -187,3 +187,28 @@ def test_the_circulating_saver_call_fails_on_todays_tensorflow(trained, tmp_path
     _, fast, _ = trained
     with pytest.raises((TypeError, ValueError, RuntimeError, AttributeError)):
         tf1.train.Saver(var_list={"ema": fast.values()}).save(None, str(tmp_path / "ema"))
+
+
+def _saved(path, variables, **saver):
+    with tf.Graph().as_default(), tf1.Session() as session:
+        made = {n: tf1.get_variable(n, shape, initializer=tf1.ones_initializer()) for n, shape in variables.items()}
+        session.run(tf1.global_variables_initializer())
+        tf1.train.Saver(made, **saver).save(session, str(path), write_meta_graph=False, write_state=False)
+    return polyak.open(path)
+
+
+def test_slots_of_weights_of_which_only_the_average_is_kept_are_no_weights(tmp_path):
+    """As a Saver of ``variables_to_restore()`` writes it: averages, statistics, and the optimizer's slots."""
+    average = "net/w/ExponentialMovingAverage"
+    held = _saved(tmp_path / "a", {average: (3,), "net/w/Adam": (3,), "net/w/Adam_1": (3,), "net/bn/moving_mean": (3,)})
+    assert {r: [w.path for w in held.select(role=r).weights] for r in ("average", "training")} == {
+        "average": ["net/bn/moving_mean", "net/w"],
+        "training": ["net/w/Adam", "net/w/Adam_1"],
+    }
+
+
+def test_what_zero_debias_keeps_beside_moving_statistics_is_no_weight(tmp_path):
+    mean = "bn/moving_mean"
+    held = _saved(tmp_path / "a", {"w": (3,), mean: (3,), f"{mean}/biased": (3,), f"{mean}/local_step": ()})
+    assert [w.path for w in held.select(role="raw").weights] == [mean, "w"]
+    assert [w.path for w in held.select(role="training").weights] == [f"{mean}/biased", f"{mean}/local_step"]

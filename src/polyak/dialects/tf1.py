@@ -19,6 +19,7 @@ from polyak.weights import Evidence, Kind
 SUFFIX = "/ExponentialMovingAverage"
 TRAINING = "training"
 _SCALARS = ("global_step", "beta1_power", "beta2_power")
+_DEBIASED = "local_step"
 
 
 def interpret(contents: Contents) -> Snapshot | None:
@@ -77,9 +78,15 @@ def _kind(held: Item, contents: Contents) -> Item:
 
 
 def _belongs_to_training(name: str, contents: Contents) -> bool:
-    """Counters and powers of the training loop, and optimizer slots: ``<weight>/Adam_1`` of the weight's shape."""
+    """What the training loop keeps beside a weight or an average that is in the file.
+
+    Counters and powers, optimizer slots such as ``<weight>/Adam_1`` of the weight's shape, and the counter of an
+    average that ``zero_debias`` corrects.
+    """
     weight, _, last = name.rpartition("/")
     if (last or name) in _SCALARS:
         return True
-    twin = contents.tensors.get(weight)
-    return twin is not None and not name.endswith(SUFFIX) and twin.shape == contents.tensors[name].shape
+    twin = contents.tensors.get(weight) or contents.tensors.get(weight + SUFFIX)
+    shape = contents.tensors[name].shape
+    slot = not name.endswith(SUFFIX) and twin is not None and twin.shape == shape
+    return slot or (last == _DEBIASED and shape == () and twin is not None)
