@@ -213,6 +213,68 @@ def test_two_weights_of_one_path_are_refused() -> None:
         polyak.snapshot(module)
 
 
+class Attributes(keras.layers.Layer):
+    """Layers in attributes, made in the order of the alphabet or against it."""
+
+    def __init__(self, layers: dict[str, Any], backwards: bool) -> None:
+        super().__init__()
+        made = {key: make() for key, make in sorted(layers.items(), reverse=backwards)}
+        for key, layer in made.items():
+            setattr(self, key, layer)
+
+    def build(self, shape: Any) -> None:
+        for _, layer in self._flatten_attributes():
+            layer.build(shape)
+        self.built = True
+
+    def _flatten_attributes(self) -> list[tuple[str, Any]]:
+        held = sorted((k, v) for k, v in vars(self).items() if k.strip("_") in ("proj", "query", "key", "blocks"))
+        return [(k, x) for k, v in held for x in (v if isinstance(v, list) else [v])]
+
+
+def projection(name: str | None = None) -> Any:
+    return keras.layers.Dense(3, name=name)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"proj": projection, "_proj": projection}, {"proj", "_proj"}),
+        ({"_query": lambda: projection("proj"), "_key": lambda: projection("proj")}, {"_query", "_key"}),
+        ({"_query": lambda: projection("proj"), "proj": projection}, {"_query", "proj"}),
+        ({"blocks": lambda: [projection()], "_blocks": lambda: [projection()]}, {"blocks/0", "_blocks/0"}),
+        ({"_query": lambda: projection("proj"), "_key": projection}, {"proj", "key"}),
+    ],
+    ids=["an underscore apart", "one name for two", "the name of another", "lists", "no name twice"],
+)
+def test_a_private_attribute_keeps_its_underscore_where_its_name_is_taken(
+    attributes: dict[str, Any], expected: set[str]
+) -> None:
+    one, other = Attributes(attributes, False), Attributes(attributes, True)
+    for layer in (one, other):
+        layer.build((None, 3))
+    assert set(polyak.snapshot(one)) == {f"{path}/{local}" for path in expected for local in ("kernel", "bias")}
+    polyak.transfer(one, other)
+    for (key, a), (_, b) in zip(one._flatten_attributes(), other._flatten_attributes(), strict=True):
+        assert (a.kernel.numpy() == b.kernel.numpy()).all(), key
+
+
+def test_of_attributes_of_modules_too() -> None:
+    module, other = tf.Module(), tf.Module()
+    for i, made in enumerate((module, other)):
+        made.w, made._w = tf.Variable([i, 1.0]), tf.Variable([i, 2.0])
+        made.part, made._part, made._count = tf.Module(), tf.Module(), 3
+        made.part.v, made._part.v = tf.Variable([i, 3.0]), tf.Variable([i, 4.0])
+    assert set(polyak.snapshot(module)) == {"w", "_w", "part/v", "_part/v"}
+    polyak.transfer(module, other)
+    assert [v.numpy().tolist() for v in (other.w, other._w, other.part.v, other._part.v)] == [
+        [0, 1],
+        [0, 2],
+        [0, 3],
+        [0, 4],
+    ]
+
+
 def test_paths_of_modules_do_not_depend_on_the_order_of_attributes() -> None:
     first, second = tf.Module(), tf.Module()
     first.a, first.b = Affine(), Affine()

@@ -134,6 +134,7 @@ def _refuse_duplicates(weights: Sequence[Weight], model: object) -> None:
         if w.path in seen:
             raise ModelError(
                 f"{describe(model)}: weight {w.path!r} exists twice, {seen[w.path].shape} and {w.shape}",
-                hint="a checkpoint restored before the model was built does this: build it first, then restore",
+                hint="give the two other names or keys; where a checkpoint was restored before the model was built, "
+                "build it first, then restore",
             )
         seen[w.path] = w

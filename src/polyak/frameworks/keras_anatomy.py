@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from polyak.errors import ModelError
-from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, entries, leaves, numbered, steps, walk
+from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, called, entries, leaves, numbered, steps, walk
 from polyak.weights import Kind, is_floating, is_numeric
 
 _UNNAMED = re.compile(r"(variable|Variable)(_\d+)?(:0)?")
@@ -81,13 +81,27 @@ class Flavour:
         return list(zip(steps(self._unnamed(layers)), layers, strict=True))
 
     def _attributes(self, layer: Any) -> Iterator[tuple[Step, Any]]:
-        for key, value in sorted(user_attributes(layer, self.own_names), key=lambda kv: (kv[0].startswith("_"), kv[0])):
+        attributes = sorted(user_attributes(layer, self.own_names), key=lambda kv: (kv[0].startswith("_"), kv[0]))
+        held = [(key, self._short(key, value, layer), value) for key, value in attributes if self._holds(value)]
+        for name, (_, _, value) in zip(called(held), held, strict=True):
             if self.is_layer(value):
-                explicit = self.explicit_name(value)
-                explicit = None if explicit is None else self._without_number(explicit, layer)
-                yield Step.named(explicit or key.lstrip("_") if key.startswith("_") else key, explicit), value
+                yield Step.named(name, self._named_within(layer, value)), value
             else:
-                yield from contained(key.lstrip("_"), value, self.is_layer, self.sibling)
+                yield from contained(name, value, self.is_layer, self.sibling)
+
+    def _holds(self, value: object) -> bool:
+        """Whether an attribute is a layer, or a container with one in it."""
+        return self.is_layer(value) or any(True for _ in contained("", value, self.is_layer, self.sibling))
+
+    def _short(self, key: str, value: object, owner: Any) -> str:
+        """An attribute without leading underscores; of a private one the explicit name of the layer that it holds."""
+        if not key.startswith("_"):
+            return key
+        return (self._named_within(owner, value) if self.is_layer(value) else None) or key.lstrip("_")
+
+    def _named_within(self, owner: Any, layer: Any) -> str | None:
+        explicit = self.explicit_name(layer)
+        return None if explicit is None else self._without_number(explicit, owner)
 
     def _unnamed(self, layers: Sequence[Any]) -> list[Sibling]:
         """Siblings of a chain: called by their explicit name, else by class and number."""

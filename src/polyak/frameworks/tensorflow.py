@@ -23,7 +23,7 @@ from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
-from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, leaves, walk
+from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, called, leaves, walk
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Kind
 
@@ -186,9 +186,15 @@ def _sibling(key: str, module: Any) -> Sibling:
 
 
 def _attributes(obj: Any) -> list[tuple[str, Any]]:
-    """A module's attributes without TensorFlow's own, public ones first."""
+    """A module's attributes that hold weights or modules, without TensorFlow's own, public ones first."""
     ours = (kv for kv in vars(obj).items() if not kv[0].startswith(("_self_", "_tf_", "_TF_", "_obj_")))
-    return [(k.lstrip("_"), v) for k, v in sorted(ours, key=lambda kv: (kv[0].startswith("_"), kv[0]))]
+    ordered = sorted(ours, key=lambda kv: (kv[0].startswith("_"), kv[0]))
+    held = [(k, k.lstrip("_"), v) for k, v in ordered if any(_is_held(leaf) for _, leaf in leaves(k, v))]
+    return [(name, value) for name, (_, _, value) in zip(called(held), held, strict=True)]
+
+
+def _is_held(leaf: object) -> bool:
+    return isinstance(leaf, (tf.Variable, tf.random.Generator)) or _is_module(leaf)
 
 
 def _variables(key: str, value: object) -> Iterator[tuple[str, Any, Kind]]:

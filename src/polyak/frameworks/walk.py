@@ -151,6 +151,20 @@ def _ranks(siblings: Sequence[Sibling]) -> list[str]:
     return [s.key if s.born is None else f"{s.family}~{bisect_left(kin[s.family], s.born)}" for s in siblings]
 
 
+def called(held: Sequence[tuple[str, str, object]]) -> list[str]:
+    """Names for attributes: a private one has its short name where no other object has that, else its own.
+
+    Args:
+        held: attribute, short name and value of each.
+
+    Example:
+        >>> called([("head", "head", "a"), ("_head", "head", "b"), ("_tail", "tail", "c")])
+        ['head', '_head', 'tail']
+    """
+    times = Counter(short for short, _ in {(short, id(value)) for _, short, value in held})
+    return [key if key.startswith("_") and times[short] > 1 else short for key, short, _ in held]
+
+
 def entries(container: object) -> list[tuple[str, Any]] | None:
     """What a list, tuple or dictionary holds, with the step to each; None for what is no container.
 
