@@ -173,6 +173,21 @@ def test_a_step_that_is_compiled_as_a_whole_is_followed() -> None:
         np.testing.assert_allclose(averaging.average.values()[path], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="a compiler of JAX")
+@pytest.mark.parametrize("asked", [{"run_eagerly": True}, {"jit_compile": False}], ids=["eagerly", "uncompiled"])
+def test_a_step_that_is_not_compiled_compiles_nothing_anew(asked: Any, caplog: pytest.LogCaptureFixture) -> None:
+    import jax
+
+    model = keras.Sequential([keras.Input((WIDTH,)), layers.Dense(1025), layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.05), "mse", **asked)
+    first = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: step or caplog.clear())
+    averaging = Averaging(RULE)
+    with jax.log_compiles():
+        fit(model, averaging, first)
+    assert [r.message for r in caplog.records if "ompil" in r.message] == []
+    assert averaging.average.count == STEPS
+
+
 def test_training_is_what_it_is_without_the_callback() -> None:
     model, twin = compiled(), compiled()
     history = validated(model, Averaging(RULE, evaluate="both"), epochs=2)

@@ -385,6 +385,24 @@ def test_lists_of_another_length_and_trees_of_another_model_are_refused() -> Non
         target.take(polyak.Target(other, tau=0.25).tree())
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="a compiler of JAX")
+@pytest.mark.parametrize("rule", ["ema:0.9", "copy,every=3"])
+def test_a_pure_update_outside_of_a_compiled_function_is_compiled_once(
+    rule: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import jax
+
+    online = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1025)])
+    ema = polyak.track(online, rule)
+    tree = ema.stateless_update(ema.tree(), *lists(online))
+    with jax.log_compiles():
+        for _ in range(2):
+            tree = ema.stateless_update(tree, *lists(online))
+    assert [r.message for r in caplog.records if "ompil" in r.message] == []
+    ema.take(tree)
+    assert ema.count == 3
+
+
 @of_arrays
 def test_a_tree_that_is_no_state_of_the_average_is_refused_and_changes_nothing() -> None:
     target = polyak.Target(network(), tau=0.25)

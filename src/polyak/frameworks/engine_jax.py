@@ -144,7 +144,7 @@ class JaxEngine(Engine):
         return [held_from(tree) for tree in new]
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
-        return held_from(stepped([program], [tree_of(held)], values)[0])
+        return held_from(stepped_alone([program], [tree_of(held)], values)[0])
 
     def refuse_traced(self, array: Any) -> None:
         _refuse_traced(jnp.array(array, copy=True))  # whatever is computed while a function is compiled is traced
@@ -205,9 +205,23 @@ def _placed(value: Any, like: Any, sharding: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def compiled(programs: tuple[Program, ...]) -> Callable[..., list[Tree]]:
-    """``stepped`` as one program that takes over the memory of its first argument."""
-    return jax.jit(lambda trees, values, real=True: stepped(programs, trees, values, real), donate_argnums=0)  # type: ignore[no-any-return]
+def compiled(programs: tuple[Program, ...], takes_over: bool = True) -> Callable[..., list[Tree]]:
+    """``stepped`` as one program; it takes over the memory of its first argument, or leaves it as it is."""
+    given = 0 if takes_over else ()
+    return jax.jit(lambda trees, values, real=True: stepped(programs, trees, values, real), donate_argnums=given)  # type: ignore[no-any-return]
+
+
+def stepped_alone(
+    programs: Sequence[Program], trees: Sequence[Tree], values: Mapping[str, Any], *real: Any
+) -> list[Tree]:
+    """``stepped`` within a function that is compiled; elsewhere it is compiled by itself, and takes over no memory.
+
+    Run one operation after another, JAX would compile each branch in it anew at each call.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((trees, values, real))):
+        return stepped(programs, trees, values, *real)
+    found: list[Tree] = compiled(tuple(programs), takes_over=False)(list(trees), dict(values), *real)
+    return found
 
 
 def stepped(

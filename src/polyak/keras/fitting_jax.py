@@ -16,7 +16,7 @@ from keras import ops
 
 from polyak.errors import ModelError
 from polyak.frameworks.engine import held_from, tree_of
-from polyak.frameworks.engine_jax import stepped
+from polyak.frameworks.engine_jax import stepped_alone
 from polyak.frameworks.exchange import together
 from polyak.keras.fitting import INSTEAD, Function, counting, makes_its_own, refuse_set, updates
 from polyak.transfer.unbroken import unbroken
@@ -116,7 +116,7 @@ def _step(model: Any, averages: Sequence[Any]) -> Function:
         place = _by_variable(model, new)
         pairs = zip(followed, trees, strict=True)
         values = {path: place[id(raw[path])] for raw, tree in pairs for path in tree["shadows"]}
-        return logs, new, stepped(programs, trees, values, real), real
+        return logs, new, stepped_alone(programs, trees, values, real), real
 
     return step
 
