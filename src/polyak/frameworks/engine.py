@@ -131,6 +131,10 @@ class Engine(ABC):
         """A copy, where ``like`` is and as it is spread there."""
 
     @abstractmethod
+    def beside(self, array: Any, like: Any) -> Any:
+        """A copy of an array of the same dtype, where ``like`` is and as it is spread there."""
+
+    @abstractmethod
     def is_finite(self, array: Any) -> bool:
         """Whether every value is neither NaN nor infinite."""
 

@@ -129,6 +129,12 @@ class JaxEngine(Engine):
         # JAX may keep the buffer that it is given, and it belongs to the caller.
         return _placed(copied(value), like, like.sharding)
 
+    def beside(self, array: Any, like: Any) -> Any:
+        made = self.cast(array, like.dtype.name)
+        if like.committed:
+            return _placed(made, like, like.sharding)
+        return self.from_numpy(self.view(made), like) if made.committed else made
+
     def is_finite(self, array: Any) -> bool:
         return bool(jnp.isfinite(array).all())
 

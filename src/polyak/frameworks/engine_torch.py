@@ -76,6 +76,9 @@ class TorchEngine(Engine):
     def from_numpy(self, value: Array, like: Any) -> Any:
         return to_torch(np.array(value, order="C"), like.dtype).to(like.device)
 
+    def beside(self, array: Any, like: Any) -> Any:
+        return self.from_numpy(array, like) if isinstance(array, np.ndarray) else copied(array).to(like.device)
+
     def is_finite(self, array: Any) -> bool:
         return bool(torch.isfinite(array).all())
 

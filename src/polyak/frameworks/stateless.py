@@ -104,8 +104,9 @@ class StatelessAverage(StatefulAverage):
         return engine.apart_from(shadows.values(), values_of(found, within))
 
     def _copied(self, held: Held) -> Held:
-        """The same state in arrays of its own: a compiled step may take over the memory of those that it is given."""
-        shadows = {w.path: self.engine.cast(held.shadows[w.path], w.dtype) for w in self.shadow_weights()}
+        """The state in arrays of its own, where the shadows are: a compiled step may take over what it is given."""
+        own = self.held.shadows
+        shadows = {w.path: self.engine.beside(held.shadows[w.path], own[w.path]) for w in self.shadow_weights()}
         beside = next(iter(shadows.values()), None)
         count, skipped = (self.engine.counter(int(n), beside) for n in (held.count, held.skipped))
         return Held(shadows, count, skipped)
