@@ -89,6 +89,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/torch_zip.py": ("tests/files/test_torch_write.py", *_TORCH),
     "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py"),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
+    "frameworks/locks.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/stateful.py": ("tests/frameworks/test_stateful.py",),
     "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
     "renaming.py": ("tests/test_renaming.py",),

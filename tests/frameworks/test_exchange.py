@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from polyak.errors import ModelError
-from polyak.frameworks import exchange
+from polyak.frameworks import exchange, locks
 from polyak.frameworks.exchange import (
     Hands,
     enter,
@@ -25,13 +26,14 @@ from polyak.frameworks.exchange import (
     watch,
     watchers,
 )
+from polyak.frameworks.locks import Lock
 
 
 class Watcher:
     """An average, as far as its locks go."""
 
     def __init__(self) -> None:
-        self.locks: tuple[Any, ...] = (threading.RLock(),)
+        self.locks: tuple[Lock, ...] = (Lock(),)
 
     def look(self) -> None:
         """There is nothing to see."""
@@ -43,9 +45,11 @@ def held_elsewhere(watcher: Watcher) -> Iterator[Callable[[], None]]:
     taken, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with watcher.locks[0]:
-            taken.set()
-            enough.wait(20)
+        lock = watcher.locks[0]
+        lock.take(enough, -1.0)
+        taken.set()
+        enough.wait(20)
+        lock.let_go(enough)
 
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
@@ -83,7 +87,7 @@ def test_afterwards_all_are_free(kind: Callable[[Any], AbstractContextManager[No
         raise KeyError
     for average in averages:
         with held_elsewhere(average):
-            assert not average.locks[0].acquire(blocking=False)
+            assert not average.locks[0].take(average, 0.0)
 
 
 def test_who_only_reads_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +100,57 @@ def test_who_only_reads_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) 
     ):
         raise AssertionError("the block began")
     with held_elsewhere(free), held_elsewhere(busy):
-        assert not free.locks[0].acquire(blocking=False)
+        assert not free.locks[0].take(free, 0.0)
+
+
+def waits(
+    own: Watcher, both: Watcher, kind: Callable[[Any], AbstractContextManager[None]], told: list[object]
+) -> threading.Thread:
+    """Another thread that is within a moment of one average, and waits for one of two models."""
+
+    def step() -> None:
+        try:
+            with together([own]), kind([both]):
+                told.append("it came about")
+        except ModelError as error:
+            told.append(error)
+
+    thread = threading.Thread(target=step, daemon=True)
+    thread.start()
+    end = time.monotonic() + 20
+    while not locks._WAITING and time.monotonic() < end:
+        time.sleep(0.01)
+    return thread
+
+
+def of_two_models() -> tuple[Watcher, Watcher, Watcher]:
+    one, other, both = Watcher(), Watcher(), Watcher()
+    both.locks = (*one.locks, *other.locks)
+    return one, other, both
+
+
+@pytest.mark.parametrize("kind", [together, moment])
+def test_threads_that_would_wait_for_each_other_for_ever_are_told(
+    kind: Callable[[Any], AbstractContextManager[None]],
+) -> None:
+    one, other, both = of_two_models()
+    told: list[object] = []
+    with together([other]):
+        thread = waits(one, both, together, told)
+        with pytest.raises(ModelError, match="received one that waits for this thread"), kind([both]):
+            raise AssertionError("the block began")
+    thread.join(20)
+    assert told == ["it came about"]
+
+
+def test_a_step_waits_for_a_reader_that_waits_for_it_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "PATIENCE", 0.2)
+    one, other, both = of_two_models()
+    told: list[object] = []
+    with together([other]):
+        waits(one, both, moment, told)
+        with together([both]):
+            assert isinstance(told[0], ModelError)
 
 
 def follow(*variables: Any) -> Watcher:

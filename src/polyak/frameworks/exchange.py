@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any, Protocol
 
 from polyak.errors import ModelError
+from polyak.frameworks.locks import Lock
 
 NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
@@ -23,7 +24,7 @@ PATIENCE = 60.0
 # Held while a note is read or written together with what its variable holds: who reads one raw value takes no lock of
 # an average. Who holds this one takes none of theirs.
 EXCHANGING = RLock()
-Locks = tuple[Any, ...]
+Locks = tuple[Lock, ...]
 
 
 class Watcher(Protocol):
@@ -65,7 +66,7 @@ class _Watchers(weakref.WeakSet[Watcher]):
     Nothing follows a copy of it.
     """
 
-    lock: Any = None
+    lock: Lock | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Watchers, ()
@@ -144,9 +145,14 @@ def together(averages: Iterable[Watcher]) -> Iterator[None]:
     """A context in which no other thread changes any of the averages, nor what they follow in polyak's train functions.
 
     Nor does another thread apply an average to any of it. Locks are taken in one order, so that two threads never wait
-    for each other.
+    for each other, unless both are within such a context of other averages already.
+
+    Raises:
+        ModelError: they would wait for each other for ever.
     """
-    with patiently(averages, -1.0):
+    with patiently(averages, -1.0) as had:
+        if not had:
+            raise _waiting_for_each_other()
         yield
 
 
@@ -155,9 +161,12 @@ def moment(averages: Iterable[Watcher]) -> Iterator[None]:
     """``together`` for who only reads: it does not wait for ever for a train step that waits for its data.
 
     Raises:
-        ModelError: another thread has held one of the averages for a minute.
+        ModelError: another thread has held one of the averages for a minute, or waits for this one.
     """
+    end = time.monotonic() + PATIENCE
     with patiently(averages, PATIENCE) as had:
+        if not had and time.monotonic() < end:
+            raise _waiting_for_each_other()
         if not had:
             raise ModelError(
                 f"an average: expected a moment between two updates, received none in {PATIENCE:g} seconds; "
@@ -167,29 +176,45 @@ def moment(averages: Iterable[Watcher]) -> Iterator[None]:
         yield
 
 
+def _waiting_for_each_other() -> ModelError:
+    return ModelError(
+        "an average: expected another thread to end its step, received one that waits for this thread: each is within "
+        "a moment of an average that the other one asks for",
+        hint="begin the step of each with `with average.moment():` of the average that follows all that the step uses",
+    )
+
+
 @contextmanager
 def patiently(averages: Iterable[Watcher], seconds: float) -> Iterator[bool]:
-    """``together``, and whether it came about in so many seconds; it waits for ever where these are below zero."""
+    """``together``, and whether it came about in so many seconds; it waits for ever where these are below zero.
+
+    Nor does it come about where threads would wait for each other for ever.
+    """
     averages = list(averages)
     end = time.monotonic() + seconds
-    with ExitStack() as held:
-        had = True
-        locks: Locks = ()
-        # An average of a model that was built meanwhile, or has changed, has other locks now.
-        while had and locks != (locks := _locks(averages)):
-            held.close()
-            had = all(_take(lock, held, -1.0 if seconds < 0 else max(0.0, end - time.monotonic())) for lock in locks)
-        if not had:
-            held.close()
-        yield had
+    block = object()
+    locks = Locks()
+    try:
+        try:
+            had = True
+            # An average of a model that was built meanwhile, or has changed, has other locks now.
+            while had and locks != (now := _locks(averages)):
+                _let_go(locks, block)
+                locks = now
+                had = all(lock.take(block, -1.0 if seconds < 0 else max(0.0, end - time.monotonic())) for lock in locks)
+            if not had:
+                _let_go(locks, block)
+            yield had
+        finally:
+            _let_go(locks, block)
+    finally:  # an interrupt may have come in before all of them were free
+        _let_go(locks, block)
 
 
 def _locks(averages: Iterable[Watcher]) -> Locks:
     return tuple(sorted({lock for average in averages for lock in average.locks}, key=id))
 
 
-def _take(lock: Any, held: ExitStack, timeout: float) -> bool:
-    taken: bool = lock.acquire(timeout=timeout)
-    if taken:
-        held.callback(lock.release)
-    return taken
+def _let_go(locks: Locks, block: object) -> None:
+    for lock in locks:
+        lock.let_go(block)

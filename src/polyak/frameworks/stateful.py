@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
-from threading import RLock
 from typing import Any, Concatenate, NoReturn, ParamSpec, SupportsIndex, TypeVar, cast
 
 from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
@@ -14,6 +13,7 @@ from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
 from polyak.frameworks.base import Average, Tracking
 from polyak.frameworks.exchange import Locks, moment, together, watch
+from polyak.frameworks.locks import Lock
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
@@ -69,7 +69,7 @@ class StatefulAverage(Average):
         self.patience = PATIENCE
         self._reported = Ref(0)
         self._stuck: Ref = Ref((-1, 0))
-        self._locks: Ref = Ref((RLock(),))
+        self._locks: Ref = Ref((Lock(),))
         self._beginnings = Ref(0)
         self._grown: Ref = Ref((None, None))
 
