@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -110,6 +111,32 @@ def test_averages_that_move_together_have_all_moved_or_none() -> None:
     averages.update()
     for line in interrupts(averages.update):
         assert near.count == far.count, f"line {line}"
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_an_interrupt_at_any_line_that_takes_an_average_away_leaves_raw_weights(error: type[Exception] | None) -> None:
+    model = small()
+    average = polyak.track(model, "ema:0.75,start=initial")
+    fill(model, 2.0)
+
+    def work() -> None:
+        with suppress(KeyError), average.applied():
+            if error is not None:
+                raise error
+
+    for line in interrupts(work, f"{HERE}/transfer/unbroken"):
+        assert {float(x) for value in model.get_weights() for x in value.ravel()} == {2.0}, f"line {line}"
+        average.update()
+
+
+@pytest.mark.parametrize("place", ["exchange", "locks"])
+def test_an_interrupt_leaves_no_average_taken(place: str) -> None:
+    average = polyak.track(small(), "ema:0.75,start=initial")
+    for line in interrupts(average.values, f"{HERE}/frameworks/{place}"):
+        thread = Thread(target=average.update, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive(), f"line {line}"
 
 
 def test_an_interrupt_of_fit_loses_neither_the_average_nor_the_model() -> None:

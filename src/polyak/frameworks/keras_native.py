@@ -15,7 +15,16 @@ from polyak.errors import NonFinite, UnbuiltModel
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_at_zero
-from polyak.frameworks.exchange import EXCHANGING, enter, holds_average, leave, raw_value, together, watchers
+from polyak.frameworks.exchange import (
+    EXCHANGING,
+    enter,
+    holds_average,
+    leave,
+    patiently,
+    raw_value,
+    together,
+    watchers,
+)
 from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_derived import strangers
@@ -215,18 +224,22 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.report_skips()
         owner = object()
         try:
-            with together([self]):
-                self._entered.value.add(owner)
-                for path, shadow in self.held.shadows.items():
-                    variable = raw.variables[path]
-                    enter(variable, owner, self.engine.lent(shadow, variable), self.engine.hands)
-                self._tell_watchers(raw)
-            yield
+            try:
+                with together([self]):
+                    self._entered.value.add(owner)
+                    for path, shadow in self.held.shadows.items():
+                        variable = raw.variables[path]
+                        enter(variable, owner, self.engine.lent(shadow, variable), self.engine.hands)
+                    self._tell_watchers(raw)
+                yield
+            finally:
+                surely(lambda: self._leave(raw, owner))
         finally:
-            surely(lambda: self._leave(raw, owner))
+            if owner in self._entered.value:  # an interrupt came in before the first line of `surely`
+                surely(lambda: self._leave(raw, owner))
 
     def _leave(self, raw: Described, owner: object) -> None:
-        with together([self]):
+        with patiently([self], -1.0):  # raw weights come back also where threads wait for each other for ever
             try:
                 self.engine.settle(self.followed())
             finally:

@@ -13,7 +13,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.base import Tracking
-from polyak.frameworks.exchange import EXCHANGING, holds_average, together, watchers
+from polyak.frameworks.exchange import EXCHANGING, holds_average, patiently, together, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
@@ -192,17 +192,21 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self.report_skips()
         owner = object()
         try:
-            with together([self]):
-                self._entered.value.add(owner)
-                for shadow, raw in bound.pairs:
-                    enter(raw, owner, tf.cast(shadow, raw.dtype))
-                self._tell_watchers(bound)
-            yield
+            try:
+                with together([self]):
+                    self._entered.value.add(owner)
+                    for shadow, raw in bound.pairs:
+                        enter(raw, owner, tf.cast(shadow, raw.dtype))
+                    self._tell_watchers(bound)
+                yield
+            finally:
+                surely(lambda: self._leave(bound, owner))
         finally:
-            surely(lambda: self._leave(bound, owner))
+            if owner in self._entered.value:  # an interrupt came in before the first line of `surely`
+                surely(lambda: self._leave(bound, owner))
 
     def _leave(self, bound: Bound, owner: object) -> None:
-        with together([self]):
+        with patiently([self], -1.0):  # raw weights come back also where threads wait for each other for ever
             for _, raw in bound.pairs:
                 leave(raw, owner)
             self._tell_watchers(bound)
