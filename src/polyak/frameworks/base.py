@@ -173,7 +173,8 @@ class Average(ABC):
         lists of values; its memory may be donated. ``take`` brings it back into the average.
 
         Raises:
-            ModelError: the average lives in variables (TensorFlow), which a compiled step moves itself.
+            ModelError: the average lives in variables (TensorFlow), which a compiled step moves itself; or within a
+                function that JAX compiles, where the tree would stay what it is now.
         """
         raise _stateful(self, "tree", "update() inside the tf.function")
 
@@ -186,7 +187,8 @@ class Average(ABC):
                 names, as ``model.stateless_call`` and ``optimizer.stateless_apply`` use them.
 
         Raises:
-            ModelError: a list is not of the model's length, or the average lives in variables.
+            ModelError: a list is not of the model's length, or a value not of its shadow's shape; the tree is no state
+                of this average; the average lives in variables.
         """
         raise _stateful(self, "stateless_update", "update() inside the tf.function")
 
@@ -195,10 +197,12 @@ class Average(ABC):
         raise _stateful(self, "stateless_call", "the average itself inside the tf.function")
 
     def take(self, tree: Tree) -> None:
-        """Go on from the state in a tree; it is copied.
+        """Go on from the state in a tree; it is copied to where the shadows are.
 
         Raises:
-            ModelError: it is no state of this average.
+            ModelError: it is no state of this average: parts, names, shapes and dtypes are those of ``tree()``.
+            NonFinite: a value in it is NaN or infinite.
+            RuleError: a count in it is none that a run has.
         """
         raise _stateful(self, "take", "update() inside the tf.function")
 
