@@ -140,3 +140,37 @@ def test_numbered_names_that_could_be_automatic_are_not_guessed(tmp_path):
     assert all(a.tobytes() == b.tobytes() for a, b in zip(before, target.get_weights(), strict=True))
     polyak.transfer(tmp_path / "m", target, by="name")
     assert all(a.tobytes() == b.tobytes() for a, b in zip(source.get_weights(), target.get_weights(), strict=True))
+
+
+def test_what_is_beside_a_list_called_variables_is_read(tmp_path):
+    """Keras' export has such a list, and so may any checkpoint: what is in no list keeps its name."""
+    listed, other = [tf.Variable([1.0]), tf.Variable([2.0])], tf.Variable([3.0])
+    held = polyak.open(tf.train.Checkpoint(variables=listed, scale=other).write(str(tmp_path / "a")))
+    assert {n: held.select(role="raw")[n].tolist() for n in held.select(role="raw")} == {
+        "scale": [3.0],
+        "#0": [1.0],
+        "#1": [2.0],
+    }
+
+
+def test_metrics_in_a_saved_model_of_keras_2_are_state_of_training(tmp_path):
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.layers.InputLayer((2,)), tf_keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+    model.save(tmp_path / "a", save_format="tf")
+    held = polyak.open(tmp_path / "a")
+    assert len(held.select(role="raw")) == 2
+    assert [w.path for w in held.select(role="training").weights] == [
+        f"keras_api/metrics/{i}/{name}" for i in range(2) for name in ("count", "total")
+    ]
+    assert held.manifest.note == ""
+
+
+def test_a_file_of_a_module_is_not_said_to_lack_layers_of_keras(tmp_path):
+    module = tf.Module()
+    module.w = tf.Variable([1.0])
+    held = polyak.open(tf.train.Checkpoint(module=module).write(str(tmp_path / "a")))
+    assert held.manifest.note.startswith("if a Keras 3 model is in it: ")
+    assert "its writer may leave something out" in [f.what for f in polyak.doctor(held)]

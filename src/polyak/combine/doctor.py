@@ -58,7 +58,8 @@ def _what_it_says(held: Snapshot, path: str) -> Iterator[Finding]:
             "check it against the program that wrote it",
         )
     if known.note:
-        yield Finding("its writer leaves something out", known.note, "read the note before you rely on the file")
+        leaves = "may leave" if known.note.startswith("if ") else "leaves"
+        yield Finding(f"its writer {leaves} something out", known.note, "read the note before you rely on the file")
     yield from _swapped(held, path)
 
 

@@ -6,6 +6,7 @@ neither an optimizer's nor a counter is a raw weight under its path in the graph
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,9 @@ GraphPath = tuple[str, ...]
 OPTIMIZER = "optimizer"
 TRAINING = "training"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_EXPORTED = "variables"
+_EXPORTED, _REPEATED = "variables", "_all_variables"
+_METRICS = ("keras_api", "metrics")  # of a SavedModel of Keras 2
+_KERAS_2 = re.compile(r"keras_api|layer(_with_weights)?-\d+")
 _SEED = "seed_generator_state"
 _INCOMPLETE = (
     "TensorFlow's own checkpoint of a Keras 3 model lacks the layers that it holds in lists and dictionaries; "
@@ -150,10 +153,18 @@ def _written(graph: Graph, slots: SlotAverages) -> Manifest:
     )
     unsaid = () if stated or slots.items else (UNSAID, *((_NAMELESS,) if graph.optimized else ()))
     confidence = "inferred" if slots.items else "stated" if stated else "unknown"
-    note = "" if graph.followed else _INCOMPLETE
+    note = _lacking(graph)
     evidence = (*stated, *slots.evidence, *unsaid)
     written = Manifest("TensorFlow", {}, (), note=note, evidence=evidence, confidence=confidence)
     return msgspec.structs.replace(written, source=graph.contents.origin, unread=graph.texts)
+
+
+def _lacking(graph: Graph) -> str:
+    """What the file may lack: nothing where polyak or Keras' export wrote all weights, or the model is of Keras 2."""
+    steps = {step for paths in graph.contents.paths.values() for path in paths for step in path}
+    if graph.followed or graph.exported or any(map(_KERAS_2.fullmatch, steps)):
+        return ""
+    return _INCOMPLETE if any(step.startswith("_") for step in steps) else f"if a Keras 3 model is in it: {_INCOMPLETE}"
 
 
 def _shadows(graph: Graph, average: Found, role: str) -> Iterator[Item]:
@@ -194,7 +205,7 @@ def _place(graph: Graph, key: str) -> tuple[str, str]:
         return OPTIMIZER, "/".join(paths[0])
     if outside[0][-1] == "save_counter":
         return TRAINING, "save_counter"
-    return RAW, _exported_path(outside) if graph.exported else _readable(graph, outside[0])
+    return _exported_place(graph, outside) if graph.exported else (RAW, _readable(graph, outside[0]))
 
 
 def _readable(graph: Graph, path: GraphPath) -> str:
@@ -207,10 +218,14 @@ def _bare(path: GraphPath) -> GraphPath:
     return tuple(step.lstrip("_") for step in path)
 
 
-def _exported_path(paths: list[GraphPath]) -> str:
-    """The number in the list of all variables; other lists repeat it."""
+def _exported_place(graph: Graph, paths: list[GraphPath]) -> tuple[str, str]:
+    """The number in the list of all variables, which another list of Keras' repeats; what is in neither has a name."""
     numbers = [p[1] for p in paths if p[0] == _EXPORTED and len(p) == 2]
-    return f"#{numbers[0]}" if numbers else ""
+    if numbers or paths[0][0] == _REPEATED:
+        return RAW, f"#{numbers[0]}" if numbers else ""
+    if paths[0][:2] == _METRICS:
+        return TRAINING, "/".join(paths[0])
+    return RAW, _readable(graph, paths[0])
 
 
 def _weight(step: Step, tensor: Tensor, local: str) -> Weight:
