@@ -1067,3 +1067,72 @@ def test_a_plan_and_a_receipt_say_what_has_no_twin() -> None:
     made = polyak.plan(built(KerasNet(), IMAGES), TorchNet())
     assert "  only on one side: bn1.num_batches_tracked" in str(made)
     assert "2 only on one side" in str(made.apply())
+
+
+class Turned(nn.Module):
+    """What transformers calls Conv1D: a linear layer whose weight lies as in Keras."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.from_numpy(normal(inputs, outputs)))
+        self.bias = nn.Parameter(torch.from_numpy(normal(outputs)))
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.weight + self.bias
+
+
+class TurnedPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.square = Turned(4, 12), Turned(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return torch.cat([self.wide(x), self.square(x)], -1)
+
+
+class DensePair(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.square = L.Dense(12), L.Dense(4)
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.concatenate([self.wide(x), self.square(x)], -1)
+
+
+@pytest.mark.parametrize("by", [None, "position"])
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_linear_layer_that_lies_as_in_keras_is_taken_as_it_is(from_file: bool, by: Any, tmp_path: Path) -> None:
+    module, x = TurnedPair(), normal(3, 4)
+    model = built(DensePair(), x)
+    torch.save(module.state_dict(), tmp_path / "a.pt")
+    polyak.transfer(tmp_path / "a.pt" if from_file else module, model, layers={"*": "same"}, by=by)
+    assert np.abs(np.asarray(model(x)) - answers(module, x)).max() < TOLERANCE
+    randomised_keras(model)
+    polyak.transfer(model, module, layers={"*": "same"}, by=by)
+    assert np.abs(np.asarray(model(x)) - answers(module, x)).max() < TOLERANCE
+
+
+def test_a_file_with_such_layers_says_how_to_take_them_and_lets_no_square_one_through_unsaid(tmp_path: Path) -> None:
+    model = built(DensePair(), normal(3, 4))
+    torch.save(TurnedPair().state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ShapeMismatch, match=r"'wide[.]weight': expected one that is .* once it is turned") as refused:
+        polyak.transfer(tmp_path / "a.pt", model)
+    assert 'layers={"wide": "same"}' in str(refused.value.hint)
+    with pytest.raises(AmbiguousMatch, match=r"layer 'square' .* is square .* 'wide' was said to lie alike"):
+        polyak.transfer(tmp_path / "a.pt", model, layers={"wide": "same"})
+    polyak.transfer(tmp_path / "a.pt", model, layers={"wide": "same", "square": "Dense"})
+    polyak.transfer(tmp_path / "a.pt", model, include="*bias")
+
+
+def test_a_list_of_numbers_leads_over_the_module_that_it_is_of(tmp_path: Path) -> None:
+    """torch-ema and diffusers keep averages by position, and only layers tell how their arrays are turned."""
+    module, x = nn.Sequential(nn.Linear(4, 12), nn.Linear(4, 4)), normal(3, 4)
+    shadows = [torch.full_like(p, i) for i, p in enumerate(module.parameters())]
+    torch.save({"decay": 0.9, "num_updates": 3, "shadow_params": shadows, "collected_params": None}, tmp_path / "a.pt")
+    model = built(DensePair(), x)
+    with pytest.raises(AmbiguousMatch, match="received 4 numbers") as refused:
+        polyak.transfer(tmp_path / "a.pt", model)
+    assert "transfer them into the module that they are of" in str(refused.value.hint)
+    polyak.transfer(tmp_path / "a.pt", module)
+    polyak.transfer(module, model, rename={"0": "wide", "1": "square"})
+    assert np.asarray(model.square.kernel).tolist() == np.full((4, 4), 2.0).tolist()

@@ -11,7 +11,7 @@ from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer.layout_pairs import Pairing
 from polyak.transfer.layout_rules import turns
 from polyak.transfer.layouts import said_layout, seen_as, told_by_classes
-from polyak.transfer.match import are_of_two_frameworks, is_numbered_kernel
+from polyak.transfer.match import are_of_two_frameworks, is_numbered_kernel, natural_key
 from polyak.transfer.target import Target
 from polyak.weights import as_globs, glob_match
 
@@ -52,6 +52,13 @@ def change(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Change
             )
         return None
     _refuse_typos(source, target, asked)
+    if natural_key(source.weights) == "position":
+        raise AmbiguousMatch(
+            f"{target.label}: expected weights by name, whose layers tell how they are turned, received "
+            f"{len(source.weights)} numbers from {source.origin}",
+            hint="they are in the order of parameters(): transfer them into the module that they are of, and from that "
+            "module",
+        )
     view = seen_as(source, target.weights, _pairing(source, target, asked), layout)
     held = {w.path for w in target.weights}
     alone = [path for path in view.alone if path in held]

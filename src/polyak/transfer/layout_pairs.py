@@ -54,7 +54,11 @@ class Pairing:
 
     def wanted(self, block: Block) -> bool:
         """Whether any weight of a target's layer is asked for."""
-        return any(glob_match(w.path, self.include) and not self.excluded(w.path) for w in block.weights.values())
+        return any(self.asked(w.path) for w in block.weights.values())
+
+    def asked(self, path: str) -> bool:
+        """Whether a target's weight is asked for."""
+        return glob_match(path, self.include) and not self.excluded(path)
 
     def said(self, *found: Block | None) -> str | None:
         """The class that the caller gave for a layer, by its path on either side."""
@@ -242,7 +246,7 @@ def _fits(mine: Block, other: Block, layout: Layout, pairing: Pairing) -> bool:
 def fits(rule: Rule | None, mine: Block, other: Block, layout: Layout) -> bool:
     """Whether a rule makes all arrays of the target's layer in their shapes, out of all of the source's layer."""
     if rule is None:
-        return mine.shapes == other.shapes
+        return {p.name: mine.shapes[p.of[0]] for p in rules.same(mine.shapes, other.shapes)} == other.shapes
     try:
         parts = list((rule.to_torch if layout == "keras" else rule.to_keras)(mine.shapes, other.shapes))
         made = {p.name: shape_of(p, mine.shapes) for p in parts}
@@ -274,6 +278,23 @@ def rule_for(mine: Block, other: Block | None, layout: Layout, pairing: Pairing)
         return _by_torch(mine, other, layout, torch.layer)
     _refuse_turns(mine, other)
     return None
+
+
+def refuse_half_said(pairs: Pairs, layout: Layout, pairing: Pairing) -> None:
+    """Raise AmbiguousMatch for a square layer of no known class beside one that was said to lie alike.
+
+    Files do not tell a layer of transformers' ``Conv1D``, which lies as in Keras, from a ``Linear``.
+    """
+    sides = [((mine, other), *((mine, other) if layout == "keras" else (other, mine))) for mine, other in pairs]
+    unknown = [(both, keras) for both, keras, torch in sides if keras.layer == "Dense" and not torch.layer]
+    alike = [both[0] for both, _ in unknown if pairing.said(*both) == SAME]
+    for (mine, other), keras in unknown:
+        if alike and pairing.said(mine, other) is None and any(rules.turns(s) for s in keras.shapes.values()):
+            raise AmbiguousMatch(
+                f"layer {mine} -> {other}: it is square and of no known class, and {alike[0]} was said to lie alike on "
+                "both sides; its axes could be the other way round without anybody seeing it",
+                hint=f'say how it lies: layers={{"{mine.path}": "Dense"}} to turn it as a Dense layer, or "{SAME}"',
+            )
 
 
 def _by_torch(mine: Block, other: Block | None, layout: Layout, name: str) -> Rule:

@@ -76,14 +76,22 @@ RULES: tuple[Rule, ...] = (
     _rule("MultiHeadAttention", "MultiheadAttention", (attention_to_torch, attention_to_keras)),
 )
 
+_MATRIX = {"kernel": "weight", "weight": "kernel"}
 BY_KERAS: Mapping[str, Rule] = {name: rule for rule in RULES for name in rule.keras}
 TORCH_CLASSES = frozenset(name for rule in RULES for name in rule.torch)
 UNTWINNED = frozenset(name for rule in RULES for name in rule.untwinned)
 
 
-def same(shapes: Shapes) -> Iterator[Part]:
-    """Arrays taken as they are."""
-    yield from (Part(name, (name,), as_it_is) for name in shapes)
+def same(shapes: Shapes, wanted: Shapes) -> Iterator[Part]:
+    """Arrays taken as they are; a matrix has each side's own name.
+
+    Example:
+        >>> [part.name for part in same({"weight": (3, 4), "bias": (4,)}, {"kernel": (3, 4), "bias": (4,)})]
+        ['kernel', 'bias']
+    """
+    for name in shapes:
+        other = _MATRIX.get(name, name)
+        yield Part(other if other in wanted and name not in wanted else name, (name,), as_it_is)
 
 
 def turns(shape: Shape) -> bool:

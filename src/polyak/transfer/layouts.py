@@ -18,7 +18,7 @@ from polyak.manifest import Manifest
 from polyak.snapshot import Array, Item, Snapshot, tool
 from polyak.transfer import layout_rules as rules
 from polyak.transfer.layout_blocks import Block, Layout, blocks
-from polyak.transfer.layout_pairs import Pairing, pair, rule_for, shown
+from polyak.transfer.layout_pairs import SAME, Pairing, pair, refuse_half_said, rule_for, shown
 from polyak.transfer.layout_parts import Part, contiguous, shape_of
 from polyak.transfer.layout_rules import Rule
 from polyak.weights import Weight
@@ -92,6 +92,7 @@ def seen_as(source: Snapshot, targets: Sequence[Weight], pairing: Pairing, layou
     ours = blocks(source.weights, layout)
     theirs = blocks(targets, _OTHER[layout])
     pairs = pair(ours, theirs, layout, pairing)
+    refuse_half_said(pairs, layout, pairing)
     items: list[Item] = []
     alone = [w.path for b in theirs for n, w in b.weights.items() if n in rules.UNTWINNED]
     for mine, other in pairs:
@@ -108,6 +109,9 @@ def _seen(source: Snapshot, mine: Block, other: Block, how: tuple[Layout, Pairin
     try:
         parts = list(_parts(rule, mine, other, layout))
         items = [_item(source, mine, other.weights.get(p.name) or _no_place(p, mine, other), p) for p in parts]
+        for part in parts if rule is not None else ():
+            if pairing.asked(other.weights[part.name].path):
+                _refuse_unturned(part, mine, other)
     except PolyakError as error:
         raise type(error)(f"layer {with_names} of {source.origin}: {error.message}", hint=error.hint) from None
     except (ValueError, IndexError) as error:  # NumPy's, of arrays with another number of axes
@@ -127,7 +131,7 @@ def _seen(source: Snapshot, mine: Block, other: Block, how: tuple[Layout, Pairin
 
 def _parts(rule: Rule | None, mine: Block, other: Block, layout: Layout) -> Iterator[Part]:
     if rule is None:
-        return rules.same(mine.shapes)
+        return rules.same(mine.shapes, other.shapes)
     return (rule.to_torch if layout == "keras" else rule.to_keras)(mine.shapes, other.shapes)
 
 
@@ -137,6 +141,18 @@ def _no_place(part: Part, mine: Block, other: Block) -> Weight:
         f"{of} makes {part.name!r}, which the target's layer does not have; it has {', '.join(other.weights)}",
         hint=f'leave it out with exclude="{mine.weights[part.of[0]].path}"',
     )
+
+
+def _refuse_unturned(part: Part, mine: Block, other: Block) -> None:
+    """Raise ShapeMismatch where an array has the target's shape as it lies, and not once it is turned."""
+    wanted, given = other.shapes[part.name], mine.shapes[part.of[0]]
+    if len(part.of) == 1 and given == wanted != shape_of(part, mine.shapes):
+        raise ShapeMismatch(
+            f"weight {mine.weights[part.of[0]].path!r}: expected one that is {wanted} once it is turned, received one "
+            f"that is so already",
+            hint=f'layers={{"{mine.path}": "{SAME}"}} takes it as it is, if all layers of its sort lie so: name the '
+            "square ones with it, which do not show it",
+        )
 
 
 def _item(source: Snapshot, mine: Block, place: Weight, part: Part) -> Item:
