@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -149,7 +150,12 @@ def doctor(source: Any, watch: Watch | None = None, called: str | None = None) -
     """
     held = held_by(source, None)
     path = called or (str(source) if isinstance(source, (str, os.PathLike)) else "FILE")
-    return examine(held if watch is None else watched(held, watch), path, _start)
+    return examine(held if watch is None else watched(held, watch), _argument(path), _start)
+
+
+def _argument(path: str) -> str:
+    """A path as a shell takes it for one: no option, and one word."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def source_of(source: Any, weights: str | None) -> Snapshot:

@@ -689,3 +689,28 @@ def test_a_name_is_no_markup_for_the_bar() -> None:
         os.close(terminal)
     assert (done.returncode, b"1 weight (4 bytes) moved" in done.stdout) == (0, True)
     assert b"\x1b[2J" not in seen
+
+
+def test_doctor_names_the_file_so_that_a_shell_takes_it() -> None:
+    for name, quoted in (("my model's.npz", """'my model'"'"'s.npz'"""), ("-x.npz", "./-x.npz")):
+        np.savez(name, w=np.float32([np.nan]))
+        found = json.loads(call("doctor", "--json", "--", name).stdout)
+        commands = [f["mend"] for f in found["findings"] if "polyak convert" in f["mend"]]
+        assert commands
+        assert all(f"polyak convert {quoted} OUT" in command for command in commands)
+        assert found["file"] == name
+
+
+def test_what_holds_checkpoints_without_being_one_says_what_to_open() -> None:
+    Path("run").mkdir()
+    for name in ("average_weights-3.index", "average_weights-7.index"):
+        Path("run", name).write_bytes(b"")
+    assert call("inspect", "run").stderr == lines(
+        "error: file 'run': expected weights, received a directory that does not say which checkpoint is meant",
+        "hint: name one of the checkpoints in it, such as 'run/average_weights-7'",
+    )
+    Path("pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "pytorch_model-00001-of-00001.bin"}}')
+    assert call("inspect", "pytorch_model.bin.index.json").stderr == lines(
+        "error: file 'pytorch_model.bin.index.json': expected weights, received an index of PyTorch's shards",
+        "hint: open the shards one by one, or save the model anew as safetensors",
+    )

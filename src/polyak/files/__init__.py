@@ -29,6 +29,7 @@ _FORMATS = (
 )
 
 _TEXT_MODEL = "saved_model.pbtxt"
+_TORCH_INDEX = ".bin.index.json"
 _TRIES = 1000
 
 
@@ -81,11 +82,20 @@ def _read(path: Path) -> Contents:
         led = " but a link that leads nowhere" if path.is_symlink() else ""
         raise FileError(f"file {str(path)!r}: there is nothing at this path{led}", hint=_similar(path))
     _refuse_text(path)
+    what, hint = _unknown(path)
+    raise UnknownFormat(f"file {str(path)!r}: expected weights, received {what}", hint=hint)
+
+
+def _unknown(path: Path) -> tuple[str, str]:
+    """What no format recognises, and what to open instead."""
+    if path.name.endswith(_TORCH_INDEX):
+        return "an index of PyTorch's shards", "open the shards one by one, or save the model anew as safetensors"
+    checkpoints = sorted(path.glob("*.index")) if path.is_dir() else []
+    if checkpoints:
+        hint = f"name one of the checkpoints in it, such as {str(checkpoints[-1].with_suffix(''))!r}"
+        return "a directory that does not say which checkpoint is meant", hint
     what = "a directory without a checkpoint" if path.is_dir() else "a file of no known format"
-    raise UnknownFormat(
-        f"file {str(path)!r}: expected weights, received {what}",
-        hint="polyak reads safetensors, npz, TensorFlow, Orbax, SavedModel, Keras, PyTorch and Flax files",
-    )
+    return what, "polyak reads safetensors, npz, TensorFlow, Orbax, SavedModel, Keras, PyTorch and Flax files"
 
 
 def _refuse_text(path: Path) -> None:
