@@ -34,6 +34,7 @@ def transfer(source: str, target: str, force: bool, dry_run: bool, as_json: bool
     """
     import polyak
 
+    _refuse_unpaired(**given)
     options.refuse_taken(target, force, [source])
     asked = _asked(**given)
     if dry_run:
@@ -47,6 +48,16 @@ def transfer(source: str, target: str, force: bool, dry_run: bool, as_json: bool
         output.json(receipt.to_json())
     else:
         output.data(str(receipt))
+
+
+def _refuse_unpaired(like: str | None, plan: str | None, weights: str | None, **asked: Any) -> None:
+    """What is asked of two sides needs two, and a plan has said it already."""
+    said = [name for name, value in asked.items() if value not in (None, ())]
+    if plan is not None and said:
+        raise click.UsageError(f"--{said[0]} does not go with --plan: edit the plan, or make it anew with it")
+    paired = [name for name in said if name not in ("include", "exclude", "rename")]
+    if paired and like is None:
+        raise click.UsageError(f"--{paired[0]} needs --like FILE: without it weights are taken as they are")
 
 
 def _asked(weights: str | None, like: str | None, plan: str | None, **pairing: Any) -> dict[str, Any]:
