@@ -116,6 +116,27 @@ def test_weights_in_a_foreign_saved_model_go_into_a_live_model(trained, fresh, t
     nets.assert_same(nets.weights(fresh), nets.averaged(fast))
 
 
+class _Unnamed(keras.layers.Layer):
+    """Variables without names, which Keras numbers through the whole process."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = keras.Variable(np.ones(3, "float32"))
+        self.shifts = [keras.Variable(np.zeros(3, "float32")), keras.Variable(np.zeros(3, "float32"))]
+
+    def call(self, x):
+        return x * self.scale + self.shifts[0] - self.shifts[1]
+
+
+def test_variables_without_names_in_an_export_of_keras_go_into_a_live_model(tmp_path):
+    model, other = (keras.Sequential([keras.Input((3,)), _Unnamed(), keras.layers.Dense(3)]) for _ in range(2))
+    for i, variable in enumerate(model.weights):
+        variable.assign(np.full(variable.shape, i, "float32"))
+    model.export(str(tmp_path / "m"), verbose=False)
+    polyak.transfer(tmp_path / "m", other)
+    nets.assert_same(nets.weights(other), nets.weights(model))
+
+
 def _chain(*names: str | None) -> keras.Model:
     layers = [keras.layers.Dense(3, name=n, bias_initializer="normal") for n in names]
     return keras.Sequential([keras.layers.Input((3,)), layers[0], keras.layers.Dropout(0.1), *layers[1:]])

@@ -24,6 +24,7 @@ _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 # What is a matrix in both frameworks, with its axes in another order.
 _KERNEL = re.compile(r"(\w+_)?kernel")
 _NUMBER = re.compile(r"(arr_)?\d+")  # what NumPy and Keras call arrays that have no name
+_UNNAMED = re.compile(r"variable(_\d+)?")  # what Keras calls a variable that was given no name
 _WEIGHT = re.compile(r"weight(_[ih]h_l\d+(_reverse)?)?|in_proj_weight|[qkv]_proj_weight")
 
 
@@ -303,7 +304,9 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
 def refuse_other_local(p: Pair, where: str) -> None:
     """Raise AmbiguousMatch where a position pairs a kernel with a bias of the same shape."""
     ours, theirs = p.target.evidence, p.source.evidence
-    if ours and theirs and theirs.local and p.target.kind is not Kind.SEED and ours.local != theirs.local:
+    if not (ours and theirs and theirs.local) or p.target.kind is Kind.SEED or _UNNAMED.fullmatch(theirs.local):
+        return
+    if ours.local != theirs.local:
         raise AmbiguousMatch(
             f"weight {p.target.path!r}: expected {ours.local!r} at position {ours.position}, "
             f"received {theirs.local!r} ({p.source.path!r}) from {where}",
