@@ -225,6 +225,19 @@ def test_large_finite_weights_never_make_an_infinite_average() -> None:
     assert all(np.isfinite(value).all() for value in ema.values().values())
 
 
+@pytest.mark.parametrize("width", [1, 8, 64, 65, 300])
+def test_one_nan_stops_all_whatever_the_size(width: int) -> None:
+    model = keras.Sequential([keras.Input((width,)), keras.layers.Dense(width), keras.layers.Dense(1)])
+    ema = polyak.EMA(model, decay=0.5, start="copy")
+    kept, spoilt = ema.values(), np.ones((width, width), np.float32)
+    spoilt[0, -1] = np.nan
+    model.layers[0].kernel.assign(spoilt)
+    with pytest.warns(NonFiniteWarning):
+        ema.update()
+    assert (ema.count, ema.skipped) == (0, 1)
+    assert_same_bits(ema.values(), kept)
+
+
 @pytest.mark.parametrize("width", [1, 64, 65, 300])
 def test_large_values_are_averaged_and_one_that_is_too_large_stops_all_whatever_the_size(width: int) -> None:
     model = keras.Sequential([keras.Input((width,)), keras.layers.Dense(width), keras.layers.Dense(1)])
