@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import ModelError, WeightsChanged
+from polyak.errors import Applied, ModelError, WeightsChanged
 from polyak.keras import Averaging, SwitchEMA
 
 RULE = "ema:0.9,start=copy"
@@ -176,6 +176,16 @@ def test_an_optimizer_of_several_counts_real_updates() -> None:
     made, averaging = model(several(gradient_accumulation_steps=3)), Averaging(RULE)
     fit(made, averaging, epochs=2)
     assert averaging.average.count == 2
+
+
+def test_a_fit_while_the_average_is_applied_is_refused_before_anything_moves() -> None:
+    made, averaging = model(), Averaging(RULE)
+    fit(made, averaging)
+    before, step = weights(made), int(made.optimizer.iterations)
+    with averaging.average.applied(), pytest.raises(Applied, match="average the averaged weights"):
+        fit(made, averaging)
+    assert same(weights(made), before)
+    assert (averaging.average.count, int(made.optimizer.iterations)) == (3, step)
 
 
 def test_metrics_of_the_model_are_not_overwritten_by_the_averages() -> None:

@@ -19,7 +19,7 @@ from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets
 from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
-from polyak.keras.refusals import nested, one_of, other_model, own_loop, refuse_use_ema, word
+from polyak.keras.refusals import nested, one_of, other_model, own_loop, refuse_applied, refuse_use_ema, word
 from polyak.keras.validating import beginning_with, memory, named, refuse_used_up
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
@@ -153,6 +153,7 @@ class Averaging(keras.callbacks.Callback):
         if is_nested(self):
             raise nested()
         refuse_use_ema(self.model)
+        refuse_applied(self.average)
         self._all = _of(neighbours()) or [self]
         refuse_shared({c.name: c.average for c in self._all})
         if self.evaluate == "both":

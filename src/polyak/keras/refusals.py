@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from polyak.errors import ModelError
 from polyak.frameworks import Average
+from polyak.frameworks.stateful import StatefulAverage
 from polyak.keras.fitting import optimizers
 
 
@@ -49,6 +50,11 @@ def own_loop(model: Any) -> ModelError:
         "received one that does not, so that the average would not move",
         hint="make the average with polyak.EMA(model, ...) and call its update() in your loop",
     )
+
+
+def refuse_applied(average: Average) -> None:
+    """Raise Applied while weights that it follows hold averaged values: the first step would train those."""
+    cast(StatefulAverage, average).refuse_applied()
 
 
 def refuse_use_ema(model: Any) -> None:
