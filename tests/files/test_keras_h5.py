@@ -17,6 +17,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.files.bounded import file_sizes
 
 import polyak
 from polyak.errors import DamagedFile, FileError, UnknownFormat
@@ -476,3 +477,23 @@ def test_a_soft_link_is_refused_without_a_word_of_damage(tmp_path: Path) -> None
         f"file {str(tmp_path / 'a.h5')!r}: 'vars/0': expected an array or a group, received a soft link\n"
         "hint: Keras and its like give each array one name: save it again without links"
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such bounds")
+def test_no_room_for_the_copy_of_an_archives_weights_is_said_of_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.keras"
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.arange(100_000, dtype=np.float32)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.write(tmp_path / "w.h5", "model.weights.h5")
+    monkeypatch.setattr(keras_archive, "_IN_MEMORY", 1000)
+    said = r"file '.*m\.keras': its weights cannot be unpacked into a temporary file: File too large; it needs 40\d,\d+"
+    with file_sizes() as longest:
+        longest(100_000)
+        with pytest.raises(FileError, match=said) as refused:
+            polyak.open(path)
+    assert "TMPDIR" in str(refused.value.hint)
+    assert polyak.open(path)["layers/dense/vars/0"][7] == 7

@@ -10,7 +10,7 @@ from typing import Literal
 
 from polyak.errors import FileError
 
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def failures_named(path: Path, doing: Literal["read", "written"], needed: int = 
     except OSError as error:
         raise FileError(
             f"file {str(path)!r}: cannot be {doing}: {error.strerror or error}{_needs(needed)}",
-            hint=f"make room in {str(path.parent)!r} or write elsewhere" if error.errno in _NO_ROOM else None,
+            hint=f"make room in {str(path.parent)!r} or write elsewhere" if error.errno in NO_ROOM else None,
         ) from error
 
 

@@ -6,13 +6,14 @@ step unpacks the member from its start again.
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import BinaryIO
 from polyak.contents import Contents
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import zips
-from polyak.files.failures import failures_named
+from polyak.files.failures import NO_ROOM, failures_named
 from polyak.files.keras_h5 import contents, first_bytes
 from polyak.files.keras_hdf5 import Hdf5
 
@@ -47,7 +48,8 @@ def read(path: Path) -> Contents:
             raise UnknownFormat(f"{origin}: expected {WEIGHTS} in the archive, received {archive.namelist()!s:.200}")
         texts = {name: _text(archive, name, origin) for name in _TEXTS if name in archive.namelist()}
         spare = [n for n in archive.namelist() if n not in (*_TEXTS, WEIGHTS) and not n.endswith("/")]
-        weights = _copied(archive, WEIGHTS)
+        with _room(archive.getinfo(WEIGHTS).file_size, origin):
+            weights = _copied(archive, WEIGHTS)
     held = contents(Hdf5(weights, origin), "keras")
     beside = {**held.beside, **dict.fromkeys(spare, "a member of the archive")}
     return replace(held, integrity="crc32", texts={n: partial(_same, t) for n, t in texts.items()}, beside=beside)
@@ -75,10 +77,30 @@ def _copied(archive: zipfile.ZipFile, name: str) -> BinaryIO:
     """A member in memory, or in a file without a name where it is large."""
     large = archive.getinfo(name).file_size > _IN_MEMORY
     copy: BinaryIO = tempfile.TemporaryFile() if large else io.BytesIO()  # noqa: SIM115 - it lives with the snapshot
-    with archive.open(name) as packed:
-        shutil.copyfileobj(packed, copy, 1 << 20)
-    copy.seek(0)
+    try:
+        with archive.open(name) as packed:
+            shutil.copyfileobj(packed, copy, 1 << 20)
+        copy.seek(0)
+    except BaseException:
+        with suppress(OSError):  # what could not be written cannot be written now
+            copy.close()
+        raise
     return copy
+
+
+@contextmanager
+def _room(needed: int, origin: str) -> Iterator[None]:
+    """Say of a copy for which there is no room that it is the copy, and not the file itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*NO_ROOM, errno.ENOENT):
+            raise
+        raise FileError(
+            f"{origin}: its weights cannot be unpacked into a temporary file: {error.strerror or error}; it needs "
+            f"{needed:,} bytes",
+            hint="name a directory with room in TMPDIR, or write the model without packing it: save_weights",
+        ) from error
 
 
 @contextmanager
