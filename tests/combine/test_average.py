@@ -62,6 +62,20 @@ def test_one_member_or_a_share_of_nothing_keeps_the_sign_of_zero() -> None:
     assert average.mean([b, a], [0, 3])["w"].tobytes() == a["w"].tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_small_share_of_large_numbers_hides_no_small_number(dtype: Any) -> None:
+    large, small = held(w=np.asarray([1e15, -1e15], dtype)), held(w=np.asarray([1.1e-6, 3.3e-6], dtype))
+    for members, weights in (([large, small], [1e-40, 1.0]), ([small, large], [1.0, 1e-40])):
+        assert average.mean(members, weights)["w"].tobytes() == small["w"].tobytes()
+
+
+def test_the_ends_of_float64_have_a_mean_by_any_weights() -> None:
+    most = np.finfo(np.float64).max
+    low, high = held(w=np.array([-most])), held(w=np.array([most]))
+    assert average.mean([low, high], [1, 3])["w"] == most / 2
+    assert average.mean([high, low], [1, 3])["w"] == -most / 2
+
+
 def test_blocks_do_not_change_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     members = [held(w=a) for a in np.random.default_rng(0).normal(size=(3, 100)).astype(np.float16)]
     whole = average.mean(members)["w"]

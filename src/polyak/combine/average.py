@@ -231,25 +231,33 @@ def _wide_mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight, 
     for member, share in zip(members, shares, strict=True):
         if share == 0:
             continue
-        total += share
-        _move(mean, finite(member, w).reshape(-1)[part], None if total == share else share / total)
+        before, total = total, total + share
+        _move(mean, finite(member, w).reshape(-1)[part], share / total, before / total)
     return mean
 
 
-def _move(mean: Array, value: Array, share: float | None) -> None:
+def _move(mean: Array, value: Array, share: float, rest: float) -> None:
+    """From the nearer end, as ``polyak.averaging.kernel.lerp`` does: no large number hides a small one there."""
     for m, x in blocks(mean, value):
-        if share is None:
+        if rest == 0:
             m[...] = x
+        elif share <= 0.5:
+            _add(m, _step(m, wide(x), share))
         else:
-            step = _step(wide(x), m, share)
-            np.add(m, step, out=m, where=step != 0)  # adding nothing would turn -0.0 into 0.0
+            newest = wide(x)
+            _add(newest, _step(newest, m, rest))
+            m[...] = newest
 
 
-def _step(value: Array, mean: Array, share: float) -> Array:
-    """How far a mean moves. Between float64 values of opposite signs lies more than float64 holds."""
+def _step(near: Array, far: Array, part: float) -> Array:
+    """Up to half of the way. Between float64 values of opposite signs lies more than float64 holds."""
     with np.errstate(over="ignore"):
-        step = (value - mean) * share
-    return step if np.isfinite(step).all() else value * share - mean * share
+        step = (far - near) * part
+    return step if np.isfinite(step).all() else far * part - near * part
+
+
+def _add(values: Array, step: Array) -> None:
+    np.add(values, step, out=values, where=step != 0)  # adding nothing would turn -0.0 into 0.0
 
 
 def finite(member: Snapshot, w: Weight) -> Array:
