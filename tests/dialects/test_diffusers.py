@@ -80,3 +80,11 @@ def test_numbers_that_python_writes_into_a_configuration_are_read(tmp_path: Path
     """As transformers does: ``"time_step_limit": [0.0, Infinity]``."""
     held = polyak.open(folder(tmp_path / "mamba", time_step_limit=[0.0, float("inf")], dropout=float("nan")))
     assert held["conv_in.bias"].tolist() == [1, 2]
+
+
+def test_shards_of_torch_save_are_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    index = {"metadata": {}, "weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnknownFormat, match=r"shards of torch.save, which 'pytorch_model[.]bin[.]index[.]json' lists"):
+        polyak.open(tmp_path)

@@ -17,7 +17,8 @@ from polyak.files.failures import failures_named
 _CONFIG = "config.json"
 _SHARDED, _WHOLE = ".safetensors.index.json", ".safetensors"
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_ENDS = (_SHARDED, _WHOLE, ".bin", ".bin.index.json")
+_PICKLED = ".bin.index.json"
+_ENDS = (_SHARDED, _WHOLE, ".bin", _PICKLED)
 _LARGEST = 2_000_000
 
 
@@ -30,6 +31,7 @@ def read(path: Path) -> Contents:
     weights = _weights(path)
     assert weights is not None
     _refuse_both(weights)
+    _refuse_pickled_shards(weights)
     contents: Contents = import_module("polyak.files").read(weights)
     return replace(contents, facts={**contents.facts, **_facts(path / _CONFIG)})
 
@@ -47,6 +49,15 @@ def _refuse_both(weights: Path) -> None:
             f"directory {str(weights.parent)!r}: expected one file of weights, received {whole.name!r} and "
             f"{weights.name!r}",
             hint=f"open the one that is meant: {str(whole)!r} or {str(weights)!r}",
+        )
+
+
+def _refuse_pickled_shards(index: Path) -> None:
+    if index.name.endswith(_PICKLED):
+        raise UnknownFormat(
+            f"directory {str(index.parent)!r}: expected one file of weights or shards of safetensors, received "
+            f"shards of torch.save, which {index.name!r} lists",
+            hint="open each shard by itself; or write the model anew: model.save_pretrained(folder) makes safetensors",
         )
 
 
