@@ -1136,3 +1136,18 @@ def test_a_list_of_numbers_leads_over_the_module_that_it_is_of(tmp_path: Path) -
     polyak.transfer(tmp_path / "a.pt", module)
     polyak.transfer(module, model, rename={"0": "wide", "1": "square"})
     assert np.asarray(model.square.kernel).tolist() == np.full((4, 4), 2.0).tolist()
+
+
+def test_an_attention_whose_heads_share_keys_is_none_of_pytorch(tmp_path: Path) -> None:
+    class Shared(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = L.GroupQueryAttention(2, 4, 2)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x, x)
+
+    model = built(Shared(), normal(2, 5, 8))
+    with pytest.raises(ShapeMismatch, match=r"layer 'inner' .* expected one number of heads"):
+        polyak.convert(model, tmp_path / "a.pt", layout="torch")
+    assert not (tmp_path / "a.pt").exists()

@@ -110,6 +110,7 @@ def attention_to_torch(given: Shapes, wanted: Shapes) -> Iterator[Part]:
     kernels = tuple(f"{n}/kernel" for n in _QKV)
     biases = tuple(f"{n}/bias" for n in _QKV)
     if all(k in given for k in kernels):
+        _refuse_other_heads([given[k] for k in kernels])
         stacked = "in_proj_weight" in wanted if wanted else len({given[k][0] for k in kernels}) == 1
         if stacked:
             yield Part("in_proj_weight", kernels, lambda *a: np.concatenate([_heads_to_torch(x) for x in a]))
@@ -121,6 +122,15 @@ def attention_to_torch(given: Shapes, wanted: Shapes) -> Iterator[Part]:
         yield Part("out_proj/weight", ("output/kernel",), lambda a: a.reshape(-1, a.shape[-1]).transpose(1, 0))
     if "output/bias" in given:
         yield Part("out_proj/bias", ("output/bias",), as_it_is)
+
+
+def _refuse_other_heads(shapes: list[Shape]) -> None:
+    """Raise ShapeMismatch for what PyTorch's attention cannot be, such as keys that several heads share."""
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise ShapeMismatch(
+            f"query, key and value of {', '.join(map(str, shapes))}: expected one number of heads and one size of a "
+            "head for all three, as in PyTorch's MultiheadAttention"
+        )
 
 
 def attention_to_keras(given: Shapes, wanted: Shapes) -> Iterator[Part]:

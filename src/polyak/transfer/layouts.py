@@ -206,7 +206,11 @@ def in_layout(held: Snapshot, layout: str | None, layers: Mapping[str, str]) -> 
 def _of_role(held: Snapshot, pairing: Pairing) -> Iterator[Item]:
     for block in blocks(held.weights, "keras"):
         rule = rule_for(block, None, "keras", pairing)
-        for part in _parts(rule, block, Block("", "", {}), "keras"):
+        try:
+            parts = list(_parts(rule, block, Block("", "", {}), "keras"))
+        except PolyakError as error:
+            raise type(error)(f"layer {block} of {held.origin}: {error.message}", hint=error.hint) from None
+        for part in parts:
             name = _torch_name(block, part.name, rule)
             place = replace(block.weights[part.of[0]], path=name, evidence=None)
             yield _item(held, block, place, part)
