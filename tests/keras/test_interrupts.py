@@ -17,6 +17,7 @@ import pytest
 from tests.keras.peers import BACKEND, X, Y, adam, network
 
 import polyak
+from polyak.errors import NonFinite
 from polyak.keras import Averaging
 
 HERE = str(Path(polyak.__file__).parent)
@@ -129,6 +130,23 @@ def test_an_interrupt_at_any_line_that_takes_an_average_away_leaves_raw_weights(
         average.update()
 
 
+def test_an_interrupt_of_a_transfer_that_fails_leaves_the_target_as_it_was() -> None:
+    source, target = small(), small()
+    fill(source, 2.0)
+    last = source.layers[-1].weights[-1]
+    last.assign(np.full(last.shape, np.nan, np.float32))
+    held = polyak.snapshot(source)
+
+    def work() -> None:
+        with suppress(NonFinite):
+            polyak.transfer(held, target)
+
+    before = [value.copy() for value in target.get_weights()]
+    for line in interrupts(work, f"{HERE}/transfer/commit"):
+        same = [np.array_equal(a, b) for a, b in zip(target.get_weights(), before, strict=True)]
+        assert all(same), f"line {line}"
+
+
 @pytest.mark.parametrize("place", ["exchange", "locks"])
 def test_an_interrupt_leaves_no_average_taken(place: str) -> None:
     average = polyak.track(small(), "ema:0.75,start=initial")
@@ -137,6 +155,17 @@ def test_an_interrupt_leaves_no_average_taken(place: str) -> None:
         thread.start()
         thread.join(20)
         assert not thread.is_alive(), f"line {line}"
+
+
+def test_an_interrupt_of_a_save_in_a_thread_takes_no_room(tmp_path: Path) -> None:
+    average = polyak.track(small(), "ema:0.75,start=initial")
+    with polyak.Saver() as background:
+        save = lambda: background.save(average, tmp_path / "a.safetensors")  # noqa: E731
+        for line in interrupts(save, f"{HERE}/saving"):
+            thread = Thread(target=save, daemon=True)
+            thread.start()
+            thread.join(20)
+            assert not thread.is_alive(), f"line {line}"
 
 
 def test_an_interrupt_of_fit_loses_neither_the_average_nor_the_model() -> None:

@@ -36,14 +36,21 @@ def commit(source: Snapshot, target: Target, moves: Moves, finite: bool = True) 
     with source.moment(), target.moment():
         undo: Undo = [("what is computed from weights", target.settle), ("rule and counts", target.hold_state())]
         try:
-            moved = _write(source, target, moves, finite, undo)
-            target.adopt(source.state)
-            target.settle()
-            for m in moved:
-                _verify(target, m)
+            try:
+                moved = _write(source, target, moves, finite, undo)
+                target.adopt(source.state)
+                target.settle()
+                for m in moved:
+                    _verify(target, m)
+                undo.clear()
+            except BaseException as error:
+                with unbroken():
+                    _put_back(undo, target.label, error)
+                raise
         except BaseException as error:
-            with unbroken():
-                _put_back(undo, target.label, error)
+            if undo:  # an interrupt came in before the first line of that
+                with unbroken():
+                    _put_back(undo, target.label, error)
             raise
     return moved
 
@@ -106,9 +113,10 @@ def _verify(target: Target, moved: Moved) -> None:
 
 
 def _put_back(undo: Undo, label: str, cause: BaseException) -> None:
-    """Undo everything, last first. What fails is tried once more: the failure may be an interrupt from the keyboard."""
+    """Undo everything, last first, and forget it. What fails is tried once more: it may be an interrupt."""
     first = [entry for entry in reversed(undo) if _failure(entry[1]) is not None]
     failed = [(name, failure) for name, put_back in first if (failure := _failure(put_back)) is not None]
+    undo.clear()
     if failed:
         names = ", ".join(name for name, _ in failed)
         raise TransferError(
