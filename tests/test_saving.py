@@ -13,6 +13,7 @@ import pytest
 
 import polyak
 from polyak.errors import AmbiguousRole, FileError
+from polyak.saving import Saving
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
 
@@ -70,6 +71,27 @@ def test_a_third_save_waits_for_the_first(tmp_path: Path) -> None:
         gate.set()
         assert third.wait(20)
         thread.join()
+
+
+def test_threads_that_save_at_once_lose_no_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    background, gate, threads = polyak.Saver(), threading.Event(), []
+    plain = Saving.has_failed_unheard.fget
+
+    def slowly(saving: Saving) -> bool:
+        """Another thread has the time to save while this one looks through the list."""
+        if not threads:
+            threads.append(threading.Thread(target=lambda: background.save(held(3.0), tmp_path / "2.safetensors")))
+            threads[0].start()
+            threads[0].join(0.5)
+        return bool(plain(saving))
+
+    background.save(held(1.0), tmp_path / "0.safetensors").result()
+    monkeypatch.setattr(Saving, "has_failed_unheard", property(slowly))
+    background.save(held(2.0, gate), tmp_path / "1.safetensors")
+    threads[0].join()
+    gate.set()
+    assert len(background.wait()) == 2
+    background.close()
 
 
 def test_saves_that_cannot_begin_take_no_room(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, Self
 from polyak.errors import FileError, PolyakError
 from polyak.file_verbs import PathLike, shared, written
 from polyak.transfer.receipt import Receipt
+from polyak.transfer.unbroken import unbroken
 from polyak.verbs import held_now, saver
 
 _WAITING = 2  # saves under way: one that is written, and one that waits for it
@@ -87,7 +88,7 @@ class Saver:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "polyak-save")
-        self._room = threading.Semaphore(_WAITING)
+        self._turn = threading.Lock()  # of the threads that save, one at a time
         self._savings: list[Saving] = []
         self._process = os.getpid()
         self._closed = False
@@ -107,17 +108,17 @@ class Saver:
             raise FileError(f"file {os.fspath(path)!r}: the saver is closed", hint="make another Saver")
         place = Path(path).absolute()
         writer = shared(saver(os.fspath(path)), source)
-        self._room.acquire()
-        try:
+        with self._turn:
+            self._make_room()
             held = held_now(source, weights)
-            future = self._pool.submit(written, held, place, writer)
-        except BaseException:
-            self._room.release()
-            raise
-        future.add_done_callback(lambda _: self._room.release())
-        saving = Saving(os.fspath(path), future)
-        self._savings = [s for s in self._savings if not s.done or s.has_failed_unheard] + [saving]
+            with unbroken():
+                saving = Saving(os.fspath(path), self._pool.submit(written, held, place, writer))
+                self._savings = [s for s in self._savings if not s.done or s.has_failed_unheard] + [saving]
         return saving
+
+    def _make_room(self) -> None:
+        while len(under_way := [saving._future for saving in self._savings if not saving.done]) >= _WAITING:
+            wait_for(under_way, return_when=FIRST_COMPLETED)
 
     def wait(self) -> tuple[Receipt, ...]:
         """Wait for all saves; the receipts of those under way at the last call, in their order.
@@ -129,7 +130,8 @@ class Saver:
         waited = list(self._savings)
         wait_for([saving._future for saving in waited])
         # Only now: an interrupt while they are waited for leaves them to the next call.
-        self._savings = [saving for saving in self._savings if saving not in waited]
+        with self._turn:
+            self._savings = [saving for saving in self._savings if saving not in waited]
         self._raise_failed(waited)
         return tuple(s._future.result() for s in waited if s._future.exception() is None)
 
