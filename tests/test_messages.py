@@ -212,7 +212,8 @@ CASES = {
     "an average of what is not finite": Case(
         errors.NonFinite,
         lambda d: ema(w=[np.nan]),
-        "weight 'w': expected finite values to start an average from, received NaN or infinity\n"
+        "weight 'w': expected finite values to start an average from, received NaN, infinity or more than half of "
+        "what its average can hold\n"
         "hint: start the average before training diverges, or load finite weights",
     ),
     "values of no numbers": Case(

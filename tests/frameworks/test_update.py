@@ -382,9 +382,12 @@ def test_every_average_needs_a_finite_start() -> None:
 def test_large_finite_weights_never_make_an_infinite_average() -> None:
     """Beyond half the range the difference of two weights may overflow, so that such an update is skipped."""
     model = module(w=[3e38])
+    with pytest.raises(NonFinite, match="or more than half of what its average can hold"):
+        polyak.EMA(model, decay=0.9, start="initial")  # from there to -1e38 is more than a float32 can say
+    model.w.assign([1e38])
     ema = polyak.EMA(model, decay=0.9, start="initial")
     model.w.assign([-3e38])
-    with pytest.warns(NonFiniteWarning):
+    with pytest.warns(NonFiniteWarning, match="weight 'w'"):
         ema.update()
     assert np.isfinite(ema.values()["w"]).all()
 

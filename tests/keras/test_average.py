@@ -218,6 +218,9 @@ def test_a_decay_is_asked_for_in_any_of_its_ways(asked: dict[str, float]) -> Non
 def test_large_finite_weights_never_make_an_infinite_average() -> None:
     model = ZOO["shared_layer"].built()
     model.layers[1].bias.assign([3e38] * WIDTH)
+    with pytest.raises(NonFinite, match="or more than half of what its average can hold"):
+        polyak.EMA(model, decay=0.9, start="initial")  # from there to -1e38 is more than a float32 can say
+    model.layers[1].bias.assign([1e38] * WIDTH)
     ema = polyak.EMA(model, decay=0.9, start="initial")
     model.layers[1].bias.assign([-3e38] * WIDTH)
     with pytest.warns(NonFiniteWarning):

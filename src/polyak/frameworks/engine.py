@@ -135,8 +135,8 @@ class Engine(ABC):
         """A copy of an array of the same dtype, where ``like`` is and as it is spread there."""
 
     @abstractmethod
-    def is_finite(self, array: Any) -> bool:
-        """Whether every value is neither NaN nor infinite."""
+    def is_fit(self, array: Any) -> bool:
+        """Whether every value may be averaged: finite, and at most half of the range of the dtype of its shadow."""
 
     @abstractmethod
     def counter(self, value: int, beside: Any) -> Any:

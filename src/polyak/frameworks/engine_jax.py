@@ -135,8 +135,9 @@ class JaxEngine(Engine):
             return _placed(made, like, like.sharding)
         return self.from_numpy(self.view(made), like) if made.committed else made
 
-    def is_finite(self, array: Any) -> bool:
-        return bool(jnp.isfinite(array).all())
+    def is_fit(self, array: Any) -> bool:
+        with in_float64():
+            return bool(_are_within([array]))
 
     def counter(self, value: int, beside: Any) -> Any:
         spread = beside.sharding

@@ -79,8 +79,8 @@ class TorchEngine(Engine):
     def beside(self, array: Any, like: Any) -> Any:
         return self.from_numpy(array, like) if isinstance(array, np.ndarray) else copied(array).to(like.device)
 
-    def is_finite(self, array: Any) -> bool:
-        return bool(torch.isfinite(array).all())
+    def is_fit(self, array: Any) -> bool:
+        return _is_within(array)
 
     def counter(self, value: int, beside: Any) -> int:
         return value

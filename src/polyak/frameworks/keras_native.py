@@ -174,7 +174,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def unsafe(self) -> list[str]:
         values = self.raw_values()
-        return [path for path in self.program.guarded if not self.engine.is_finite(values[path])]
+        return [path for path in self.program.guarded if not self.engine.is_fit(values[path])]
 
     def raw_values(self) -> dict[str, Any]:
         """The arrays of the followed weights, as they are now."""
@@ -320,7 +320,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.watch(raw.variables.values())
 
     def _guarded(self, raw: Described, followed: Sequence[Weight], kept: Collection[str]) -> tuple[str, ...]:
-        """Floating-point weights that are averaged or begin finite; a mask of minus infinity is left alone.
+        """Floating-point weights that are averaged or begin fit for it; a mask of the lowest numbers is left alone.
 
         Those that are kept are not looked at again: one that has just become NaN would lose its guard for ever.
         """
@@ -329,7 +329,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         def is_guarded(w: Weight) -> bool:
             if w.kind is Kind.TRAINABLE:
                 return True
-            return w.path in before if w.path in kept else self.engine.is_finite(self._value(raw, w.path))
+            return w.path in before if w.path in kept else self.engine.is_fit(self._value(raw, w.path))
 
         return tuple(w.path for w in followed if w.floating and is_guarded(w))
 
@@ -349,9 +349,10 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def _refuse_nonfinite(self, weights: Sequence[Weight], raw: Described) -> None:
         for w in weights:
-            if w.kind is Kind.TRAINABLE and not self.engine.is_finite(self._value(raw, w.path)):
+            if w.kind is Kind.TRAINABLE and not self.engine.is_fit(self._value(raw, w.path)):
                 raise NonFinite(
-                    f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
+                    f"weight {w.path!r}: expected finite values to start an average from, received NaN, infinity "
+                    "or more than half of what its average can hold",
                     hint="start the average before training diverges, or load finite weights",
                 )
 

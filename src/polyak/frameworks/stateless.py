@@ -84,7 +84,7 @@ class StatelessAverage(StatefulAverage):
         self.refuse_counts(self._whole(held.count), self._whole(held.skipped))
         taken = self._copied(held)
         for path in self.program.guarded:
-            if not self.engine.is_finite(taken.shadows[path]):
+            if not self.engine.is_fit(taken.shadows[path]):
                 raise NonFinite(
                     f"take() of {self.label}: weight {path!r}: expected finite values, received NaN or infinity; the "
                     "average is as it was",

@@ -17,7 +17,7 @@ from polyak.frameworks.exchange import EXCHANGING, holds_average, patiently, tog
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
-from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_finite, restart
+from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_fit, restart
 from polyak.frameworks.tensorflow_exchange import enter, leave
 from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
@@ -267,7 +267,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         return () if self._held.value is None else self.bound.shadows.weights
 
     def unsafe(self) -> list[str]:
-        return [path for path, v in self.bound.guarded if not is_finite(v)]
+        return [path for path, v in self.bound.guarded if not is_fit(v)]
 
     def set_state(self, rule: Rule | Parts, count: int, skipped: int) -> None:
         if rule != self.rule:

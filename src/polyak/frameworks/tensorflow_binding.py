@@ -97,28 +97,28 @@ def restart(bound: Bound, rule: Rule | Parts) -> None:
         bound.shadows.variables[w.path].assign(_first(w, bound.raw.variables[w.path], rule))
 
 
-def is_finite(variable: tf.Variable | tf.Tensor) -> bool:
-    """Whether every value is neither NaN nor infinite."""
+def is_fit(variable: tf.Variable | tf.Tensor) -> bool:
+    """Whether every value may be averaged: finite, and at most half of the range of the dtype of its shadow."""
     wide = tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
-    return bool(np.isfinite(wide.numpy()).all())
+    return bool((np.abs(wide.numpy()) <= wide.dtype.max / 2).all())
 
 
 def _guarded(
     raw: Variables, weights: Collection[Weight], kept: Collection[str], guarded: Collection[str]
 ) -> tuple[tuple[str, tf.Variable], ...]:
-    """Floating-point weights that are averaged or begin finite; a mask of minus infinity is left alone.
+    """Floating-point weights that are averaged or begin fit for it; a mask of the lowest numbers is left alone.
 
     Those that are kept are not looked at again: one that has just become NaN would lose its guard for ever.
     """
 
-    def begins_finite(variable: tf.Variable) -> bool:
-        return not variable.is_initialized() or is_finite(raw_value(variable))
+    def begins_fit(variable: tf.Variable) -> bool:
+        return not variable.is_initialized() or is_fit(raw_value(variable))
 
     pairs = [(w, raw.variables[w.path]) for w in weights if w.floating]
     return tuple(
         (w.path, v)
         for w, v in pairs
-        if w.kind is Kind.TRAINABLE or (w.path in guarded if w.path in kept else begins_finite(v))
+        if w.kind is Kind.TRAINABLE or (w.path in guarded if w.path in kept else begins_fit(v))
     )
 
 
@@ -154,8 +154,9 @@ def refuse_resized(bound: Bound) -> None:
 def _refuse_nonfinite(followed: tuple[Weight, ...] | list[Weight], raw: Variables) -> None:
     for w in followed:
         variable = raw.variables[w.path]
-        if w.kind is Kind.TRAINABLE and variable.is_initialized() and not is_finite(raw_value(variable)):
+        if w.kind is Kind.TRAINABLE and variable.is_initialized() and not is_fit(raw_value(variable)):
             raise NonFinite(
-                f"weight {w.path!r}: expected finite values to start an average from, received NaN or infinity",
+                f"weight {w.path!r}: expected finite values to start an average from, received NaN, infinity "
+                "or more than half of what its average can hold",
                 hint="start the average before training diverges, or load finite weights",
             )
