@@ -153,6 +153,24 @@ def test_an_average_keeps_its_own_statistics_in_its_shadows() -> None:
     np.testing.assert_array_equal(ema.values()[next(p for p in ema.values() if "moving" in p)], model.get_weights()[4])
 
 
+def test_an_average_is_recalibrated_between_two_steps_of_fit() -> None:
+    model, averaging, twin = trained(), Averaging("ema:0.9"), normalising()
+    found: list[dict[str, np.ndarray]] = []
+
+    def between(step: int, logs: object) -> None:
+        if step == 1:
+            averaging.average.copy_to(twin)
+            polyak.recalibrate(averaging.average, X, steps=2)
+            found.append(averaging.average.values())
+
+    callbacks = [averaging, keras.callbacks.LambdaCallback(on_train_batch_end=between)]
+    model.fit(X, Y, 32, verbose=0, shuffle=False, callbacks=callbacks)
+    polyak.recalibrate(twin, X, steps=2)
+    for path, value in polyak.snapshot(twin).items():
+        np.testing.assert_array_equal(found[0][path], value, err_msg=path)
+    assert averaging.average.count == 3
+
+
 def test_the_callback_offers_it() -> None:
     model = normalising()
     averaging = Averaging("ema:0.9", finish="average")

@@ -69,7 +69,9 @@ class Normalised:
             ModelError: there are no batches, fewer than asked for, or no layer ran.
             NonFinite: a statistic is NaN or infinite.
         """
-        state = [values.get(path, v.value) for path, v in self.variables.items()]
+        # Only what is not given is read: on JAX fit keeps the model's own values in its compiled step.
+        known = {**{path: v.value for path, v in self.variables.items() if path not in values}, **values}
+        state = [known[path] for path in self.variables]
         means = Means(self.label)
         with as_in_training(self.layers, _noting) as found:
             step = _compiled(self._step(found), self.model)
