@@ -21,6 +21,7 @@ from polyak.frameworks.exchange import (
     holds_average,
     leave,
     moment,
+    moment_of,
     raw_value,
     together,
     watch,
@@ -167,6 +168,14 @@ def test_averages_of_the_same_weights_have_one_lock_and_a_later_one_of_two_model
     assert set(follow(b, c, d).locks) == {*one.locks, *other.locks}
     assert set(follow(d).locks) < {*one.locks, *other.locks}
     assert set(follow(copy.deepcopy(a)).locks).isdisjoint(one.locks)
+
+
+def test_who_reads_a_part_of_a_model_does_not_wait_for_the_other_part() -> None:
+    a, b, c = (SimpleNamespace(value=1) for _ in range(3))
+    one, other = follow(a), follow(b)
+    follow(a, b)
+    with held_elsewhere(other), moment_of([a, c]):
+        assert one.locks[0].is_mine
 
 
 @pytest.mark.parametrize("kind", [together, moment])

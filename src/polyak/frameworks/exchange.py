@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any, Protocol
@@ -174,6 +174,28 @@ def moment(averages: Iterable[Watcher]) -> Iterator[None]:
                 hint="call this from the thread that trains",
             )
         yield
+
+
+def moment_of(variables: Collection[Any]) -> AbstractContextManager[None]:
+    """``moment`` for who reads or writes these variables, which any average may follow.
+
+    Each has one lock, which all that follow it have: those of other weights that one of them follows are none of this.
+    """
+    return moment([_Followed(variables)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    variables: Collection[Any]
+
+    @property
+    def locks(self) -> Locks:
+        with EXCHANGING:
+            notes = [vars(v)[_WATCHERS] for v in self.variables if _WATCHERS in vars(v)]
+        return tuple({id(note.lock): note.lock for note in notes if note.lock is not None}.values())
+
+    def look(self) -> None:
+        """There is nothing to notice."""
 
 
 def _waiting_for_each_other() -> ModelError:

@@ -11,7 +11,7 @@ import numpy as np
 from polyak.errors import Applied, ModelError
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine
-from polyak.frameworks.exchange import holds_average, moment, raw_value, watchers
+from polyak.frameworks.exchange import holds_average, moment_of, raw_value
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.snapshot import Array
@@ -54,7 +54,7 @@ class KerasVariables(Target):
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
-        return moment(watchers(self.variables.values()))
+        return moment_of(self.variables.values())
 
     def hold(self, path: str) -> PutBack:
         variable = self.variables[path]

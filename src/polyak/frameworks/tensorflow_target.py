@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from polyak.errors import Applied, ModelError
-from polyak.frameworks.exchange import holds_average, moment, watchers
+from polyak.frameworks.exchange import holds_average, moment_of
 from polyak.frameworks.tensorflow_exchange import components, raw_value
 from polyak.memory import LARGE, copied
 from polyak.snapshot import Array
@@ -75,7 +75,7 @@ class Variables(Target):
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
-        return moment(watchers(self.variables.values()))
+        return moment_of(self.variables.values())
 
     def hold(self, path: str) -> PutBack:
         """TensorFlow shares the buffer until the variable is written: holding costs no copy of its own."""
