@@ -125,8 +125,9 @@ class Average(ABC):
     def reset(self) -> None:
         """Start again from the model's present weights, with a count of zero.
 
-        What came by ``refresh`` begins with all others then, by the rule of its path. A step of your own that JAX has
-        compiled contains the rule as it was: compile it anew.
+        What came by ``refresh`` begins with all others then, by the rule of its path. A rule that was changed on the
+        way, "A until 1000 then B", begins with A again; ``change_rule`` before the next update gives B alone. A step of
+        your own that JAX has compiled contains the rule as it was: compile it anew.
         """
 
     def hard_sync(self) -> Receipt:
