@@ -86,6 +86,28 @@ def test_a_model_of_a_list_of_inputs_is_served(tmp_path):
     np.testing.assert_allclose(answer, ema(batch), rtol=1e-6)
 
 
+class Keyed(keras.Model):
+    def __init__(self, key):
+        super().__init__()
+        self.heads = {key: keras.layers.Dense(1)}
+
+    def call(self, x):
+        for head in self.heads.values():
+            x = head(x)
+        return x
+
+
+@pytest.mark.parametrize("key", ["größe", "_private", "a b", "*"])
+def test_weights_of_any_path_are_exported(tmp_path, key):
+    x = np.ones((1, 3), "float32")
+    model, other = Keyed(key), Keyed(key)
+    model(x), other(x)
+    ema = polyak.EMA(model, decay=0.5)
+    polyak.tensorflow.export(ema, tmp_path / "served", x)
+    polyak.transfer(tmp_path / "served", other)
+    nets.assert_same(nets.weights(other), nets.averaged(ema))
+
+
 def test_an_export_without_a_sample_asks_for_one(trained, tmp_path):
     _, fast, _ = trained
     with pytest.raises(polyak.errors.ModelError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,8 +128,9 @@ def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
 
 
 def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | Parts, place: Place) -> tf.Variable:
-    name = weight.path.replace("/", "_")
-    return place.variable(_first(weight, raw, rule), f"{name}_average")
+    # A name that TensorFlow also takes for an operation, as an export asks for.
+    name = re.sub(r"[^A-Za-z0-9.]", "_", f"{weight.path}_average").lstrip("_")
+    return place.variable(_first(weight, raw, rule), name)
 
 
 def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:
