@@ -182,6 +182,13 @@ def test_in_a_model_of_ones_own_class_shapes_must_tell_all(tmp_path: Path) -> No
     unknown(saved(Own((4, 4, 2)), new.Adam(use_ema=True), tmp_path / "b.keras"), "more than one assignment")
 
 
+def test_a_legacy_file_of_many_layers_is_read_as_one_of_few(tmp_path: Path) -> None:
+    net = keras.Sequential([keras.Input((3,)), *(layers.Dense(4) for _ in range(100)), layers.Dense(2)])
+    snap = polyak.open(saved(net, new.Adam(use_ema=True), tmp_path / "a.h5", steps=1))
+    assert snap.roles == ("raw", "average", "optimizer")
+    assert len(snap.select("average").weights) == len(net.weights)
+
+
 def test_names_that_collide_in_a_legacy_file_are_not_guessed(tmp_path: Path) -> None:
     """``a_b/c`` and ``a/b_c`` are both ``a_b_c_average``; Keras itself cannot write the two, so one is renamed here."""
     net = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="x"), layers.Dense(2, name="y")], name="net")

@@ -23,6 +23,7 @@ import polyak
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import keras_archive, keras_h5
 from polyak.files.hdf5_stream import Watched
+from polyak.files.keras_hdf5 import Hdf5
 
 VALUE = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -234,6 +235,35 @@ def test_one_text_that_stands_for_many_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DamagedFile, match="expected texts of its own, received one again and again"):
         polyak.open(path)
+
+
+def test_a_list_whose_names_are_all_one_long_text_is_refused(tmp_path: Path) -> None:
+    """HDF5 would take memory for each of them at once."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["vars/0"] = VALUE
+        file.attrs["name"] = "x" * (1 << 20)
+        file.attrs["layer_names"] = ["y" * 7] * 300
+    content = path.read_bytes()
+    large, small = (_references(content, size) for size in (1 << 20, 7))
+    assert (len(large), len(small)) == (1, 300)
+    for reference in small:
+        content = content.replace(reference, large[0])
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match="received texts of up to 1,048,576 bytes in a list of many"):
+        polyak.open(path)
+
+
+def test_long_lists_of_names_are_read_in_large_files_and_beside_long_texts(tmp_path: Path) -> None:
+    path, names = tmp_path / "a.h5", tuple(f"layer_{number}" for number in range(1_000))
+    with h5py.File(path, "w") as file:
+        file["vars/0"] = np.zeros(1 << 20, np.float32)
+        file.attrs["model_config"] = "x" * 300_000
+        file.attrs["layer_names"] = list(names)
+    with path.open("rb") as raw:
+        texts = Hdf5(raw, "a.h5").texts("")
+    assert texts["layer_names"] == names
+    assert texts["model_config"] == "x" * 300_000
 
 
 def _references(content: bytes, size: int) -> list[bytes]:

@@ -49,6 +49,7 @@ class Watched(io.RawIOBase):
         self._file = file
         self._origin = origin
         self._known: set[int] = set()
+        self._longest, self._most = 0, _LARGEST
         self._at = 0  # of its own: after a fork several processes share the file's
         self._number = _number(file)
         self.size = file.seek(0, os.SEEK_END)
@@ -66,6 +67,12 @@ class Watched(io.RawIOBase):
             yield
         finally:
             self._of_a_thread.values = False
+
+    def refuse_longer(self, most: int) -> None:
+        """From now on raise DamagedFile for heaps with an object of more bytes; also if one was read already."""
+        self._most = most
+        if self._longest > most:
+            raise self._too_long(self._longest)
 
     def readable(self) -> bool:
         return True
@@ -110,7 +117,10 @@ class Watched(io.RawIOBase):
             step = _OBJECT + length + -length % 8 if index else length  # that of free room counts its own head
             if not 0 < step <= len(heap) - at:
                 raise self._damaged(place)
+            self._longest = max(self._longest, length if index else 0)
             at += step
+        if self._longest > self._most:
+            raise self._too_long(self._longest)
         self._known.add(place)
 
     def _bytes(self, start: int, count: int) -> bytes:
@@ -129,6 +139,12 @@ class Watched(io.RawIOBase):
                 break
             done += got
         return done
+
+    def _too_long(self, length: int) -> DamagedFile:
+        return DamagedFile(
+            f"{self._origin}: expected a list of names, received texts of up to {length:,} bytes in a list of many",
+            hint="Keras writes short names: the file is damaged or hostile",
+        )
 
     def _damaged(self, place: int) -> DamagedFile:
         return DamagedFile(

@@ -35,6 +35,7 @@ _FREE_GROUPS = 2000
 _GROUPS_OF_AN_ARRAY = 8
 _FLOOR = 1 << 20
 _LARGEST_TEXT = 1 << 22
+_LARGEST_LIST = 1 << 28
 _DEEPEST = 64
 _NO_LINKS = "Keras and its like give each array one name: save it again without links"
 
@@ -72,6 +73,7 @@ class Hdf5:
         with self._damage():
             self._stream = Watched(file, origin)
             self._file = h5py.File(self._stream, "r")
+            self._lists: tuple[Watched, h5py.File] | None = None
             weakref.finalize(self, self._file.close)  # called before the other
             found = dict(self._walk(self._file, "", set()))
             _refuse_shared(found, self._size, origin)
@@ -87,8 +89,7 @@ class Hdf5:
         if group not in self._described:
             return {}
         with self._damage():
-            attributes = (self._file[group] if group else self._file).attrs
-            held = {name: _text(attributes, name, self._size) for name in attributes}
+            held = {name: self._text(group, name) for name in _attributes(self._file, group)}
         texts = {name: text for name, text in held.items() if text is not None}
         self._letters += sum(len(t) for text in texts.values() for t in (text if isinstance(text, tuple) else (text,)))
         if self._letters > _LARGEST_TEXT + 4 * self._size:
@@ -96,6 +97,27 @@ class Hdf5:
                 f"{self.origin}: group {group!r}: expected texts of its own, received one again and again"
             )
         return texts
+
+    def _text(self, group: str, name: str) -> str | tuple[str, ...] | None:
+        held = _attributes(self._file, group).get_id(name)
+        if not _is_text(held):
+            return None
+        lie_elsewhere = held.shape != () and held.dtype.kind != "S"
+        return _text(_attributes(self._listing(held.shape[0]) if lie_elsewhere else self._file, group), name)
+
+    def _listing(self, count: int) -> h5py.File:
+        """The file for a list of so many texts of no fixed length, which might all be one and the same long text.
+
+        HDF5 takes memory for all of them at once. Opened once more, so that the heaps which are looked through are
+        those of lists alone, and not those of a model's description, which may be long.
+        """
+        if self._lists is None:
+            stream = Watched(self._raw, self.origin)
+            self._lists = stream, h5py.File(stream, "r")
+            weakref.finalize(self, self._lists[1].close)
+        stream, file = self._lists
+        stream.refuse_longer(_LARGEST_LIST // max(count, 1))
+        return file
 
     def runs(self, name: str) -> list[tuple[int, int]] | None:
         """Where an array's bytes lie, for who reads them past HDF5; None where HDF5 has to. Raises as reading does."""
@@ -217,17 +239,20 @@ def _stamp(file: BinaryIO) -> Stamp | None:
         return None
 
 
-def _text(attributes: Any, name: str, most: int) -> str | tuple[str, ...] | None:
-    """A text or a list of them. Those of no fixed length lie elsewhere, up to ``most`` bytes each, maybe all in one."""
-    held = attributes.get_id(name)
+def _attributes(file: h5py.File, group: str) -> Any:
+    return (file[group] if group else file).attrs
+
+
+def _is_text(held: Any) -> bool:
+    """Whether an attribute is a text or a list of texts, of no more bytes than a list of names has."""
     if held.get_type().get_class() != h5py.h5t.STRING or held.get_space().get_simple_extent_type() == h5py.h5s.NULL:
-        return None
-    count = math.prod(held.shape)
-    size = count * (held.dtype.itemsize if held.dtype.kind == "S" or held.shape == () else most)
-    if size > _LARGEST_TEXT or len(held.shape) > 1:
-        return None
+        return False
+    return len(held.shape) <= 1 and math.prod(held.shape) * held.dtype.itemsize <= _LARGEST_TEXT
+
+
+def _text(attributes: Any, name: str) -> str | tuple[str, ...]:
     value = attributes[name]
-    return _decoded(value) if held.shape == () else tuple(_decoded(v) for v in value)
+    return tuple(map(_decoded, value)) if isinstance(value, np.ndarray) else _decoded(value)
 
 
 def _decoded(value: Any) -> str:
@@ -238,12 +263,19 @@ def _dtype_name(dataset: h5py.Dataset, where: str) -> str:
     dtype = dataset.dtype
     if dtype.kind in "biufc" and dtype.itemsize <= 16:
         return str(dtype.newbyteorder("=").name)
-    stated = _text(dataset.attrs, "dtype", 0) if "dtype" in dataset.attrs else None
-    if dtype == np.dtype("V2") and stated == "bfloat16":
+    if dtype == np.dtype("V2") and _states(dataset, "bfloat16"):
         return "bfloat16"
     raise UnknownFormat(
         f"{where}: expected numbers, received HDF5 data of type {dtype!s:.60}", hint="polyak reads arrays of numbers"
     )
+
+
+def _states(dataset: h5py.Dataset, dtype: str) -> bool:
+    """Whether Keras has noted this dtype beside the bytes."""
+    if "dtype" not in dataset.attrs:
+        return False
+    held = dataset.attrs.get_id("dtype")
+    return held.shape == () and _is_text(held) and _text(dataset.attrs, "dtype") == dtype
 
 
 def _refuse_foreign(dataset: h5py.Dataset, where: str) -> None:
