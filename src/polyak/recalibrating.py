@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any
 
@@ -120,6 +121,9 @@ class _Statistics(Target):
 
     def write(self, path: str, value: Array) -> None:
         self._whole.write(path, value)
+
+    def moment(self) -> AbstractContextManager[Any]:
+        return self._whole.moment()
 
     def hold(self, path: str) -> PutBack:
         held = self._whole.read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import keras
@@ -360,3 +361,16 @@ def test_a_loader_of_pytorch_gives_batches() -> None:
     model, rows = trained(), torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
     polyak.recalibrate(model, torch.utils.data.DataLoader(rows, batch_size=24))
     assert_recalibrated(model.get_weights(), BATCHES)
+
+
+def test_statistics_are_not_written_within_another_threads_step() -> None:
+    ema = polyak.EMA(normalising(), decay=0.9)
+    polyak.recalibrate(ema, [X[:48]])  # traces and compiles
+    before = {path: value.tobytes() for path, value in ema.values().items()}
+    worker = threading.Thread(target=polyak.recalibrate, args=(ema, [X[48:]]))
+    with ema.moment():
+        worker.start()
+        worker.join(2.0)
+        assert {path: value.tobytes() for path, value in ema.values().items()} == before
+    worker.join()
+    assert {path: value.tobytes() for path, value in ema.values().items()} != before

@@ -530,3 +530,25 @@ def test_what_a_model_gives_away_may_have_keys_of_two_sorts_and_keeps_their_orde
     found = ema(x)
     assert list(found) == ["z", 1, "a"]
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(found["a"][0]), ema.values()["dense/kernel"])
+
+
+@pytest.mark.parametrize("change", ["enable_lora", "add"])
+def test_a_call_refuses_weights_that_came_after_the_average(change: str) -> None:
+    """It would mix averaged weights with new ones that have no average."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    ema = polyak.EMA(model, decay=0.9)
+    x = np.ones((2, 3), np.float32)
+    ema.update()
+    ema(x)
+    model.fit(x, x, verbose=0)  # makes metrics, which are no weights
+    ema(x)
+    if change == "enable_lora":
+        model.layers[0].enable_lora(2)
+    else:
+        model.add(keras.layers.Dense(3))
+    with pytest.raises(ModelError, match="was created after the average"):
+        ema(x)
+    ema.refresh()
+    found, expected = ema(x), model(x)  # what is new begins at its present values, and the rest has not moved
+    assert found.shape == expected.shape

@@ -106,6 +106,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self._entered: Ref = Ref(set())
         self._in_use = Ref(False)
         self.view = Ref(View())
+        self._looked = Ref(())
         if model.built:
             self._bind()
         else:
@@ -264,6 +265,10 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
             self.engine.refuse_traced(held.count)
             return self.call_with(held.shadows, *args, **kwargs)
 
+    def call_with(self, shadows: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.refuse_changed()
+        return super().call_with(shadows, *args, **kwargs)
+
     def pairing(self) -> object:
         return self.raw
 
@@ -358,6 +363,9 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     def _value(self, raw: Described, path: str) -> Any:
         return raw_value(raw.variables[path], self.engine.hands)
+
+    def refuse_new(self) -> None:
+        self._fresh()
 
     def _fresh(self) -> Described:
         """The followed weights, after a check that the model still has them."""

@@ -47,6 +47,7 @@ class ViewedByKeras(StatefulAverage):
     """
 
     view: Ref
+    _looked: Ref
 
     @abstractmethod
     def pairing(self) -> object:
@@ -55,6 +56,17 @@ class ViewedByKeras(StatefulAverage):
     @abstractmethod
     def seen(self) -> Seen:
         """The model's variables, and copies of the averaged values in their dtypes; what is left out as it is now."""
+
+    @abstractmethod
+    def refuse_new(self) -> None:
+        """Raise ModelError where the model has weights that are not followed, by a look at all of them."""
+
+    def refuse_changed(self) -> None:
+        """``refuse_new`` if the model has other variables than at the last look: that is slow beside a small call."""
+        now = list(self.followed().variables)
+        if list(map(id, now)) != list(map(id, self._looked.value)):
+            self.refuse_new()
+            self._looked.value = now
 
     @abstractmethod
     def same(self, one: Any, other: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from polyak.frameworks import framework_of
 from polyak.frameworks.exchange import together
 from polyak.keras.fitting import Function, exchanged, optimizers, updates
+from polyak.transfer.unbroken import unbroken
 
 
 class _Fitting:
@@ -16,7 +17,8 @@ class _Fitting:
 
         def train_function(data: Any) -> Any:
             found = optimizers(model)
-            with together(averages):
+            # An interrupt between the two would leave an update that the average has not seen.
+            with together(averages), unbroken():
                 before = [int(n) for n in updates(found)]
                 logs = plain(data)
                 if before != [int(n) for n in updates(found)]:
