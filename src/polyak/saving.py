@@ -69,7 +69,8 @@ class Saver:
 
     ``save`` copies what is to be saved and returns; the copy is of one moment, as that of ``polyak.save``. Files are
     written one after the other, in the order of the calls, each as safely as ``polyak.save`` does it. Memory: a copy
-    for each save under way, of which there are two at most; a third call waits for the first.
+    for each save under way, of which there are two at most; a third call waits for the first. Threads that save at one
+    moment have a copy each.
 
     A save that failed raises at its ``result``, or else at the next ``save``, ``wait`` or the end of the ``with``
     block, and at the latest when the program ends, which waits for all saves. Python does not let the last of these
@@ -88,7 +89,7 @@ class Saver:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "polyak-save")
-        self._turn = threading.Lock()  # of the threads that save, one at a time
+        self._turn = threading.Lock()  # of the threads that change the list
         self._savings: list[Saving] = []
         self._process = os.getpid()
         self._closed = False
@@ -108,12 +109,11 @@ class Saver:
             raise FileError(f"file {os.fspath(path)!r}: the saver is closed", hint="make another Saver")
         place = Path(path).absolute()
         writer = shared(saver(os.fspath(path)), source)
-        with self._turn:
-            self._make_room()
-            held = held_now(source, weights)
-            with unbroken():
-                saving = Saving(os.fspath(path), self._pool.submit(written, held, place, writer))
-                self._savings = [s for s in self._savings if not s.done or s.has_failed_unheard] + [saving]
+        self._make_room()
+        held = held_now(source, weights)
+        with unbroken(), self._turn:  # in this order: an interrupt shall not leave it taken
+            saving = Saving(os.fspath(path), self._pool.submit(written, held, place, writer))
+            self._savings = [s for s in self._savings if not s.done or s.has_failed_unheard] + [saving]
         return saving
 
     def _make_room(self) -> None:
@@ -130,7 +130,7 @@ class Saver:
         waited = list(self._savings)
         wait_for([saving._future for saving in waited])
         # Only now: an interrupt while they are waited for leaves them to the next call.
-        with self._turn:
+        with unbroken(), self._turn:
             self._savings = [saving for saving in self._savings if saving not in waited]
         self._raise_failed(waited)
         return tuple(s._future.result() for s in waited if s._future.exception() is None)
