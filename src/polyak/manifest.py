@@ -111,11 +111,11 @@ def refuse_halves(names: Iterable[str]) -> None:
 
 
 def told_json(body: Any) -> str:
-    """What is told of a file, as JSON. Files of other tools have names that are none in Unicode: these are escaped.
+    r"""What is told of a file, as JSON. Files of other tools have names that are none in Unicode: these are escaped.
 
     Example:
-        >>> told_json({"name": "a\\udc80"}) == r'{"name":"a\\udc80"}'
-        True
+        >>> print(told_json({"name": "a\udc80"}))
+        {"name":"a\\udc80"}
     """
     try:
         return msgspec.json.encode(body).decode()

@@ -103,7 +103,7 @@ def test_what_cannot_be_a_target_is_refused(how: dict[str, Any], said: str) -> N
 def test_a_target_of_weights_that_are_not_finite_is_refused() -> None:
     online = network()
     online.weights[0].assign(np.full((4, 4), np.nan, "float32"))
-    with pytest.raises(NonFinite, match="NaN or infinity"):
+    with pytest.raises(NonFinite, match="expected finite values to start an average from, received NaN, infinity"):
         polyak.Target(online, tau=0.005)
 
 
