@@ -227,12 +227,7 @@ def test_one_text_that_stands_for_many_is_refused(tmp_path: Path) -> None:
         file.attrs["name"] = "x" * (1 << 20)
         for number in range(20):
             file.create_group(f"layers/{number}").attrs["name"] = "y" * 7
-    content = path.read_bytes()
-    large, small = (_references(content, size) for size in (1 << 20, 7))
-    assert (len(large), len(small)) == (1, 20)
-    for reference in small:
-        content = content.replace(reference, large[0])
-    path.write_bytes(content)
+    _make_all_one(path, 20)
     with pytest.raises(DamagedFile, match="expected texts of its own, received one again and again"):
         polyak.open(path)
 
@@ -244,12 +239,7 @@ def test_a_list_whose_names_are_all_one_long_text_is_refused(tmp_path: Path) -> 
         file["vars/0"] = VALUE
         file.attrs["name"] = "x" * (1 << 20)
         file.attrs["layer_names"] = ["y" * 7] * 300
-    content = path.read_bytes()
-    large, small = (_references(content, size) for size in (1 << 20, 7))
-    assert (len(large), len(small)) == (1, 300)
-    for reference in small:
-        content = content.replace(reference, large[0])
-    path.write_bytes(content)
+    _make_all_one(path, 300)
     with pytest.raises(DamagedFile, match="received texts of up to 1,048,576 bytes in a list of many"):
         polyak.open(path)
 
@@ -264,6 +254,16 @@ def test_long_lists_of_names_are_read_in_large_files_and_beside_long_texts(tmp_p
         texts = Hdf5(raw, "a.h5").texts("")
     assert texts["layer_names"] == names
     assert texts["model_config"] == "x" * 300_000
+
+
+def _make_all_one(path: Path, texts: int) -> None:
+    """So many texts of seven letters become references to the one of a mebibyte."""
+    content = path.read_bytes()
+    large, small = (_references(content, size) for size in (1 << 20, 7))
+    assert (len(large), len(small)) == (1, texts)
+    for reference in small:
+        content = content.replace(reference, large[0])
+    path.write_bytes(content)
 
 
 def _references(content: bytes, size: int) -> list[bytes]:
