@@ -145,7 +145,8 @@ ATTACKS = (
     Attack("hdf5: a shape of 2**62", h5(wide_shape), "weight 'w': expected 36,893,488,147,419,103,232 bytes"),
     Attack("hdf5: a tebibyte of which one chunk is stored", h5(resizable_claim),
            "weight 'w': expected 1,099,511,627,776 bytes by its shape, received 4,096"),
-    Attack("hdf5: an attribute that repeats one text", one_file("x.weights.h5", repeated_text_file), None, bomb=True),
+    Attack("hdf5: an attribute that repeats one text", one_file("x.weights.h5", repeated_text_file),
+           "texts of up to 4,194,304 bytes in a list of many", bomb=True),
     Attack("keras: a configuration of half a gigabyte", one_file("x.keras", lambda: zipped([
         Member("config.json", b" " * 512 * MEBI, packed=True), Member("model.weights.h5", inner())
     ])), "config.json': expected at most 20 bytes", bomb=True),
