@@ -28,6 +28,7 @@ from polyak.frameworks.exchange import (
 from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_derived import strangers
+from polyak.frameworks.keras_moving import update_all
 from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows, as_held
@@ -36,7 +37,7 @@ from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown, undistur
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.transfer.target import Target
-from polyak.transfer.unbroken import surely, unbroken
+from polyak.transfer.unbroken import surely
 from polyak.weights import Kind, Weight
 
 
@@ -106,7 +107,6 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self._entered: Ref = Ref(set())
         self._in_use = Ref(False)
         self.view = Ref(View())
-        self._looked = Ref(())
         if model.built:
             self._bind()
         else:
@@ -364,42 +364,9 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def _value(self, raw: Described, path: str) -> Any:
         return raw_value(raw.variables[path], self.engine.hands)
 
-    def refuse_new(self) -> None:
-        self._fresh()
-
     def _fresh(self) -> Described:
         """The followed weights, after a check that the model still has them."""
         raw = self.raw
         now = self._framework.value.described(self.followed(), self.tracking.kinds)
         refuse_grown(raw.variables, now.variables, raw.label)
         return raw
-
-
-def update_all(averages: Sequence[NativeAverage]) -> None:
-    """Update averages of one model; those whose shadows lie in one place all in one pass over its values."""
-    for average in averages:
-        average.raw  # noqa: B018 - its locks are those of the weights from here on
-    with together(averages):
-        for average in averages:
-            average.refuse_applied()
-        with unbroken():
-            for engine, own in by_engine(averages).items():
-                _step(engine, own)
-    for average in averages:
-        average.report_skips()
-
-
-def _step(engine: Engine, averages: Sequence[NativeAverage]) -> None:
-    """Move averages whose shadows lie in one place. In between, what they hold is half moved or given away."""
-    values = {path: value for average in averages for path, value in average.raw_values().items()}
-    new = engine.step([average.program for average in averages], [average.held for average in averages], values)
-    for average, held in zip(averages, new, strict=True):
-        average.held = held
-
-
-def by_engine(averages: Sequence[NativeAverage]) -> dict[Any, list[NativeAverage]]:
-    """The averages whose shadows lie in one place, by what moves them."""
-    found: dict[Any, list[NativeAverage]] = {}
-    for average in averages:
-        found.setdefault(average.engine, []).append(average)
-    return found

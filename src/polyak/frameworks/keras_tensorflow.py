@@ -68,14 +68,10 @@ class KerasAverage(TensorFlowAverage, StoredByKeras, ViewedByKeras):
     def __init__(self, framework: KerasOnTensorFlow, model: Any, rule: Rule | Parts, tracking: Tracking) -> None:
         super().__init__(framework, model, rule, tracking)
         self.view = Ref(View())
-        self._looked = Ref(())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.refuse_changed()
         return super().__call__(*args, **kwargs)
-
-    def refuse_new(self) -> None:
-        self._fresh()
 
     def pairing(self) -> object:
         return self.bound

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any
@@ -47,7 +47,6 @@ class ViewedByKeras(StatefulAverage):
     """
 
     view: Ref
-    _looked: Ref
 
     @abstractmethod
     def pairing(self) -> object:
@@ -58,15 +57,15 @@ class ViewedByKeras(StatefulAverage):
         """The model's variables, and copies of the averaged values in their dtypes; what is left out as it is now."""
 
     @abstractmethod
-    def refuse_new(self) -> None:
-        """Raise ModelError where the model has weights that are not followed, by a look at all of them."""
+    def _fresh(self) -> object:
+        """What is followed, after a look at all weights. Raises ModelError where the model has new ones."""
 
     def refuse_changed(self) -> None:
-        """``refuse_new`` if the model has other variables than at the last look: that is slow beside a small call."""
-        now = list(self.followed().variables)
-        if list(map(id, now)) != list(map(id, self._looked.value)):
-            self.refuse_new()
-            self._looked.value = now
+        """``_fresh`` if the model has other variables than at the last look: that is slow beside a small call."""
+        now, view = list(self.followed().variables), self.view.value
+        if list(map(id, now)) != list(map(id, view.looked)):
+            self._fresh()
+            view.looked = now
 
     @abstractmethod
     def same(self, one: Any, other: Any) -> bool:
@@ -158,6 +157,7 @@ class View:
 
     def __init__(self) -> None:
         self.lock = RLock()
+        self.looked: Sequence[Any] = ()  # the model's variables at the last look at their names
         self._made_for: tuple[Any, ...] = ()
         self._shell: Any = None
 
