@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torture.campaign import Outcome
@@ -30,6 +30,8 @@ _ROOM = (
     2048 * MEBI
 )  # of address space beyond what a child has at its start: less than the machine, far more than allowed
 _BATCH = 100
+_TRIES = 3
+_COUNTED, _COUNTING = 10_000_000, 0.25  # what the machine of the table counts to in so many seconds
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Verdict:
     Attributes:
         said: what the trial returned, or how its process ended.
         ended: whether the process ended by it.
-        seconds: of the processor.
+        seconds: of the processor; above the bound, those that the machine of the table would take.
         growth: bytes of memory at the peak, beyond those before it.
     """
 
@@ -145,6 +147,23 @@ def _serve(batch: range, trial: Callable[[int], str], warm: Callable[[], object]
 
 
 def _measured(number: int, trial: Callable[[int], str]) -> Verdict:
+    """A trial in the least time of up to three: what else a machine does can only make it slower."""
+    tried = [_once(number, trial)]
+    while tried[-1].seconds > MOST_SECONDS and len(tried) < _TRIES:
+        tried.append(_once(number, trial))
+    least = min(each.seconds for each in tried)
+    return replace(tried[0], seconds=least if least <= MOST_SECONDS else least / _slowness())
+
+
+def _slowness() -> float:
+    """How many times longer this machine takes to count than the one of the table, at least 1."""
+    start = time.process_time()
+    for _ in range(_COUNTED):
+        pass
+    return max(1.0, (time.process_time() - start) / _COUNTING)
+
+
+def _once(number: int, trial: Callable[[int], str]) -> Verdict:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, start = _memory("VmRSS"), time.process_time()
     said = trial(number)

@@ -92,16 +92,17 @@ class Watched(io.RawIOBase):
         got = self._read_at(start, buffer)
         self._at += got
         if self.watching:
-            self._look(start, got)
+            self._look(start, bytes(buffer[:got]))
         return got
 
-    def _look(self, start: int, count: int) -> None:
+    def _look(self, start: int, raw: bytes) -> None:
         """Every heap that begins in what was read, or whose mark ends in it."""
-        first = max(0, start - len(_HEAP) + 1)
-        raw = self._bytes(first, start + count - first)
+        if raw[:1] and raw[:1] in _HEAP[1:]:
+            before = min(start, len(_HEAP) - 1)
+            start, raw = start - before, self._bytes(start - before, before) + raw
         at = raw.find(_HEAP)
         while at >= 0:
-            self._walk(first + at)
+            self._walk(start + at)
             at = raw.find(_HEAP, at + 1)
 
     def _walk(self, place: int) -> None:

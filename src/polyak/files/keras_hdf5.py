@@ -148,8 +148,11 @@ class Hdf5:
             )
         above.add(address)
         self._enter(group, prefix.rstrip("/"))
-        for name in group:
-            held = self._linked(group, name, prefix + name)
+        for encoded, kind in _links(group):
+            name = encoded.decode(errors="surrogateescape")
+            if kind != h5py.h5l.TYPE_HARD:
+                raise _elsewhere(kind, f"{self.origin}: {prefix + name!r}")
+            held = h5py.h5o.open(group.id, encoded)
             if isinstance(held, h5py.h5g.GroupID):
                 yield from self._walk(h5py.Group(held), f"{prefix}{name}/", above)
             elif isinstance(held, h5py.h5d.DatasetID):
@@ -172,14 +175,6 @@ class Hdf5:
                 f"{self.origin}: expected a file of weights, received {len(self.groups):,} groups and "
                 f"{self._arrays:,} arrays"
             )
-
-    def _linked(self, group: h5py.Group, name: str, path: str) -> Any:
-        """What a name of a group leads to, within the file."""
-        encoded = name.encode(errors="surrogateescape")
-        kind = group.id.links.get_info(encoded).type
-        if kind != h5py.h5l.TYPE_HARD:
-            raise _linked(kind, f"{self.origin}: {path!r}")
-        return h5py.h5o.open(group.id, encoded)
 
     def _refuse_second_name(self, dataset: h5py.Dataset, name: str, seen: set[int]) -> None:
         address = h5py.h5o.get_info(dataset.id).addr
@@ -217,7 +212,19 @@ class Hdf5:
             raise FileError(f"{self.origin}: it was written again after it was opened", hint="open it once more")
 
 
-def _linked(kind: int, where: str) -> FileError:
+def _links(group: h5py.Group) -> list[tuple[bytes, int]]:
+    """The names of a group and what kind of link each is, in their order, in one walk."""
+    is_ordered = group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_TRACKED
+    held: list[tuple[bytes, int]] = []
+    group.id.links.iterate(
+        lambda name, link: held.append((name, link.type)),
+        idx_type=h5py.h5.INDEX_CRT_ORDER if is_ordered else h5py.h5.INDEX_NAME,
+        info=True,
+    )
+    return held
+
+
+def _elsewhere(kind: int, where: str) -> FileError:
     """A soft link is another name of something in the file; other links lead to what is not in it."""
     if kind == h5py.h5l.TYPE_SOFT:
         return UnknownFormat(f"{where}: expected an array or a group, received a soft link", hint=_NO_LINKS)
