@@ -37,6 +37,8 @@ class Item:
         digest: what its bytes must have, or "".
         view: the source's own memory, to be looked at within a moment; ``read`` where there is no such thing.
         measure: computes the digest of the source's bytes and holds little of them, or None.
+        places: where TensorFlow's object graph of a Keras 3 model has it (see ``polyak.transfer.places``).
+        called: the variable's own name beside that, with those of layers.
     """
 
     role: str
@@ -45,6 +47,8 @@ class Item:
     digest: str = ""
     view: Callable[[], Array] | None = None
     measure: Callable[[], str] | None = None
+    places: tuple[str, ...] = ()
+    called: str = ""
 
 
 class Snapshot(Mapping[str, Array]):

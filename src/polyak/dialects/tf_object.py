@@ -17,9 +17,11 @@ import msgspec
 from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
+from polyak.dialects.tf_optimizers import is_within, optimizers
 from polyak.dialects.tf_slots import SlotAverages, slot_averages
 from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
 from polyak.snapshot import Item, Snapshot
+from polyak.transfer.places import place
 from polyak.weights import Evidence, Kind, Weight, is_floating
 
 GraphPath = tuple[str, ...]
@@ -34,8 +36,6 @@ _INCOMPLETE = (
     "TensorFlow's own checkpoint of a Keras 3 model lacks the layers that it holds in lists and dictionaries; "
     "save it with an average, or as polyak.tensorflow.Weights(model)"
 )
-
-_NAMELESS = "optimizer: it may hold averages (use_ema), which have no names there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +98,19 @@ class Graph:
     @cached_property
     def chained(self) -> Mapping[str, Step]:
         """Weights of a Sequential or functional Keras model, whose graph numbers all layers."""
-        paths = {key: [p for p in self.paths(key) if OPTIMIZER not in p] for key in self.contents.tensors}
+        paths = {key: self.outside(key) for key in self.contents.tensors}
         names = self.contents.full_names
         return keras3_chain(paths, names) or keras2_chain(paths, names)
 
     @cached_property
     def bare(self) -> Counter[GraphPath]:
         """How many keys would have this path without its leading underscores."""
-        firsts = ([p for p in self.paths(key) if OPTIMIZER not in p][:1] for key in self.contents.tensors)
+        firsts = (self.outside(key)[:1] for key in self.contents.tensors)
         return Counter(_bare(path) for paths in firsts for path in paths)
 
-    @property
-    def optimized(self) -> bool:
-        """Whether an optimizer is in the file."""
-        return any(OPTIMIZER in path for paths in self.contents.paths.values() for path in paths)
+    @cached_property
+    def optimizers(self) -> frozenset[GraphPath]:
+        return optimizers(self.keys)
 
     @property
     def exported(self) -> bool:
@@ -125,6 +124,10 @@ class Graph:
         """The paths to a key that do not go through an average."""
         all_paths = self.contents.paths.get(key, ())
         return [p for p in all_paths if not any(p[: len(a.path)] == a.path for a in self.averages)]
+
+    def outside(self, key: str) -> list[GraphPath]:
+        """The paths to a key that go neither through an average nor through an optimizer."""
+        return [p for p in self.paths(key) if not is_within(p, self.optimizers)]
 
     def _average(self, path: GraphPath) -> Found:
         memo = decode_memo(self.contents.texts[self.keys[(*path, "memo")]]())
@@ -151,7 +154,7 @@ def _written(graph: Graph, slots: SlotAverages) -> Manifest:
     stated = tuple(
         f"{a.name or 'the root'}: an average of polyak's, by the note beside its values" for a in graph.averages
     )
-    unsaid = () if stated or slots.items else (UNSAID, *((_NAMELESS,) if graph.optimized else ()))
+    unsaid = () if stated or slots.items else (UNSAID,)
     confidence = "inferred" if slots.items else "stated" if stated else "unknown"
     note = _lacking(graph)
     evidence = (*stated, *slots.evidence, *unsaid)
@@ -184,7 +187,12 @@ def _raw(graph: Graph, key: str) -> Iterator[Item]:
     if role != RAW:
         yield item(role, path, tensor)
     elif path:
-        yield Item(RAW, _weight(graph.chained.get(key) or _same(path), tensor, _local(graph, key)), tensor.read)
+        weight = _weight(graph.chained.get(key) or _same(path), tensor, _local(graph, key))
+        yield Item(RAW, weight, tensor.read, places=_places(graph, key), called=graph.contents.full_names.get(key, ""))
+
+
+def _places(graph: Graph, key: str) -> tuple[str, ...]:
+    return () if graph.exported else tuple(map(place, graph.outside(key)))
 
 
 def _same(path: str) -> Step:
@@ -198,7 +206,7 @@ def _local(graph: Graph, key: str) -> str:
 def _place(graph: Graph, key: str) -> tuple[str, str]:
     """Role and readable path of a key. An empty path: an average's own, or a copy of another key."""
     paths = graph.paths(key)
-    outside = [p for p in paths if OPTIMIZER not in p]
+    outside = graph.outside(key)
     if not paths:
         return (RAW, "") if graph.contents.paths.get(key) else (TRAINING, key)
     if not outside:

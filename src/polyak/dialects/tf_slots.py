@@ -1,4 +1,5 @@
-"""Averages that Keras 2 optimizers keep in slots called ``average``: those of TensorFlow Addons and of TF Models.
+"""Averages that optimizers keep beside the weights: slots called ``average`` of Keras 2, which TensorFlow Addons and TF
+Models make, and the list of ``use_ema`` of Keras 3.
 
 Any other slot stays what an optimizer keeps. TF Models exchanges the slots and the weights for an evaluation, and a
 checkpoint that is written meanwhile holds them exchanged; nothing in the file tells, so the evidence says so.
@@ -25,6 +26,13 @@ _SWAPS = (
 )
 
 
+_USE_EMA, _OPTIMIZED, _STEPS = "_model_variables_moving_average", "_trainable_variables", "_iterations"
+_EITHER = (
+    "Keras writes the average of use_ema over the weights at the end of fit, and SwapEMAWeights exchanges the two: the "
+    "file cannot tell"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SlotAverages:
     """The average of a file, if its slots hold one.
@@ -42,9 +50,11 @@ class SlotAverages:
 
 def slot_averages(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
     """What the slots called ``average`` are of the raw weights, which are given by their keys."""
-    slots = [s for s in contents.slots if s.name == NAME and s.weight in raw]
+    slotted = [s for s in contents.slots if s.name == NAME and s.weight in raw]
+    listed = _listed(contents)
+    slots = slotted or [s for s in listed if s.weight in raw]
     if not slots:
-        return SlotAverages()
+        return SlotAverages(evidence=_of_none(len(listed), contents))
     twice = [weight for weight, n in Counter(s.weight for s in slots).items() if n > 1]
     if twice:
         named = twice[0].removesuffix(_VALUE)
@@ -54,7 +64,54 @@ def slot_averages(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
         return SlotAverages(evidence=(f"slot {odd[0].key!r} has not the shape of its weight, so none is taken",))
     by_weight = {s.weight: s for s in slots}
     items = tuple(_averaged(item, by_weight.get(key), contents) for key, item in raw.items())
-    return SlotAverages(items, frozenset(s.key for s in slots), _evidence(contents, slots))
+    evidence = _evidence(contents, slots) if slotted else _of_lists(len(slots), len(listed))
+    return SlotAverages(items, frozenset(s.key for s in slots), evidence)
+
+
+def _listed(contents: Contents) -> list[Slot]:
+    """The averages of ``use_ema``, whose weights have the same numbers in the optimizer's lists.
+
+    Keras 2 has no such list of weights, and puts a weight's name into that of its average.
+    """
+    found = {p: key for key, paths in contents.paths.items() for p in paths if len(p) > 1}
+    still = _still(contents)
+    averages = {key: p for p, key in found.items() if p[-2] == _USE_EMA and p[:-2] not in still}
+    times = Counter(contents.full_names.values())
+    named = {name: key for key, name in contents.full_names.items() if times[name] == 1}
+    pairs = {
+        key: found.get((*p[:-2], _OPTIMIZED, p[-1])) or named.get(_weight_name(contents.full_names.get(key, "")))
+        for key, p in averages.items()
+    }
+    return [Slot(key, weight, NAME) for key, weight in pairs.items() if weight is not None]
+
+
+def _weight_name(average: str) -> str:
+    """The weight that an average is called after: ``Adam/average/dense/kernel``."""
+    return average.partition(f"/{NAME}/")[2]
+
+
+def _still(contents: Contents) -> list[tuple[str, ...]]:
+    """The optimizers with ``use_ema`` that have taken no step: Keras' averages start at zero."""
+    found = {p: key for key, paths in contents.paths.items() for p in paths}
+    owners = {p[:-2] for p in found if p[-2:-1] == (_USE_EMA,)}
+    return [o for o in owners if (steps := found.get((*o, _STEPS))) and int(contents.tensors[steps].read()) == 0]
+
+
+def _of_lists(found: int, listed: int) -> tuple[str, ...]:
+    return (
+        f"{found:,} averages of use_ema, each beside its weight in the optimizer's lists",
+        *_lost(listed - found),
+        _EITHER,
+    )
+
+
+def _of_none(listed: int, contents: Contents) -> tuple[str, ...]:
+    zero = ("optimizer: its averages of use_ema have not moved yet, and are zero",) if _still(contents) else ()
+    return (*zero, *_lost(listed))
+
+
+def _lost(count: int) -> tuple[str, ...]:
+    return (f"{count:,} averages of use_ema are of weights for which the file has no path",) if count else ()
 
 
 def _averaged(raw: Item, slot: Slot | None, contents: Contents) -> Item:
@@ -62,7 +119,8 @@ def _averaged(raw: Item, slot: Slot | None, contents: Contents) -> Item:
         kind = Kind.STATISTIC if raw.weight.kind is Kind.TRAINABLE else raw.weight.kind
         return replace(raw, role=AVERAGE, weight=replace(raw.weight, kind=kind))
     tensor = contents.tensors[slot.key]
-    return Item(AVERAGE, replace(raw.weight, dtype=tensor.dtype), tensor.read)
+    weight = replace(raw.weight, dtype=tensor.dtype)
+    return Item(AVERAGE, weight, tensor.read, places=raw.places, called=raw.called)
 
 
 def _evidence(contents: Contents, slots: list[Slot]) -> tuple[str, ...]:

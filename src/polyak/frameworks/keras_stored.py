@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from polyak.errors import MissingWeight, ShapeMismatch
+from polyak.frameworks.keras_places import places_of
 from polyak.frameworks.stateful import StatefulAverage
 from polyak.manifest import AVERAGE, State
 from polyak.snapshot import Snapshot
+from polyak.transfer.places import Place
 from polyak.transfer.plan import make_plan
 from polyak.weights import numpy_dtype
 
 
 class StoredByKeras(StatefulAverage, KerasSaveable):
     """An average that Keras saves and loads with the model that holds it as an attribute."""
+
+    def places(self) -> Mapping[str, Place]:
+        return places_of(self.followed())
 
     def _obj_type(self) -> str:
         return "Layer"

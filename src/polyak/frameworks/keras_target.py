@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,10 @@ from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine
 from polyak.frameworks.exchange import holds_average, moment_of, raw_value
 from polyak.frameworks.keras_derived import settle
+from polyak.frameworks.keras_places import places_of
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.snapshot import Array
+from polyak.transfer.places import Place
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
 
@@ -77,6 +80,9 @@ class ModelVariables(KerasVariables):
     def __init__(self, model: Any, held: Described, engine: Engine) -> None:
         super().__init__(held, engine)
         self._model = model
+
+    def places(self) -> Mapping[str, Place]:
+        return places_of(self._model)
 
     def settle(self) -> None:
         settle(self._model._flatten_layers())

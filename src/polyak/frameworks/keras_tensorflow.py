@@ -14,13 +14,16 @@ from polyak.averaging.rules import Rule
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_outputs import values_of
+from polyak.frameworks.keras_places import places_of
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref
-from polyak.frameworks.tensorflow import TensorFlowFramework
+from polyak.frameworks.tensorflow import ModelVariables, TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_binding import Bound
+from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Found
+from polyak.transfer.places import Place
 
 # Seconds that a forward pass waits for a train step: one that waits for its data may wait for this very pass.
 _BRIEFLY = 0.05
@@ -34,6 +37,9 @@ class KerasOnTensorFlow(TensorFlowFramework):
 
     def owns(self, obj: object) -> bool:
         return self._flavour.is_layer(obj)
+
+    def target(self, model: Any) -> Variables:
+        return KerasVariables(model, self.variables(model, {}))
 
     def find(self, model: Any) -> Iterator[Found]:
         return found_in(model, self._flavour)
@@ -97,6 +103,13 @@ class KerasAverage(TensorFlowAverage, StoredByKeras, ViewedByKeras):
 
 def _cast(bound: Bound) -> dict[str, tf.Tensor]:
     return {path: tf.cast(s, bound.raw.variables[path].dtype) for path, s in bound.shadows.variables.items()}
+
+
+class KerasVariables(ModelVariables):
+    """The variables of a Keras 3 model."""
+
+    def places(self) -> Mapping[str, Place]:
+        return places_of(self._model)
 
 
 def framework() -> KerasOnTensorFlow:

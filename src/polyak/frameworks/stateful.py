@@ -15,6 +15,7 @@ from polyak.frameworks.base import Average, Tracking
 from polyak.frameworks.exchange import Locks, moment, together, watch
 from polyak.frameworks.locks import Lock
 from polyak.manifest import State, decode_memo, encode_memo
+from polyak.transfer.places import Place
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Weight
 
@@ -137,6 +138,10 @@ class StatefulAverage(Average):
 
     def followed(self) -> Any:
         return self._followed.value
+
+    def places(self) -> Mapping[str, Place]:
+        """Where TensorFlow's object graph has the weights: see ``Target.places``."""
+        return {}
 
     def unfit(self) -> dict[str, bytes]:
         """Averaged values in the place of which the model would compute with others, by path."""
@@ -321,6 +326,9 @@ class ShadowTarget(Target):
     @property
     def weights(self) -> tuple[Weight, ...]:
         return self._shadows.weights
+
+    def places(self) -> Mapping[str, Place]:
+        return self._average.places()
 
     def read(self, path: str) -> Any:
         return self._shadows.read(path)

@@ -13,7 +13,7 @@ from polyak.errors import DtypeMismatch, ShapeMismatch, WeightError
 from polyak.manifest import refuse_halves
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot, refuse_unmatched
-from polyak.transfer import match, names
+from polyak.transfer import match, names, places
 from polyak.transfer.commit import commit
 from polyak.transfer.layout_asked import change, refuse_unsaid
 from polyak.transfer.match import Key, Pair, Pairing
@@ -192,7 +192,7 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
     found = match.pair(offered, wanted, by, asked.get("rename"))
     pairing = _wanted(found, asked)
     if by == "path" and not asked.get("by") and not asked.get("rename") and _lacks(pairing):
-        found = _by_other_names(found, offered, target, source.origin, asked)
+        found = _by_other_names(found, offered, target, source, asked)
         pairing = _wanted(found, asked)
     if asked.get("by") is None:
         match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
@@ -218,12 +218,17 @@ def _lacks(pairing: Pairing) -> bool:
     return any(w.kind is not Kind.SEED for w in (*pairing.missing, *pairing.unexpected))
 
 
-def _by_other_names(found: Pairing, offered: list[Weight], target: Target, where: str, asked: Asked) -> Pairing:
-    """The pairs by names that another tool gave, where they are a model's in one way only; else what was found."""
+def _by_other_names(found: Pairing, offered: list[Weight], target: Target, source: Snapshot, asked: Asked) -> Pairing:
+    """The pairs by places in TensorFlow's graph, or by names that another tool gave, where they are a model's in one
+    way only; else what was found.
+    """
     wanted = [w for w in target.weights if _asked_for(w.path, asked)]
     if not names.foreign(offered):
         return found
-    pairs = names.renamed(offered, wanted, where)
+    items = [source.items_by_path[w.path] for w in offered]
+    placed = any(i.places for i in items)
+    pairs = places.renamed(items, wanted, target.places(), source.origin) if placed else None
+    pairs = pairs or names.renamed(offered, wanted, source.origin)
     return found if pairs is None else match.pair(offered, target.weights, "path", pairs)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from polyak.manifest import State
 from polyak.snapshot import Array
+from polyak.transfer.places import Place
 from polyak.weights import Weight
 
 PutBack = Callable[[], None]
@@ -37,6 +38,10 @@ class Target(ABC):
     @abstractmethod
     def weights(self) -> tuple[Weight, ...]:
         """Descriptions of all weights, in the model's order."""
+
+    def places(self) -> Mapping[str, Place]:
+        """Where TensorFlow's object graph has the weights of a Keras 3 model; nothing of any other."""
+        return {}
 
     @abstractmethod
     def read(self, path: str) -> Array:

@@ -1,0 +1,190 @@
+"""Weights and averages out of TensorFlow's own checkpoints of nested Keras models, into another instance."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+from tests.keras.nests import NESTS, WIDTH, built, dense, expected
+from tests.keras.zoo import BACKEND, assert_same_bits, values
+
+import polyak
+from polyak.errors import AmbiguousMatch, MissingWeight
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::polyak.errors.ImmatureWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints, which only Keras on TensorFlow writes."""
+    pytest.importorskip("tensorflow")
+    made = tmp_path_factory.mktemp("nests")
+    command = [sys.executable, "-m", "tests.keras.nests", str(made)]
+    env = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return made
+
+
+def _seeds_aside(held: Any) -> dict[str, Any]:
+    return {path: value for path, value in dict(held).items() if not path.endswith("seed_generator/state")}
+
+
+@pytest.mark.parametrize("role", ["raw", "average"])
+@pytest.mark.parametrize("name", NESTS)
+def test_every_weight_arrives_in_another_instance(name: str, role: str, folder: Path) -> None:
+    model = built(name)
+    polyak.transfer(folder / name, model, weights=role)
+    assert_same_bits(_seeds_aside(values(model)), _seeds_aside(expected(name, role, folder)))
+
+
+def test_weights_arrive_in_a_live_average(folder: Path) -> None:
+    ema = polyak.track(built("Subclassed"), "ema:0.9")
+    polyak.transfer(folder / "Subclassed", ema, weights="raw")
+    assert_same_bits(_seeds_aside(ema.values()), _seeds_aside(expected("Subclassed", "raw", folder)))
+
+
+def test_a_part_of_the_model_can_be_asked_for(folder: Path) -> None:
+    model = built("functional_in_functional")
+    before = values(model)
+    polyak.transfer(folder / "functional_in_functional", model, weights="average", include="tail/*")
+    wanted = expected("functional_in_functional", "average", folder)
+    mixed = {path: wanted[path] if path.startswith("tail/") else value for path, value in before.items()}
+    assert_same_bits(values(model), mixed)
+
+
+def test_the_file_says_what_it_holds(folder: Path) -> None:
+    held = polyak.open(folder / "functional_of_blocks")
+    assert set(held.roles) == {"raw", "average", "optimizer"}
+    assert "use_ema" in held.manifest.evidence[0]
+    assert held.manifest.confidence == "inferred"
+
+
+# --- what only TensorFlow can write -----------------------------------------------------------------------------------
+
+writes = pytest.mark.skipif(BACKEND != "tensorflow", reason="only Keras on TensorFlow writes TensorFlow's checkpoints")
+
+
+def _written(path: Path, **held: Any) -> str:
+    import tensorflow as tf
+
+    return str(tf.train.Checkpoint(**held).write(str(path)))
+
+
+def _branches(first: str, second: str) -> Any:
+    x = keras.Input((WIDTH,))
+    one, two = (keras.Sequential([keras.Input((WIDTH,)), dense(), dense()], name=n) for n in (first, second))
+    return keras.Model(x, keras.layers.Subtract()([one(x), two(x)]))
+
+
+@writes
+def test_named_models_that_changed_places_are_told_by_their_names(tmp_path: Path) -> None:
+    path = _written(tmp_path / "a", model=_branches("left", "right"))
+    target = _branches("right", "left")
+    before = values(target)
+    with pytest.raises(AmbiguousMatch, match="names of the layers"):
+        polyak.transfer(path, target)
+    assert_same_bits(values(target), before)
+    polyak.transfer(path, _branches("left", "right"))
+
+
+def _parts(order: tuple[int, int]) -> Any:
+    parts = [keras.Sequential([keras.Input((WIDTH,)), dense(), dense()]) for _ in range(2)]
+    return keras.Sequential([keras.Input((WIDTH,)), *(parts[i] for i in order)])
+
+
+@writes
+def test_models_that_were_made_in_another_order_are_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path / "a", model=_parts((0, 1)))
+    with pytest.raises(AmbiguousMatch, match="names of the layers"):
+        polyak.transfer(path, _parts((1, 0)))
+    polyak.transfer(path, _parts((0, 1)))
+
+
+@writes
+def test_of_two_models_of_one_structure_one_must_be_left_out(tmp_path: Path) -> None:
+    student, teacher, target = (built("sequential_in_sequential") for _ in range(3))
+    path = _written(tmp_path / "a", student=student, teacher=teacher)
+    with pytest.raises(AmbiguousMatch, match="'student/', 'teacher/'") as error:
+        polyak.transfer(path, target)
+    assert 'exclude="teacher/*"' in error.value.hint
+    polyak.transfer(path, target, exclude="teacher/*")
+    assert_same_bits(values(target), values(student))
+
+
+@writes
+def test_a_model_that_lacks_a_layer_of_the_file_is_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path / "a", model=built("functional_of_blocks"))
+    x = keras.Input((WIDTH,))
+    with pytest.raises(MissingWeight):
+        polyak.transfer(path, keras.Model(x, keras.Sequential([dense(), dense()])(x)))
+
+
+@writes
+def test_averages_that_have_not_moved_are_not_offered(tmp_path: Path) -> None:
+    """Keras' averages are zero until the first step."""
+    model = built("sequential_in_sequential")
+    model.compile(optimizer := keras.optimizers.SGD(use_ema=True), "mse")
+    optimizer.build(model.trainable_variables)
+    held = polyak.open(_written(tmp_path / "a", model=model, optimizer=optimizer))
+    assert "average" not in held.roles
+    assert "have not moved" in held.manifest.evidence[0]
+
+
+@writes
+def test_averages_under_a_scaled_loss_are_found(tmp_path: Path) -> None:
+    import numpy as np
+
+    model = built("functional_of_blocks")
+    inner = keras.optimizers.Adam(0.1, use_ema=True)
+    model.compile(keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0), "mse")
+    model.train_on_batch(np.ones((4, WIDTH)), np.ones((4, WIDTH)))
+    held = polyak.open(_written(tmp_path / "a", model=model, optimizer=model.optimizer)).select("average")
+    wanted = {m.numpy().tobytes() for m in inner._model_variables_moving_average}
+    assert wanted == {value.tobytes() for value in held.values()}
+
+
+@writes
+def test_two_optimizers_keep_averages_of_their_own_weights(tmp_path: Path) -> None:
+    model = built("sequential_in_sequential")
+    held = {}
+    for name, part in (("first", model.layers[0]), ("second", model.layers[2])):
+        held[name] = keras.optimizers.SGD(0.5, use_ema=True)
+        held[name].build(part.trainable_variables)
+        held[name].apply([v * 0 + 1 for v in part.trainable_variables])
+    path = _written(tmp_path / "a", model=model, **held)
+    average = polyak.open(path).select("average")
+    wanted = {m.numpy().tobytes() for o in held.values() for m in o._model_variables_moving_average}
+    assert wanted <= {value.tobytes() for value in average.values()}
+    polyak.transfer(path, built("sequential_in_sequential"), weights="average")
+
+
+@writes
+def test_layers_in_lists_are_not_in_the_file_and_their_averages_are_told(tmp_path: Path) -> None:
+    import numpy as np
+
+    class Listed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = [dense(), dense()]
+            self.head = dense()
+
+        def call(self, x: Any) -> Any:
+            for layer in (*self.hidden, self.head):
+                x = layer(x)
+            return x
+
+    model, target = Listed(), Listed()
+    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
+    model.train_on_batch(np.ones((4, WIDTH)), np.ones((4, WIDTH)))
+    target(np.ones((4, WIDTH)))
+    path = _written(tmp_path / "a", model=model, optimizer=model.optimizer)
+    assert any("4 averages of use_ema are of weights for which" in line for line in polyak.open(path).manifest.evidence)
+    with pytest.raises(MissingWeight, match="lists and dictionaries"):
+        polyak.transfer(path, target, weights="average")
