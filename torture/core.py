@@ -106,6 +106,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         *_PLANS, "tests/dialects/test_keras_file.py::test_the_name_of_an_outer_layer_objects_for_those_inside"
     ),
     "transfer/names.py": ("tests/dialects/test_other_names.py",),
+    "transfer/places.py": ("tests/transfer/test_places.py",),
     "transfer/plan.py": (*_PLANS, "tests/dialects/test_keras_file.py"),
     "transfer/shared.py": (
         *_PLANS, "tests/transfer/test_commit.py",

@@ -38,7 +38,18 @@ _CALLS = (
 )  # fmt: skip
 _CHECKS = ("refuse", "_refuse", "_check", "_verify")
 # What holds others off for as long as a context lasts.
-_GUARDS = ("still", "_turn", "lock", "_lock", "moment", "moment_of", "together", "unbroken", "_gone_on_failure")
+_GUARDS = (
+    "still",
+    "_turn",
+    "lock",
+    "_lock",
+    "_LOOKING",
+    "moment",
+    "moment_of",
+    "together",
+    "unbroken",
+    "_gone_on_failure",
+)
 _NO_GUARD = "__import__('contextlib').nullcontext()"
 
 
