@@ -1,4 +1,4 @@
-"""Pairs by places in TensorFlow's object graph, and what objects; tests/keras/test_nests.py has files of real models."""
+"""Pairs by places in TensorFlow's object graph, and what objects. tests/keras/test_nests.py has real files."""
 
 from __future__ import annotations
 
