@@ -109,3 +109,50 @@ def test_tf_models_may_have_written_them_exchanged(tmp_path: Path) -> None:
     assert "the file cannot tell" in found["raw and average may be exchanged: ambiguous"].evidence
     plain, _, _ = written(None, tmp_path)
     assert "raw and average may be exchanged: ambiguous" not in {finding.what for finding in polyak.doctor(plain)}
+
+
+def stepped(layers: list[Any]) -> tuple[Any, Any]:
+    """A model of Keras 2 after two steps of an optimizer of 2.11 or later, which lists what it keeps."""
+    model = tf_keras.Sequential(layers)
+    optimizer = tf_keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+    for _ in range(2):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(tf.ones((2, 3)), training=True) ** 2)
+        grads = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+    return model, optimizer
+
+
+def test_use_ema_of_keras_2_is_found_by_the_names_of_its_averages(tmp_path: Path) -> None:
+    layers = [
+        tf_keras.layers.Dense(3, input_shape=(3,)),
+        tf_keras.layers.BatchNormalization(),
+        tf_keras.layers.Dense(3),
+    ]
+    model, optimizer = stepped(layers)
+    path = tf.train.Checkpoint(net=model, opt=optimizer).write(str(tmp_path / "a"))
+    held = polyak.open(path)
+    assert set(held.roles) == {"raw", "average", "optimizer"}
+    twin = tf_keras.Sequential([type(layer).from_config(layer.get_config()) for layer in layers])
+    twin(tf.ones((1, 3)))
+    polyak.transfer(path, twin, weights="average")
+    optimizer.finalize_variable_values(model.trainable_variables)
+    for found, wanted in zip(twin.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_averages_whose_names_do_not_tell_whose_they_are_are_not_taken(tmp_path: Path) -> None:
+    """Two layers of one name, which only a subclassed model may hold."""
+
+    class Twins(tf_keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (tf_keras.layers.Dense(3, name="same") for _ in range(2))
+
+        def call(self, x: Any) -> Any:
+            return self.b(self.a(x))
+
+    model, optimizer = stepped([Twins()])
+    held = polyak.open(tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(tmp_path / "a")))
+    assert "average" not in held.roles
+    assert "no names that tell whose each is" in held.manifest.evidence[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 from tests.keras.nests import NESTS, WIDTH, built, dense, expected
 from tests.keras.zoo import BACKEND, assert_same_bits, values
@@ -139,8 +140,6 @@ def test_averages_that_have_not_moved_are_not_offered(tmp_path: Path) -> None:
 
 @writes
 def test_averages_under_a_scaled_loss_are_found(tmp_path: Path) -> None:
-    import numpy as np
-
     model = built("functional_of_blocks")
     inner = keras.optimizers.Adam(0.1, use_ema=True)
     model.compile(keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0), "mse")
@@ -165,26 +164,79 @@ def test_two_optimizers_keep_averages_of_their_own_weights(tmp_path: Path) -> No
     polyak.transfer(path, built("sequential_in_sequential"), weights="average")
 
 
+class Listed(keras.Model):
+    """Layers in a list, which TensorFlow leaves out, and one in an attribute."""
+
+    def __init__(self, normalized: bool = False) -> None:
+        super().__init__()
+        self.hidden = [dense(), dense(), *([keras.layers.BatchNormalization()] if normalized else [])]
+        self.head = dense()
+
+    def call(self, x: Any) -> Any:
+        for layer in (*self.hidden, self.head):
+            x = layer(x)
+        return x
+
+
+def _trained(model: Any) -> Any:
+    data = np.random.default_rng(1).normal(size=(2, 8, WIDTH)).astype(np.float32)
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), "mse")
+    for _ in range(2):
+        model.train_on_batch(*data)
+    return model
+
+
+def _built(model: Any) -> Any:
+    model(np.ones((1, WIDTH), np.float32))
+    return model
+
+
 @writes
-def test_layers_in_lists_are_not_in_the_file_and_their_averages_are_told(tmp_path: Path) -> None:
-    import numpy as np
-
-    class Listed(keras.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hidden = [dense(), dense()]
-            self.head = dense()
-
-        def call(self, x: Any) -> Any:
-            for layer in (*self.hidden, self.head):
-                x = layer(x)
-            return x
-
-    model, target = Listed(), Listed()
-    model.compile(keras.optimizers.SGD(use_ema=True), "mse")
-    model.train_on_batch(np.ones((4, WIDTH)), np.ones((4, WIDTH)))
-    target(np.ones((4, WIDTH)))
+def test_layers_in_lists_are_found_in_the_list_of_the_optimizer(tmp_path: Path) -> None:
+    model = _trained(Listed())
     path = _written(tmp_path / "a", model=model, optimizer=model.optimizer)
-    assert any("4 averages of use_ema are of weights for which" in line for line in polyak.open(path).manifest.evidence)
+    for role in ("raw", "average"):
+        target = _built(Listed())
+        polyak.transfer(path, target, weights=role)
+        if role == "average":
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+        assert_same_bits(values(target), values(model))
+
+
+@writes
+def test_what_no_optimizer_updates_of_layers_in_lists_is_not_in_the_file(tmp_path: Path) -> None:
+    model, target = _trained(Listed(normalized=True)), _built(Listed(normalized=True))
+    path = _written(tmp_path / "a", model=model, optimizer=model.optimizer)
+    before = values(target)
     with pytest.raises(MissingWeight, match="lists and dictionaries"):
         polyak.transfer(path, target, weights="average")
+    assert_same_bits(values(target), before)
+    polyak.transfer(path, target, weights="raw", exclude=["*/moving_*"])
+    kept = {name: value for name, value in before.items() if "moving" in name}
+    assert_same_bits(values(target), {**values(model), **kept})
+
+
+@writes
+@pytest.mark.parametrize("change", ["another layer is trained", "a layer is frozen", "the order is another"])
+def test_numbers_that_mean_other_weights_here_are_refused(change: str, tmp_path: Path) -> None:
+    model, target = _trained(Listed()), _built(Listed())
+    if change == "another layer is trained":
+        target = _built(Listed(normalized=True))
+    elif change == "a layer is frozen":
+        target.hidden[0].trainable = False
+    else:
+        target.head, target.hidden = target.hidden[0], [target.hidden[1], target.head]
+    before = values(target)
+    with pytest.raises((MissingWeight, AmbiguousMatch)):
+        polyak.transfer(_written(tmp_path / "a", model=model, optimizer=model.optimizer), target, weights="average")
+    assert_same_bits(values(target), before)
+
+
+@writes
+def test_what_an_optimizer_updates_beside_the_model_is_left(tmp_path: Path) -> None:
+    model, target, beside = (built("sequential_in_sequential") for _ in range(3))
+    optimizer = keras.optimizers.SGD()
+    optimizer.build([*model.trainable_variables, *beside.trainable_variables])
+    receipt = polyak.transfer(_written(tmp_path / "a", model=model, optimizer=optimizer), target, weights="raw")
+    assert_same_bits(values(target), values(model))
+    assert len([path for path in receipt.left if path.startswith("optimizer/")]) == len(beside.trainable_variables)

@@ -18,7 +18,7 @@ from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
 from polyak.dialects.tf_optimizers import is_within, optimizers
-from polyak.dialects.tf_slots import SlotAverages, slot_averages
+from polyak.dialects.tf_slots import UPDATED, SlotAverages, slot_averages
 from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
 from polyak.snapshot import Item, Snapshot
 from polyak.transfer.places import place
@@ -129,6 +129,10 @@ class Graph:
         """The paths to a key that go neither through an average nor through an optimizer."""
         return [p for p in self.paths(key) if not is_within(p, self.optimizers)]
 
+    def listed(self, key: str) -> list[GraphPath]:
+        """The paths to a key as one of the variables that an optimizer of Keras 3 updates."""
+        return [p for p in self.paths(key) if p[:-2] in self.optimizers and p[-2] == UPDATED]
+
     def _average(self, path: GraphPath) -> Found:
         memo = decode_memo(self.contents.texts[self.keys[(*path, "memo")]]())
         count, skipped = (int(self.tensor((*path, name)).read()) for name in ("count", "skipped"))
@@ -192,7 +196,7 @@ def _raw(graph: Graph, key: str) -> Iterator[Item]:
 
 
 def _places(graph: Graph, key: str) -> tuple[str, ...]:
-    return () if graph.exported else tuple(map(place, graph.outside(key)))
+    return () if graph.exported else tuple(map(place, (*graph.outside(key), *graph.listed(key))))
 
 
 def _same(path: str) -> Step:
@@ -209,6 +213,8 @@ def _place(graph: Graph, key: str) -> tuple[str, str]:
     outside = graph.outside(key)
     if not paths:
         return (RAW, "") if graph.contents.paths.get(key) else (TRAINING, key)
+    if not outside and graph.listed(key):
+        return RAW, _readable(graph, (*graph.listed(key)[0], _local(graph, key)))
     if not outside:
         return OPTIMIZER, "/".join(paths[0])
     if outside[0][-1] == "save_counter":

@@ -26,7 +26,9 @@ _SWAPS = (
 )
 
 
-_USE_EMA, _OPTIMIZED, _STEPS = "_model_variables_moving_average", "_trainable_variables", "_iterations"
+_USE_EMA, UPDATED, _STEPS = "_model_variables_moving_average", "_trainable_variables", "_iterations"
+_LISTED = "{:,} averages of use_ema, each beside its weight in the optimizer's lists"
+_UNTOLD = "{:,} averages of use_ema, which have no names that tell whose each is, so none is taken"
 _EITHER = (
     "Keras writes the average of use_ema over the weights at the end of fit, and SwapEMAWeights exchanges the two: the "
     "file cannot tell"
@@ -51,10 +53,12 @@ class SlotAverages:
 def slot_averages(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
     """What the slots called ``average`` are of the raw weights, which are given by their keys."""
     slotted = [s for s in contents.slots if s.name == NAME and s.weight in raw]
-    listed = _listed(contents)
-    slots = slotted or [s for s in listed if s.weight in raw]
+    listed = {} if slotted else _listed(contents)
+    if any(weight not in raw for weight in listed.values()):
+        return SlotAverages(evidence=(_UNTOLD.format(len(listed)),))
+    slots = slotted or [Slot(key, weight, NAME) for key, weight in listed.items()]
     if not slots:
-        return SlotAverages(evidence=_of_none(len(listed), contents))
+        return SlotAverages(evidence=_unmoved(contents))
     twice = [weight for weight, n in Counter(s.weight for s in slots).items() if n > 1]
     if twice:
         named = twice[0].removesuffix(_VALUE)
@@ -64,12 +68,13 @@ def slot_averages(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
         return SlotAverages(evidence=(f"slot {odd[0].key!r} has not the shape of its weight, so none is taken",))
     by_weight = {s.weight: s for s in slots}
     items = tuple(_averaged(item, by_weight.get(key), contents) for key, item in raw.items())
-    evidence = _evidence(contents, slots) if slotted else _of_lists(len(slots), len(listed))
+    evidence = _evidence(contents, slots) if slotted else (_LISTED.format(len(slots)), *_unmoved(contents), _EITHER)
     return SlotAverages(items, frozenset(s.key for s in slots), evidence)
 
 
-def _listed(contents: Contents) -> list[Slot]:
-    """The averages of ``use_ema``, whose weights have the same numbers in the optimizer's lists.
+def _listed(contents: Contents) -> dict[str, str]:
+    """The averages of ``use_ema`` and the weight of each, which has the same number in the optimizer's lists; "" where
+    it is not told.
 
     Keras 2 has no such list of weights, and puts a weight's name into that of its average.
     """
@@ -78,11 +83,10 @@ def _listed(contents: Contents) -> list[Slot]:
     averages = {key: p for p, key in found.items() if p[-2] == _USE_EMA and p[:-2] not in still}
     times = Counter(contents.full_names.values())
     named = {name: key for key, name in contents.full_names.items() if times[name] == 1}
-    pairs = {
-        key: found.get((*p[:-2], _OPTIMIZED, p[-1])) or named.get(_weight_name(contents.full_names.get(key, "")))
+    return {
+        key: found.get((*p[:-2], UPDATED, p[-1])) or named.get(_weight_name(contents.full_names.get(key, "")), "")
         for key, p in averages.items()
     }
-    return [Slot(key, weight, NAME) for key, weight in pairs.items() if weight is not None]
 
 
 def _weight_name(average: str) -> str:
@@ -97,21 +101,9 @@ def _still(contents: Contents) -> list[tuple[str, ...]]:
     return [o for o in owners if (steps := found.get((*o, _STEPS))) and int(contents.tensors[steps].read()) == 0]
 
 
-def _of_lists(found: int, listed: int) -> tuple[str, ...]:
-    return (
-        f"{found:,} averages of use_ema, each beside its weight in the optimizer's lists",
-        *_lost(listed - found),
-        _EITHER,
-    )
-
-
-def _of_none(listed: int, contents: Contents) -> tuple[str, ...]:
-    zero = ("optimizer: its averages of use_ema have not moved yet, and are zero",) if _still(contents) else ()
-    return (*zero, *_lost(listed))
-
-
-def _lost(count: int) -> tuple[str, ...]:
-    return (f"{count:,} averages of use_ema are of weights for which the file has no path",) if count else ()
+def _unmoved(contents: Contents) -> tuple[str, ...]:
+    named = ("/".join(owner) for owner in _still(contents))
+    return tuple(f"{name}: its averages of use_ema have not moved yet, and are zero" for name in named)
 
 
 def _averaged(raw: Item, slot: Slot | None, contents: Contents) -> Item:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -16,13 +17,17 @@ from polyak.frameworks.keras_anatomy import Flavour, paths_in, user_attributes
 from polyak.transfer.places import Place
 
 _Step = tuple[str, Any]
+_NOWHERE = Place("")
 
 
 def places_of(model: Any) -> Mapping[str, Place]:
     """The place of each weight by its path."""
     flavour = Flavour.keras3(keras)
-    places, paths = _places(model, flavour), paths_in(model, flavour)
-    return {path: places[variable] for variable, path in paths.items() if variable in places}
+    places, numbers = _places(model, flavour), {id(v): i for i, v in enumerate(model.trainable_variables)}
+    return {
+        path: replace(places.get(variable, _NOWHERE), number=numbers.get(variable, -1))
+        for variable, path in paths_in(model, flavour).items()
+    }
 
 
 def _places(model: Any, flavour: Flavour) -> Mapping[int, Place]:

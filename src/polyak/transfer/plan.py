@@ -198,7 +198,7 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
         match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
     if asked.get("by") is None and by == "saved":
         match.refuse_other_names(pairing, source.weights, source.origin)
-    match.require_complete(pairing, source.origin, target.label, source.manifest.note)
+    match.require_complete(_without_spares(pairing, source), source.origin, target.label, source.manifest.note)
     for p in pairing.pairs:
         if by == "position":
             match.refuse_other_local(p, source.origin)
@@ -270,6 +270,14 @@ def _wanted(found: Pairing, asked: Asked) -> Pairing:
             s for s in found.unexpected if _asked_for(s.path, asked) or _asked_for(_new_name(s, asked), asked)
         ),
     )
+
+
+def _without_spares(pairing: Pairing, source: Snapshot) -> Pairing:
+    """What an optimizer updates beside the model that is asked for is nobody's, where nothing is missing."""
+    if pairing.missing:
+        return pairing
+    kept = [w for w in pairing.unexpected if not places.is_spare(source.items_by_path[w.path])]
+    return replace(pairing, unexpected=tuple(kept))
 
 
 def _skipped(source: Snapshot, target: Target, found: Pairing, pairing: Pairing) -> tuple[str, ...]:
