@@ -156,3 +156,22 @@ def test_averages_whose_names_do_not_tell_whose_they_are_are_not_taken(tmp_path:
     held = polyak.open(tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(tmp_path / "a")))
     assert "average" not in held.roles
     assert "no names that tell whose each is" in held.manifest.evidence[0]
+
+
+def _tree(**held: Any) -> tf.Module:
+    made = tf.Module()
+    for name, value in held.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize("average", [["a", "b"], [3.0, 4.0, 5.0]])
+@pytest.mark.parametrize("steps", [[1.0, 2.0], "text", True])
+def test_what_only_looks_like_an_optimizer_is_no_trap(average: Any, steps: Any, tmp_path: Path) -> None:
+    weight = tf.Variable([1.0, 2.0])
+    listed = {"_trainable_variables": [weight], "_model_variables_moving_average": [tf.Variable(average)]}
+    optimizer = _tree(_iterations=tf.Variable(steps), _learning_rate=tf.Variable(1.0), **listed)
+    path = tf.train.Checkpoint(model=_tree(w=weight), optimizer=optimizer).write(str(tmp_path / "a"))
+    held = polyak.open(path)
+    assert "average" not in held.roles
+    np.testing.assert_array_equal(held.select("raw")["model/w"], [1.0, 2.0])

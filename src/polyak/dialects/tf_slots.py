@@ -78,9 +78,9 @@ def _listed(contents: Contents) -> dict[str, str]:
 
     Keras 2 has no such list of weights, and puts a weight's name into that of its average.
     """
-    found = {p: key for key, paths in contents.paths.items() for p in paths if len(p) > 1}
+    found = _keys(contents)
     still = _still(contents)
-    averages = {key: p for p, key in found.items() if p[-2] == _USE_EMA and p[:-2] not in still}
+    averages = {key: p for p, key in found.items() if p[-2:-1] == (_USE_EMA,) and p[:-2] not in still}
     times = Counter(contents.full_names.values())
     named = {name: key for key, name in contents.full_names.items() if times[name] == 1}
     return {
@@ -96,9 +96,15 @@ def _weight_name(average: str) -> str:
 
 def _still(contents: Contents) -> list[tuple[str, ...]]:
     """The optimizers with ``use_ema`` that have taken no step: Keras' averages start at zero."""
-    found = {p: key for key, paths in contents.paths.items() for p in paths}
-    owners = {p[:-2] for p in found if p[-2:-1] == (_USE_EMA,)}
-    return [o for o in owners if (steps := found.get((*o, _STEPS))) and int(contents.tensors[steps].read()) == 0]
+    found = _keys(contents)
+    owners = sorted({p[:-2] for p in found if p[-2:-1] == (_USE_EMA,)})
+    steps = {owner: contents.tensors[key] for owner in owners if (key := found.get((*owner, _STEPS)))}
+    return [owner for owner, tensor in steps.items() if tensor.shape == () and not tensor.read()]
+
+
+def _keys(contents: Contents) -> dict[tuple[str, ...], str]:
+    """The key of the tensor at each path."""
+    return {p: key for key in contents.tensors for p in contents.paths.get(key, ())}
 
 
 def _unmoved(contents: Contents) -> tuple[str, ...]:
