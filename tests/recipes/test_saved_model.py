@@ -173,16 +173,21 @@ def test_a_sequential_saved_model_pairs_by_its_names(tmp_path, names):
         assert a.tobytes() == b.tobytes()
 
 
-def test_numbered_names_that_could_be_automatic_are_not_guessed(tmp_path):
+def test_numbered_names_that_could_be_automatic_pair_by_place_and_are_heard(tmp_path):
     names = ("block_1", "block_2", "block_3")
     source, target = _chain(*names), _chain(*names)
     tf.saved_model.save(source, str(tmp_path / "m"))
-    before = target.get_weights()
-    with pytest.raises(polyak.errors.WeightError, match='by="name"'):
-        polyak.transfer(tmp_path / "m", target)
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, target.get_weights(), strict=True))
-    polyak.transfer(tmp_path / "m", target, by="name")
+    polyak.transfer(tmp_path / "m", target)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(source.get_weights(), target.get_weights(), strict=True))
+    other = _chain("block_2", "block_1", "block_3")
+    before = other.get_weights()
+    with pytest.raises(polyak.errors.WeightError, match="names of the layers"):
+        polyak.transfer(tmp_path / "m", other)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, other.get_weights(), strict=True))
+    polyak.transfer(tmp_path / "m", other, by="name")
+    by_name = {layer.name: layer.get_weights() for layer in source.layers}
+    for layer in (layer for layer in other.layers if layer.weights):
+        assert all(np.array_equal(a, b) for a, b in zip(layer.get_weights(), by_name[layer.name], strict=True))
 
 
 def test_what_is_beside_a_list_called_variables_is_read(tmp_path):

@@ -55,7 +55,7 @@ class Variables(Target):
 
     def view(self, path: str) -> Array:
         """TensorFlow lends the memory of a tensor, and writes a variable elsewhere while somebody looks at it."""
-        first, *others = (_lent(part.read_value()) for part in components(self.variables[path]))
+        first, *others = (_lent(part.value()) for part in components(self.variables[path]))
         if others and self._trained[path]:
             self._refuse_drift(path, first, others)
         return first
@@ -71,7 +71,7 @@ class Variables(Target):
                 )
 
     def write(self, path: str, value: Array) -> None:
-        self.variables[path].assign(_owned(value))
+        self.variables[path].assign(_owned(value), read_value=False)
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
@@ -85,7 +85,7 @@ class Variables(Target):
                 f"weight {path!r} of {self.label}: an average is applied; what is written now would be lost",
                 hint="leave the `with ema.applied()` block first",
             )
-        held = variable.read_value()
+        held = variable.value()
 
         def put_back() -> None:
             variable.assign(held)
