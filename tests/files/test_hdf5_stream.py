@@ -107,6 +107,18 @@ def test_a_heap_whose_mark_is_read_in_two_pieces_is_found() -> None:
         held.read(50)
 
 
+def test_a_text_that_is_too_long_for_a_list_is_refused_whether_it_is_read_before_or_after() -> None:
+    held = Watched(io.BytesIO(heap((1, 30), free(32))), "file 'x'")
+    held.refuse_longer(29)
+    with pytest.raises(DamagedFile, match="texts of up to 30 bytes in a list of many"):
+        held.read(96)
+    held = Watched(io.BytesIO(heap((1, 30), free(32))), "file 'x'")
+    held.refuse_longer(30)
+    held.read(96)
+    with pytest.raises(DamagedFile, match="texts of up to 30 bytes in a list of many"):
+        held.refuse_longer(29)
+
+
 def test_values_may_hold_any_bytes() -> None:
     held = Watched(io.BytesIO(heap(free(0))), "file 'x'")
     with held.values():

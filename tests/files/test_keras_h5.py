@@ -97,6 +97,18 @@ def test_a_file_that_is_written_again_during_a_read_is_refused(
         tensor.read()
 
 
+def test_hdf5_is_not_asked_for_anything_of_a_file_that_was_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = chunked(tmp_path / "a.h5", np.ones(1000))
+    os.utime(path, ns=(0, 0))
+    tensor = keras_h5.read(path).tensors["w"]
+    path.write_bytes(path.read_bytes())
+    monkeypatch.setattr(Watched, "readinto", lambda held, buffer: pytest.fail("it was read"))
+    with pytest.raises(FileError, match="it was written again after it was opened"):
+        tensor.read()
+
+
 def test_threads_read_one_snapshot_of_values_that_look_like_heaps_of_texts(
     tmp_path: Path, quick_switches: None
 ) -> None:

@@ -154,6 +154,19 @@ def test_a_step_waits_for_a_reader_that_waits_for_it_and_gives_up(monkeypatch: p
             assert isinstance(told[0], ModelError)
 
 
+def test_a_thread_that_would_wait_looks_while_no_other_does() -> None:
+    """Two that looked at once would each see the other one free, and both would wait for ever."""
+    lock, told = Lock(), list[bool]()
+    lock.take("block", 0.0)
+    thread = threading.Thread(target=lambda: told.append(lock.take("other block", 0.0)))
+    with locks._LOOKING:
+        thread.start()
+        thread.join(0.3)
+        assert told == []
+    thread.join(20)
+    assert told == [False]
+
+
 def follow(*variables: Any) -> Watcher:
     watcher = Watcher()
     watcher.locks = watch(variables, watcher)
