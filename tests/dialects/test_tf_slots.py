@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -175,3 +176,59 @@ def test_what_only_looks_like_an_optimizer_is_no_trap(average: Any, steps: Any, 
     held = polyak.open(path)
     assert "average" not in held.roles
     np.testing.assert_array_equal(held.select("raw")["model/w"], [1.0, 2.0])
+
+
+def tracked_by_tensorflow(net: Any) -> tuple[Any, list[Any]]:
+    """A Keras 3 model and what tf.train.ExponentialMovingAverage made of it."""
+    variables = [v.value for v in net.trainable_variables]
+    ema = tf.train.ExponentialMovingAverage(0.5)
+    ema.apply(variables)
+    for v in variables:
+        v.assign_add(tf.ones_like(v))
+    ema.apply(variables)
+    return net, [ema.average(v) for v in variables]
+
+
+def _net() -> Any:
+    inner = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    return keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(3)])
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_averages_that_tensorflow_made_are_found_by_their_names(with_model: bool, tmp_path: Path) -> None:
+    net, shadows = tracked_by_tensorflow(_net())
+    held = {"shadows": shadows, **({"model": net} if with_model else {})}
+    path = tf.train.Checkpoint(**held).write(str(tmp_path / "a"))
+    found = polyak.open(path)
+    assert found.roles == (("raw", "average") if with_model else ("average",))
+    assert "tf.train.ExponentialMovingAverage" in found.manifest.evidence[0]
+    target = _net()
+    before = [v.numpy() for v in target.non_trainable_variables]
+    polyak.transfer(path, target, weights="average", exclude=() if with_model else ["*moving_*"])
+    for variable, shadow in zip(target.trainable_variables, shadows, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), shadow.numpy())
+    statistics = [v.numpy() for v in net.non_trainable_variables] if with_model else before
+    for variable, value in zip(target.non_trainable_variables, statistics, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_averages_of_variables_of_one_name_are_not_guessed(tmp_path: Path) -> None:
+    one, other = (tf.Variable([v], name="kernel") for v in (1.0, 2.0))
+    ema = tf.train.ExponentialMovingAverage(0.5)
+    ema.apply([one, other])
+    shadows = [ema.average(one), ema.average(other)]
+    for held in ({"model": [one, other], "shadows": shadows}, {"shadows": shadows}):
+        found = polyak.open(tf.train.Checkpoint(**held).write(str(tmp_path / "a")))
+        assert found.roles == ("raw",)
+        assert "no names that tell whose each is" in found.manifest.evidence[0]
+
+
+def test_two_averages_of_the_same_variables_are_not_guessed(tmp_path: Path) -> None:
+    weight = tf.Variable([1.0], name="kernel")
+    averages = [tf.train.ExponentialMovingAverage(decay) for decay in (0.5, 0.9)]
+    for ema in averages:
+        ema.apply([weight])
+    held = {f"e{i}": ema.average(weight) for i, ema in enumerate(averages)}
+    found = polyak.open(tf.train.Checkpoint(w=weight, **held).write(str(tmp_path / "a")))
+    assert found.roles == ("raw",)
+    assert "two averages beside it" in found.manifest.evidence[0]

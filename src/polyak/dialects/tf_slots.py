@@ -1,25 +1,28 @@
-"""Averages that optimizers keep beside the weights: slots called ``average`` of Keras 2, which TensorFlow Addons and TF
-Models make, and the list of ``use_ema`` of Keras 3.
+"""Averages that lie beside the weights in a TensorFlow 2 checkpoint, and how they tell whose they are.
 
-Any other slot stays what an optimizer keeps. TF Models exchanges the slots and the weights for an evaluation, and a
-checkpoint that is written meanwhile holds them exchanged; nothing in the file tells, so the evidence says so.
+Slots called ``average`` of Keras 2, which TensorFlow Addons and TF Models make; the list of ``use_ema``; variables that
+``tf.train.ExponentialMovingAverage`` called after the weights. Any other slot stays what an optimizer keeps. TF Models
+exchanges the slots and the weights for an evaluation, and a checkpoint that is written meanwhile holds them exchanged;
+nothing in the file tells, so the evidence says so.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from polyak.contents import Contents, Slot
+from polyak.contents import Contents
 from polyak.manifest import AVERAGE
 from polyak.snapshot import Item
-from polyak.weights import Kind
+from polyak.weights import Evidence, Kind, Weight
 
 NAME = "average"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _TF_MODELS = "ema_base_optimizer"
 _ADDONS = "average_decay"
+_AVERAGE = re.compile(r"(.+)/ExponentialMovingAverage(_\d+)?")
 _SWAPS = (
     "TF Models swaps slots and weights for an evaluation: in a file written meanwhile, what is called average here is "
     "raw, and the other way round; the file cannot tell"
@@ -28,7 +31,11 @@ _SWAPS = (
 
 _USE_EMA, UPDATED, _STEPS = "_model_variables_moving_average", "_trainable_variables", "_iterations"
 _LISTED = "{:,} averages of use_ema, each beside its weight in the optimizer's lists"
-_UNTOLD = "{:,} averages of use_ema, which have no names that tell whose each is, so none is taken"
+_CALLED = (
+    "{:,} averages by the names that tf.train.ExponentialMovingAverage gives them; decay and count of updates are not "
+    "in the file"
+)
+_UNTOLD = "{:,} averages, which have no names that tell whose each is, so none is taken"
 _EITHER = (
     "Keras writes the average of use_ema over the weights at the end of fit, and SwapEMAWeights exchanges the two: the "
     "file cannot tell"
@@ -51,25 +58,71 @@ class SlotAverages:
 
 
 def slot_averages(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
-    """What the slots called ``average`` are of the raw weights, which are given by their keys."""
-    slotted = [s for s in contents.slots if s.name == NAME and s.weight in raw]
-    listed = {} if slotted else _listed(contents)
-    if any(weight not in raw for weight in listed.values()):
-        return SlotAverages(evidence=(_UNTOLD.format(len(listed)),))
-    slots = slotted or [Slot(key, weight, NAME) for key, weight in listed.items()]
-    if not slots:
-        return SlotAverages(evidence=_unmoved(contents))
-    twice = [weight for weight, n in Counter(s.weight for s in slots).items() if n > 1]
+    """What the file has of averages of the raw weights, which are given by their keys."""
+    slotted = {s.key: s.weight for s in contents.slots if s.name == NAME and s.weight in raw}
+    if slotted:
+        return _checked(slotted, contents, raw, _evidence(contents, len(slotted)))
+    listed = _listed(contents)
+    if listed:
+        return _checked(listed, contents, raw, (_LISTED.format(len(listed)), *_unmoved(contents), _EITHER))
+    called = _called(contents)
+    if called and not set(_followed(contents).values()).intersection(contents.full_names.values()):
+        return _alone(contents, raw)
+    if called:
+        return _checked(called, contents, raw, (_CALLED.format(len(called)),))
+    return SlotAverages(evidence=_unmoved(contents))
+
+
+def _checked(
+    weights: Mapping[str, str], contents: Contents, raw: Mapping[str, Item], evidence: tuple[str, ...]
+) -> SlotAverages:
+    """All averages, given the weight of each, or none: an average that lacks some would be none."""
+    if any(weight not in raw for weight in weights.values()):
+        return SlotAverages(evidence=(_UNTOLD.format(len(weights)),))
+    twice = [weight for weight, n in Counter(weights.values()).items() if n > 1]
     if twice:
         named = twice[0].removesuffix(_VALUE)
-        return SlotAverages(evidence=(f"{named!r} has two slots called average, so none is taken: ambiguous",))
-    odd = [s for s in slots if contents.tensors[s.key].shape != contents.tensors[s.weight].shape]
+        return SlotAverages(evidence=(f"{named!r} has two averages beside it, so none is taken: ambiguous",))
+    odd = [key for key, weight in weights.items() if contents.tensors[key].shape != contents.tensors[weight].shape]
     if odd:
-        return SlotAverages(evidence=(f"slot {odd[0].key!r} has not the shape of its weight, so none is taken",))
-    by_weight = {s.weight: s for s in slots}
-    items = tuple(_averaged(item, by_weight.get(key), contents) for key, item in raw.items())
-    evidence = _evidence(contents, slots) if slotted else (_LISTED.format(len(slots)), *_unmoved(contents), _EITHER)
-    return SlotAverages(items, frozenset(s.key for s in slots), evidence)
+        return SlotAverages(evidence=(f"average {odd[0]!r} has not the shape of its weight, so none is taken",))
+    averages = {weight: key for key, weight in weights.items()}
+    items = (_averaged(item, averages.get(key), contents) for key, item in raw.items() if key not in weights)
+    return SlotAverages(tuple(items), frozenset(weights), evidence)
+
+
+def _alone(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
+    """Averages without their weights, under the names of these."""
+    names = {key: name for key, name in _followed(contents).items() if key in raw}
+    if len(set(names.values())) < len(names):
+        return SlotAverages(evidence=(_UNTOLD.format(len(names)),))
+    items = (replace(raw[key], role=AVERAGE, weight=_renamed(raw[key].weight, name)) for key, name in names.items())
+    return SlotAverages(tuple(items), frozenset(names), (_CALLED.format(len(names)),))
+
+
+def _renamed(weight: Weight, name: str) -> Weight:
+    local = name.rpartition("/")[2]
+    return replace(weight, path=name, evidence=Evidence("", name, "", "", local, -1, weight.dtype))
+
+
+def _called(contents: Contents) -> dict[str, str]:
+    """The averages of ``tf.train.ExponentialMovingAverage`` and the weight of each; "" where none, or more than one, has
+    its name.
+    """
+    named = _named(contents)
+    return {key: named.get(name, "") for key, name in _followed(contents).items()}
+
+
+def _followed(contents: Contents) -> dict[str, str]:
+    """What each variable is called after that is called an average; TensorFlow numbers those that are called alike."""
+    found = {key: _AVERAGE.fullmatch(contents.full_names.get(key, "")) for key in contents.tensors}
+    return {key: match[1] for key, match in found.items() if match}
+
+
+def _named(contents: Contents) -> dict[str, str]:
+    """The key of each variable whose name is its own alone."""
+    times = Counter(contents.full_names.values())
+    return {name: key for key, name in contents.full_names.items() if times[name] == 1}
 
 
 def _listed(contents: Contents) -> dict[str, str]:
@@ -81,8 +134,7 @@ def _listed(contents: Contents) -> dict[str, str]:
     found = _keys(contents)
     still = _still(contents)
     averages = {key: p for p, key in found.items() if p[-2:-1] == (_USE_EMA,) and p[:-2] not in still}
-    times = Counter(contents.full_names.values())
-    named = {name: key for key, name in contents.full_names.items() if times[name] == 1}
+    named = _named(contents)
     return {
         key: found.get((*p[:-2], UPDATED, p[-1])) or named.get(_weight_name(contents.full_names.get(key, "")), "")
         for key, p in averages.items()
@@ -112,17 +164,17 @@ def _unmoved(contents: Contents) -> tuple[str, ...]:
     return tuple(f"{name}: its averages of use_ema have not moved yet, and are zero" for name in named)
 
 
-def _averaged(raw: Item, slot: Slot | None, contents: Contents) -> Item:
-    if slot is None:
+def _averaged(raw: Item, average: str | None, contents: Contents) -> Item:
+    if average is None:
         kind = Kind.STATISTIC if raw.weight.kind is Kind.TRAINABLE else raw.weight.kind
         return replace(raw, role=AVERAGE, weight=replace(raw.weight, kind=kind))
-    tensor = contents.tensors[slot.key]
+    tensor = contents.tensors[average]
     weight = replace(raw.weight, dtype=tensor.dtype)
     return Item(AVERAGE, weight, tensor.read, places=raw.places, called=raw.called)
 
 
-def _evidence(contents: Contents, slots: list[Slot]) -> tuple[str, ...]:
-    found = f"{len(slots):,} optimizer slots called average"
+def _evidence(contents: Contents, count: int) -> tuple[str, ...]:
+    found = f"{count:,} optimizer slots called average"
     if any(_TF_MODELS in path for paths in contents.paths.values() for path in paths):
         return (
             f"{found}, beside ema_base_optimizer, as TF Models keeps them",
