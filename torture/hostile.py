@@ -145,7 +145,8 @@ def hostile(count: int) -> Outcome:
 
 # What the watch must see; each would be seen if a file made polyak do it.
 ACTIONS = (
-    "exec('1')", "eval('1')", "compile('1', 'x', 'eval')", "open('/etc/hostname')", "open('/nowhere/x', 'w')", "import this",
+    "exec('1')", "eval('1')", "compile('1', 'x', 'eval')", "open('/etc/hostname')", "open('/nowhere/x', 'w')",
+    "import this",
     "__import__('os').system('true')", "__import__('subprocess').run(['true'])",
     "__import__('os').remove('/nowhere/x')", "__import__('socket').socket()", "__import__('ctypes').CDLL(None)",
     "__import__('pickle').loads(b'cos\\nsystem\\n.')",

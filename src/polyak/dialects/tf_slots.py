@@ -106,8 +106,8 @@ def _renamed(weight: Weight, name: str) -> Weight:
 
 
 def _called(contents: Contents) -> dict[str, str]:
-    """The averages of ``tf.train.ExponentialMovingAverage`` and the weight of each; "" where none, or more than one, has
-    its name.
+    """The averages of ``tf.train.ExponentialMovingAverage`` and the weight of each, "" where not exactly one has its
+    name.
     """
     named = _named(contents)
     return {key: named.get(name, "") for key, name in _followed(contents).items()}
