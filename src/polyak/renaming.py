@@ -79,6 +79,8 @@ def _replaced(pattern: re.Pattern[str], new: str, name: str) -> str:
 
 def _stars(old: str, path: str) -> re.Match[str] | None:
     """A match whose groups are what the stars of a glob stand for."""
+    if "*" not in old and old != path:  # most entries of a long mapping
+        return None
     return re.fullmatch("(.*)".join(re.escape(part) for part in old.split("*")), path, re.DOTALL)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypedDict, cast, get_args
 
@@ -228,8 +228,19 @@ def _by_other_names(found: Pairing, offered: list[Weight], target: Target, sourc
     items = [source.items_by_path[w.path] for w in offered]
     placed = any(i.places for i in items)
     pairs = places.renamed(items, wanted, target.places(), source.origin) if placed else None
-    pairs = pairs or names.renamed(offered, wanted, source.origin)
-    return found if pairs is None else match.pair(offered, target.weights, "path", pairs)
+    renamed = pairs or names.renamed(offered, wanted, source.origin)
+    if renamed is None:
+        return found
+    return match.pair(offered, target.weights, "path", _function(renamed))
+
+
+def _function(renamed: Mapping[str, str]) -> Callable[[str], str]:
+    """Names of many weights as a function: a mapping would be gone through for each, as one of globs."""
+
+    def new_name(path: str) -> str:
+        return renamed.get(path, path)
+
+    return new_name
 
 
 def _refuse_unknown(asked: Asked) -> None:
