@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from polyak.errors import AmbiguousRole, DamagedFile, UnknownFormat
+from polyak.errors import AmbiguousRole, DamagedFile, UnexpectedWeight, UnknownFormat
 from polyak.manifest import (
     Manifest,
     State,
@@ -106,6 +106,12 @@ def test_a_newer_version_is_refused() -> None:
 def test_what_is_no_manifest_is_refused(text: str | bytes) -> None:
     with pytest.raises(DamagedFile, match=r"^file 'x': the manifest is not readable: "):
         Manifest.from_json(text, "file 'x'")
+
+
+def test_half_a_character_in_a_name_is_refused_by_name() -> None:
+    weight = Weight("a\ud800", (1,), "float32", Kind.TRAINABLE)
+    with pytest.raises(UnexpectedWeight, match=r"expected a name in Unicode, received half of a character"):
+        Manifest("polyak", {"raw": None}, (Stored("a\ud800", "raw", weight),)).to_json()
 
 
 def test_a_memo_keeps_rule_and_weights() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import polyak
+from polyak import saving as saving_module
 from polyak.errors import AmbiguousRole, FileError
 from polyak.saving import Saving
 from polyak.snapshot import Item, Snapshot
@@ -284,6 +285,75 @@ def test_a_forked_process_ends_and_leaves_the_saves_to_the_one_that_began_them(t
     told = ended(tmp_path / "w.safetensors", program=FORKED)
     assert told.splitlines() == ["hint: make a Saver in each process"] * 3 + ["3 False"]
     assert polyak.open(tmp_path / "w.safetensors")["w"].tolist() == [1.0, 1.0]
+
+
+def test_another_process_is_told_and_the_end_of_it_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would be in a fork, which has no thread that writes."""
+    gate = threading.Event()
+    background = polyak.Saver()
+    saving = background.save(held(0.0, gate), tmp_path / "a.safetensors")
+    failed = background.save(failing(gate), tmp_path / "b.safetensors")
+    with monkeypatch.context() as forked:
+        forked.setattr(saving_module.os, "getpid", lambda: -1)
+        for call in (saving.result, background.wait, lambda: background.save(held(1.0), tmp_path / "c.safetensors")):
+            with pytest.raises(FileError, match="expected to be used in process"):
+                call()
+        gate.set()
+        failed._future.exception(20)
+        background._raise_at_end()
+    with pytest.raises(FileError, match="the weights are gone"):
+        background._raise_at_end()
+
+
+def test_the_end_of_the_program_tells_of_all_failures_in_one_message(tmp_path: Path) -> None:
+    gate = threading.Event()
+    background = polyak.Saver()
+    savings = [background.save(failing(gate), tmp_path / f"{name}.safetensors") for name in "ab"]
+    gate.set()
+    for saving in savings:
+        saving._future.exception(20)
+    with pytest.raises(FileError, match=r"2 saves failed: .*a\.safetensors: the weights are gone; .*b\.safetensors"):
+        background._raise_at_end()
+    with pytest.raises(FileError):
+        background.wait()
+
+
+@pytest.mark.parametrize("verb", ["save", "wait"])
+def test_the_list_of_saves_is_changed_by_one_thread_at_a_time(tmp_path: Path, verb: str) -> None:
+    background, done = polyak.Saver(), list[object]()
+    verbs = {"save": lambda: background.save(held(1.0), tmp_path / "a.safetensors"), "wait": background.wait}
+    thread = threading.Thread(target=lambda: done.append(verbs[verb]()))
+    with background._turn:
+        thread.start()
+        thread.join(0.3)
+        assert done == []
+    thread.join(20)
+    assert len(done) == 1
+    background.close()
+
+
+@pytest.mark.parametrize("verb", ["save", "wait"])
+def test_an_interrupt_waits_until_the_list_of_saves_is_free_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """One that came between the taking of the lock and its block would leave it taken for ever."""
+    background, seen = polyak.Saver(), list[bool]()
+
+    class Turn:
+        def __enter__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            seen.append(True)
+
+        def __exit__(self, *error: object) -> None:
+            seen.append(False)
+
+    monkeypatch.setattr(background, "_turn", Turn())
+    verbs = {"save": lambda: background.save(held(1.0), tmp_path / "a.safetensors"), "wait": background.wait}
+    with pytest.raises(KeyboardInterrupt):
+        verbs[verb]()
+    assert seen == [True, False]
 
 
 def test_a_saver_that_is_closed_says_so(tmp_path: Path) -> None:

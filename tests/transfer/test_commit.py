@@ -15,6 +15,7 @@ from polyak.errors import DtypeMismatch, TransferError
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import State
 from polyak.snapshot import Snapshot
+from polyak.transfer import commit
 from polyak.transfer.commit import value_of
 from polyak.transfer.plan import make_plan
 from polyak.transfer.target import PutBack, Target
@@ -200,6 +201,25 @@ def test_an_interrupt_waits_until_all_is_put_back(held: Any) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         apply(Interrupted(target, "read", 4, raising(RuntimeError)))
+    assert state_of(live, target) == before
+
+
+def test_an_interrupt_before_the_putting_back_begins_does_not_keep_it_from_being_done(
+    held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, target = held
+    before, whole, came = state_of(live, target), commit._undo, list[BaseException]()
+
+    def interrupted(*about: Any) -> None:
+        came.append(about[-1])
+        if len(came) == 1:
+            raise KeyboardInterrupt
+        whole(*about)
+
+    monkeypatch.setattr(commit, "_undo", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply(Faulty(target, "write", 3, raising(RuntimeError), after=True))
+    assert [type(error) for error in came] == [RuntimeError, KeyboardInterrupt]
     assert state_of(live, target) == before
 
 

@@ -746,8 +746,10 @@ def test_a_gru_that_pytorch_cannot_compute_is_refused() -> None:
 def test_a_prelu_with_a_number_for_each_place_is_refused() -> None:
     model = keras.Sequential([L.PReLU(name="act")])
     model.build((None, 5, 4))
-    with pytest.raises(ShapeMismatch, match="all axes but the channels shared"):
-        polyak.transfer(model, nn.ModuleDict({"act": nn.PReLU(4)}))
+    module = nn.ModuleDict({"act": nn.PReLU(4)})
+    for source, target in ((model, module), (module, model)):
+        with pytest.raises(ShapeMismatch, match="all axes but the channels shared"):
+            polyak.transfer(source, target)
 
 
 def test_mistakes_in_what_is_asked_are_named() -> None:

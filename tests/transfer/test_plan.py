@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import MissingWeight
+from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
+from polyak.snapshot import Snapshot
 from polyak.transfer.plan import Move, structure
 from polyak.transfer.receipt import Moved, Receipt
 from polyak.weights import Kind
@@ -165,3 +167,17 @@ def test_a_digest_tells_names_dtypes_and_bytes_apart_and_not_their_order() -> No
     assert digest(one, two) == digest(two, one)
     others = [(one,), (two,), (one, ("b", "int32", "11")), (one, ("c", "float32", "11")), (one, ("b", "float32", "12"))]
     assert len({digest(one, two), *(digest(*o) for o in others)}) == 6
+
+
+def test_a_plan_with_half_a_character_in_a_name_is_not_stored() -> None:
+    made = dataclasses.replace(plan(), skipped=("a\ud800",))
+    with pytest.raises(UnexpectedWeight, match="expected a name in Unicode"):
+        made.to_json()
+
+
+def test_a_renamed_matrix_of_another_framework_is_refused_where_nobody_says_how_it_lies() -> None:
+    source = Snapshot.from_arrays({"linear.weight": np.ones((2, 2), np.float32)})
+    target = tf.Module()
+    target.kernel = tf.Variable(tf.zeros([2, 2]))
+    with pytest.raises(AmbiguousMatch, match="axes may be the other way round"):
+        polyak.transfer(source, target, rename={"linear.weight": "kernel"})

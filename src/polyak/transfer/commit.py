@@ -44,13 +44,11 @@ def commit(source: Snapshot, target: Target, moves: Moves, finite: bool = True) 
                     _verify(target, m)
                 undo.clear()
             except BaseException as error:
-                with unbroken():
-                    _put_back(undo, target.label, error)
+                _undo(undo, target.label, error)
                 raise
-        except BaseException as error:
+        except BaseException as late:
             if undo:  # an interrupt came in before the first line of that
-                with unbroken():
-                    _put_back(undo, target.label, error)
+                _undo(undo, target.label, late)
             raise
     return moved
 
@@ -110,6 +108,11 @@ def _verify(target: Target, moved: Moved) -> None:
             f"{target.label} was put back as it was",
             hint="another thread may be training it: transfer between two steps",
         )
+
+
+def _undo(undo: Undo, label: str, cause: BaseException) -> None:
+    with unbroken():
+        _put_back(undo, label, cause)
 
 
 def _put_back(undo: Undo, label: str, cause: BaseException) -> None:
