@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from tests.keras.nests import NESTS, WIDTH, built, dense, expected
-from tests.keras.zoo import BACKEND, assert_same_bits, values
+from tests.keras.zoo import BACKEND, as_weights, assert_same_bits, values
 
 import polyak
 from polyak.errors import AmbiguousMatch, MissingWeight
@@ -240,3 +240,18 @@ def test_what_an_optimizer_updates_beside_the_model_is_left(tmp_path: Path) -> N
     receipt = polyak.transfer(_written(tmp_path / "a", model=model, optimizer=optimizer), target, weights="raw")
     assert_same_bits(values(target), values(model))
     assert len([path for path in receipt.left if path.startswith("optimizer/")]) == len(beside.trainable_variables)
+
+
+@writes
+def test_an_average_of_polyak_s_stands_beside_that_of_the_optimizer(tmp_path: Path) -> None:
+    model = _trained(built("sequential_in_sequential"))
+    ema = polyak.EMA(model, decay=0.9)
+    ema.update()
+    path = _written(tmp_path / "a", model=model, optimizer=model.optimizer, ema=ema)
+    assert set(polyak.open(path).roles) == {"raw", "average", "average:optimizer", "optimizer"}
+    target = built("sequential_in_sequential")
+    polyak.transfer(path, target, weights="average")
+    assert_same_bits(values(target), as_weights(ema, model))
+    polyak.transfer(path, target, weights="average:optimizer")
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    assert_same_bits(values(target), values(model))

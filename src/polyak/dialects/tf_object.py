@@ -147,7 +147,8 @@ def interpret(contents: Contents) -> Snapshot | None:
     roles = {a.path: AVERAGE if len(graph.averages) == 1 else f"{AVERAGE}:{a.name}" for a in graph.averages}
     held = {key: tuple(_raw(graph, key)) for key in contents.tensors}
     slots = slot_averages(contents, {key: i for key, items in held.items() for i in items if i.role == RAW})
-    items = [*_numbered(i for key, of_key in held.items() if key not in slots.keys for i in of_key), *slots.items]
+    items = [*_numbered(i for key, of_key in held.items() if key not in slots.keys for i in of_key)]
+    items += [replace(i, role=f"{AVERAGE}:{OPTIMIZER}") if roles else i for i in slots.items]
     items += [i for a in graph.averages for i in _shadows(graph, a, roles[a.path])]
     states = {roles[a.path]: a.state for a in graph.averages}
     return Snapshot(items, states, contents.origin, contents.integrity, _written(graph, slots))
