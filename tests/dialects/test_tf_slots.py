@@ -232,3 +232,11 @@ def test_two_averages_of_the_same_variables_are_not_guessed(tmp_path: Path) -> N
     found = polyak.open(tf.train.Checkpoint(w=weight, **held).write(str(tmp_path / "a")))
     assert found.roles == ("raw",)
     assert "two averages beside it" in found.manifest.evidence[0]
+
+
+def test_beside_the_numbered_list_of_an_export_an_optimizer_lists_no_weights(tmp_path: Path) -> None:
+    """Numbers mean the order of all weights there, which names would break."""
+    weight, other = tf.Variable([1.0, 2.0]), tf.Variable([3.0])
+    optimizer = _tree(_iterations=tf.Variable(1), _learning_rate=tf.Variable(1.0), _trainable_variables=[weight, other])
+    held = polyak.open(tf.train.Checkpoint(variables=[weight], optimizer=optimizer).write(str(tmp_path / "a")))
+    assert list(held.select("raw")) == ["#0"]

@@ -130,7 +130,9 @@ class Graph:
         return [p for p in self.paths(key) if not is_within(p, self.optimizers)]
 
     def listed(self, key: str) -> list[GraphPath]:
-        """The paths to a key as one of the variables that an optimizer of Keras 3 updates."""
+        """The paths to a key as one of the variables that an optimizer of Keras 3 updates; an export numbers all."""
+        if self.exported:
+            return []
         return [p for p in self.paths(key) if p[:-2] in self.optimizers and p[-2] == UPDATED]
 
     def _average(self, path: GraphPath) -> Found:
