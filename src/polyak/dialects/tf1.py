@@ -18,6 +18,10 @@ from polyak.weights import Evidence, Kind
 
 SUFFIX = "/ExponentialMovingAverage"
 TRAINING = "training"
+BY_NAME = (
+    "{:,} averages by the names that tf.train.ExponentialMovingAverage gives them; decay and count of updates are not "
+    "in the file"
+)
 _SCALARS = ("global_step", "beta1_power", "beta2_power")
 _DEBIASED = "local_step"
 
@@ -40,11 +44,7 @@ def interpret(contents: Contents) -> Snapshot | None:
 
 def _written(contents: Contents) -> Manifest:
     averages = sum(n.endswith(SUFFIX) for n in contents.tensors)
-    said = (
-        f"{averages:,} averages by the names that tf.train.ExponentialMovingAverage gives them; "
-        "decay and count of updates are not in the file"
-    )
-    evidence, confidence = ((said,), "inferred") if averages else ((UNSAID,), "unknown")
+    evidence, confidence = ((BY_NAME.format(averages),), "inferred") if averages else ((UNSAID,), "unknown")
     unread = dict.fromkeys(contents.texts, "a text")
     return Manifest(
         "TensorFlow", {}, (), source=contents.origin, evidence=evidence, confidence=confidence, unread=unread

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from polyak.dialects.autonumber import creation_keys
+from polyak.dialects.tf_optimizers import GraphPath
 
-GraphPath = tuple[str, ...]
 Paths = Mapping[str, Sequence[GraphPath]]
 Names = Mapping[str, str]
 _CHAINS = ("_layers", "_operations")

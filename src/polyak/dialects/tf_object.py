@@ -16,15 +16,14 @@ import msgspec
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import UNSAID, item
+from polyak.dialects.tf_averages import UPDATED, Beside, averages_beside
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
-from polyak.dialects.tf_optimizers import is_within, optimizers
-from polyak.dialects.tf_slots import UPDATED, SlotAverages, slot_averages
+from polyak.dialects.tf_optimizers import GraphPath, is_within, optimizers
 from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
 from polyak.snapshot import Item, Snapshot
 from polyak.transfer.places import place
 from polyak.weights import Evidence, Kind, Weight, is_floating
 
-GraphPath = tuple[str, ...]
 OPTIMIZER = "optimizer"
 TRAINING = "training"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -148,7 +147,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     graph = Graph(contents)
     roles = {a.path: AVERAGE if len(graph.averages) == 1 else f"{AVERAGE}:{a.name}" for a in graph.averages}
     held = {key: tuple(_raw(graph, key)) for key in contents.tensors}
-    slots = slot_averages(contents, {key: i for key, items in held.items() for i in items if i.role == RAW})
+    slots = averages_beside(contents, {key: i for key, items in held.items() for i in items if i.role == RAW})
     items = [*_numbered(i for key, of_key in held.items() if key not in slots.keys for i in of_key)]
     items += [replace(i, role=f"{AVERAGE}:{OPTIMIZER}") if roles else i for i in slots.items]
     items += [i for a in graph.averages for i in _shadows(graph, a, roles[a.path])]
@@ -156,7 +155,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     return Snapshot(items, states, contents.origin, contents.integrity, _written(graph, slots))
 
 
-def _written(graph: Graph, slots: SlotAverages) -> Manifest:
+def _written(graph: Graph, slots: Beside) -> Manifest:
     """What the file's roles rest on."""
     stated = tuple(
         f"{a.name or 'the root'}: an average of polyak's, by the note beside its values" for a in graph.averages

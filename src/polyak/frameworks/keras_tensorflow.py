@@ -39,7 +39,7 @@ class KerasOnTensorFlow(TensorFlowFramework):
         return self._flavour.is_layer(obj)
 
     def target(self, model: Any) -> Variables:
-        return KerasVariables(model, self.variables(model, {}))
+        return PlacedVariables(model, self.variables(model, {}))
 
     def find(self, model: Any) -> Iterator[Found]:
         return found_in(model, self._flavour)
@@ -105,7 +105,7 @@ def _cast(bound: Bound) -> dict[str, tf.Tensor]:
     return {path: tf.cast(s, bound.raw.variables[path].dtype) for path, s in bound.shadows.variables.items()}
 
 
-class KerasVariables(ModelVariables):
+class PlacedVariables(ModelVariables):
     """The variables of a Keras 3 model."""
 
     def places(self) -> Mapping[str, Place]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from polyak.contents import Contents
+from polyak.dialects.tf1 import BY_NAME
 from polyak.manifest import AVERAGE
 from polyak.snapshot import Item
 from polyak.weights import Evidence, Kind, Weight
@@ -22,19 +23,13 @@ NAME = "average"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _TF_MODELS = "ema_base_optimizer"
 _ADDONS = "average_decay"
+_USE_EMA, UPDATED, _STEPS = "_model_variables_moving_average", "_trainable_variables", "_iterations"
 _AVERAGE = re.compile(r"(.+)/ExponentialMovingAverage(_\d+)?")
 _SWAPS = (
     "TF Models swaps slots and weights for an evaluation: in a file written meanwhile, what is called average here is "
     "raw, and the other way round; the file cannot tell"
 )
-
-
-_USE_EMA, UPDATED, _STEPS = "_model_variables_moving_average", "_trainable_variables", "_iterations"
 _LISTED = "{:,} averages of use_ema, each beside its weight in the optimizer's lists"
-_CALLED = (
-    "{:,} averages by the names that tf.train.ExponentialMovingAverage gives them; decay and count of updates are not "
-    "in the file"
-)
 _UNTOLD = "{:,} averages, which have no names that tell whose each is, so none is taken"
 _EITHER = (
     "Keras writes the average of use_ema over the weights at the end of fit, and SwapEMAWeights exchanges the two: the "
@@ -43,12 +38,12 @@ _EITHER = (
 
 
 @dataclass(frozen=True, slots=True)
-class SlotAverages:
-    """The average of a file, if its slots hold one.
+class Beside:
+    """The average of a file, if it holds one beside the weights.
 
     Attributes:
         items: an average for each weight, where there is one; statistics and counters belong to both sets.
-        keys: of the slots that were taken.
+        keys: of what was taken for it.
         evidence: why they are taken for an average, or why not.
     """
 
@@ -57,7 +52,7 @@ class SlotAverages:
     evidence: tuple[str, ...] = ()
 
 
-def slot_averages(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
+def averages_beside(contents: Contents, raw: Mapping[str, Item]) -> Beside:
     """What the file has of averages of the raw weights, which are given by their keys."""
     slotted = {s.key: s.weight for s in contents.slots if s.name == NAME and s.weight in raw}
     if slotted:
@@ -69,35 +64,35 @@ def slot_averages(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
     if called and not set(_followed(contents).values()).intersection(contents.full_names.values()):
         return _alone(contents, raw)
     if called:
-        return _checked(called, contents, raw, (_CALLED.format(len(called)),))
-    return SlotAverages(evidence=_unmoved(contents))
+        return _checked(called, contents, raw, (BY_NAME.format(len(called)),))
+    return Beside(evidence=_unmoved(contents))
 
 
 def _checked(
     weights: Mapping[str, str], contents: Contents, raw: Mapping[str, Item], evidence: tuple[str, ...]
-) -> SlotAverages:
+) -> Beside:
     """All averages, given the weight of each, or none: an average that lacks some would be none."""
     if any(weight not in raw for weight in weights.values()):
-        return SlotAverages(evidence=(_UNTOLD.format(len(weights)),))
+        return Beside(evidence=(_UNTOLD.format(len(weights)),))
     twice = [weight for weight, n in Counter(weights.values()).items() if n > 1]
     if twice:
         named = twice[0].removesuffix(_VALUE)
-        return SlotAverages(evidence=(f"{named!r} has two averages beside it, so none is taken: ambiguous",))
+        return Beside(evidence=(f"{named!r} has two averages beside it, so none is taken: ambiguous",))
     odd = [key for key, weight in weights.items() if contents.tensors[key].shape != contents.tensors[weight].shape]
     if odd:
-        return SlotAverages(evidence=(f"average {odd[0]!r} has not the shape of its weight, so none is taken",))
+        return Beside(evidence=(f"average {odd[0]!r} has not the shape of its weight, so none is taken",))
     averages = {weight: key for key, weight in weights.items()}
     items = (_averaged(item, averages.get(key), contents) for key, item in raw.items() if key not in weights)
-    return SlotAverages(tuple(items), frozenset(weights), evidence)
+    return Beside(tuple(items), frozenset(weights), evidence)
 
 
-def _alone(contents: Contents, raw: Mapping[str, Item]) -> SlotAverages:
+def _alone(contents: Contents, raw: Mapping[str, Item]) -> Beside:
     """Averages without their weights, under the names of these."""
     names = {key: name for key, name in _followed(contents).items() if key in raw}
     if len(set(names.values())) < len(names):
-        return SlotAverages(evidence=(_UNTOLD.format(len(names)),))
+        return Beside(evidence=(_UNTOLD.format(len(names)),))
     items = (replace(raw[key], role=AVERAGE, weight=_renamed(raw[key].weight, name)) for key, name in names.items())
-    return SlotAverages(tuple(items), frozenset(names), (_CALLED.format(len(names)),))
+    return Beside(tuple(items), frozenset(names), (BY_NAME.format(len(names)),))
 
 
 def _renamed(weight: Weight, name: str) -> Weight:
