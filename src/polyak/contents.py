@@ -48,6 +48,7 @@ class Contents:
         manifest: polyak's own description, if there is one.
         texts: stored strings, each with a function that reads it.
         paths: for formats with an object graph: all paths in it that lead to a key, the shortest first.
+        names: what the root of an object graph calls its children.
         full_names: the variable's own name, where the format stores it.
         slots: optimizer variables, where the format tells.
         facts: plain values (numbers, text, truth values) that lie beside the arrays, by their path in the file.
@@ -62,6 +63,7 @@ class Contents:
     manifest: Manifest | None = None
     texts: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     paths: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
     full_names: Mapping[str, str] = field(default_factory=dict)
     slots: tuple[Slot, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)

@@ -11,14 +11,12 @@ import re
 from collections.abc import Mapping
 
 from polyak.contents import Contents, Tensor
+from polyak.dialects.called import is_named_after, says_average
 from polyak.dialects.jax_tree import JaxTree, is_optimizer, snapshot, used, with_statistics
-from polyak.dialects.torch_sets import Reading, says_average
+from polyak.dialects.torch_sets import Reading
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
 
-_WORDS = ("ema", "swa", "averaged", "average", "avg", "polyak", "teacher")
-_CALLED = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])")
-_USUAL = ("", "params", "model", "variables", "weights", "student", "online", "raw")
 _WRAPPERS = ("params", "ema", "average", "model", "variables")
 _IN_OPTIMIZER = re.compile(r"(.+?)/ema/.+")
 _PARAMS = "params"
@@ -51,7 +49,7 @@ def _twins(tree: JaxTree) -> Snapshot | None:
     )
     why = "the tree does not say how they were averaged; state of momentum has the same names and shapes"
     taken = used(tree, start, *called)
-    if _others(tree, taken) and not all(_is_named_after(place, start) for place in called):
+    if _others(tree, taken) and not all(is_named_after(place, start) for place in called):
         return None
     return snapshot(tree, Reading("JAX", sets, taken, (*evidence, why, *_chained(tree))), copied)
 
@@ -61,7 +59,7 @@ def _called(tree: JaxTree) -> list[str]:
     places: dict[str, None] = {}
     for path in tree.weights:
         steps = path.split("/")[:-1]
-        found = next((n for n, step in enumerate(steps, 1) if says_average(step, _CALLED)), None)
+        found = next((n for n, step in enumerate(steps, 1) if says_average(step)), None)
         if found is not None:
             places["/".join(steps[:found])] = None
     return list(places)
@@ -71,13 +69,6 @@ def _others(tree: JaxTree, taken: frozenset[str]) -> bool:
     """Whether there are more arrays, beside those of the training: then two layers may be alike by chance."""
     left = (p for p, t in tree.weights.items() if t.shape and p not in taken)
     return any(not {*p.split("/")} & {*_BESIDE} for p in left)
-
-
-def _is_named_after(average: str, raw: str) -> bool:
-    """Whether a place is called an average of another, as ``ema_params`` of ``params``; a layer's twin is not."""
-    of = re.sub("[^a-z]", "", re.sub("|".join(_WORDS), "", average.rpartition("/")[2].lower()))
-    known = re.sub("[^a-z]", "", raw.rpartition("/")[2].lower())
-    return of == known or (not of and known in _USUAL)
 
 
 def _below(tree: JaxTree, place: str) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def _checked(
     if odd:
         return Beside(evidence=(f"average {odd[0]!r} has not the shape of its weight, so none is taken",))
     averages = {weight: key for key, weight in weights.items()}
-    items = (_averaged(item, averages.get(key), contents) for key, item in raw.items() if key not in weights)
+    items = (averaged(item, averages.get(key), contents) for key, item in raw.items() if key not in weights)
     return Beside(tuple(items), frozenset(weights), evidence)
 
 
@@ -159,7 +159,8 @@ def _unmoved(contents: Contents) -> tuple[str, ...]:
     return tuple(f"{name}: its averages of use_ema have not moved yet, and are zero" for name in named)
 
 
-def _averaged(raw: Item, average: str | None, contents: Contents) -> Item:
+def averaged(raw: Item, average: str | None, contents: Contents) -> Item:
+    """A raw weight's average, given its key; without one, what belongs to both sets."""
     if average is None:
         kind = Kind.STATISTIC if raw.weight.kind is Kind.TRAINABLE else raw.weight.kind
         return replace(raw, role=AVERAGE, weight=replace(raw.weight, kind=kind))

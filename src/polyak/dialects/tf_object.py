@@ -19,6 +19,7 @@ from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_averages import UPDATED, Beside, averages_beside
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
 from polyak.dialects.tf_optimizers import GraphPath, is_within, optimizers
+from polyak.dialects.tf_twins import twins_beside
 from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
 from polyak.snapshot import Item, Snapshot
 from polyak.transfer.places import place
@@ -147,7 +148,10 @@ def interpret(contents: Contents) -> Snapshot | None:
     graph = Graph(contents)
     roles = {a.path: AVERAGE if len(graph.averages) == 1 else f"{AVERAGE}:{a.name}" for a in graph.averages}
     held = {key: tuple(_raw(graph, key)) for key in contents.tensors}
-    slots = averages_beside(contents, {key: i for key, items in held.items() for i in items if i.role == RAW})
+    raw = {key: i for key, items in held.items() for i in items if i.role == RAW}
+    slots = averages_beside(contents, raw)
+    if not roles and not slots.items:
+        slots = twins_beside(contents, raw, {key: graph.outside(key) for key in raw}) or slots
     items = [*_numbered(i for key, of_key in held.items() if key not in slots.keys for i in of_key)]
     items += [replace(i, role=f"{AVERAGE}:{OPTIMIZER}") if roles else i for i in slots.items]
     items += [i for a in graph.averages for i in _shadows(graph, a, roles[a.path])]

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, same, says_average, sets, snapshot, usual
+from polyak.dialects.called import says_average
+from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, same, sets, snapshot, usual
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
 

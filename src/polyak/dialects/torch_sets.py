@@ -24,7 +24,6 @@ _FORMATS = (TORCH, "safetensors", "safetensors-sharded")
 _WRAPPERS = ("module.", "_orig_mod.")
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
 _SLOTS = re.compile(r"(^|/)state/\d+(/|$)")
-_CONTRARY = re.compile(r"(?<![a-z])(no|non|not|without|pre|before)[^a-z]*$")
 _COUNTER = "num_batches_tracked"
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 
@@ -59,17 +58,6 @@ class Named:
     @property
     def place(self) -> str:
         return repr(self.key) if self.key else "the file itself"
-
-
-def says_average(name: str, words: re.Pattern[str]) -> bool:
-    """Whether a name has one of the words for an average, and none before it that says the contrary.
-
-    Example:
-        >>> [says_average(name, re.compile("ema")) for name in ("model_ema", "model_non_ema", "pre-ema")]
-        [True, False, False]
-    """
-    name = name.lower()
-    return any(not _CONTRARY.search(name[: found.start()]) for found in words.finditer(name))
 
 
 def sets(contents: Contents) -> dict[str, Named]:

@@ -79,9 +79,15 @@ class ObjectKey:
 
 @dataclass(frozen=True, slots=True)
 class ObjectGraph:
-    """All tensors that the object graph names, by checkpoint key."""
+    """What the object graph says.
+
+    Attributes:
+        tensors: all that it names, by checkpoint key.
+        names: what the root calls its children.
+    """
 
     tensors: Mapping[str, TrackedTensor]
+    names: frozenset[str] = frozenset()
 
 
 def parse_graph(data: bytes) -> ObjectGraph:
@@ -95,7 +101,8 @@ def parse_graph(data: bytes) -> ObjectGraph:
         (('w',),)
     """
     nodes = decode(data).messages(1)
-    paths = _paths([_children(node, len(nodes)) for node in nodes])
+    edges = [_children(node, len(nodes)) for node in nodes]
+    paths = _paths(edges)
     attributes = [node.messages(2) for node in nodes]
     tensors: dict[str, TrackedTensor] = {}
     for found, own in zip(paths, attributes, strict=True):
@@ -103,7 +110,7 @@ def parse_graph(data: bytes) -> ObjectGraph:
             _add(tensors, TrackedTensor(attribute.text(3), attribute.text(1), attribute.text(2), found))
     for key, slot in _slots(nodes, attributes, paths):
         tensors[key] = replace(tensors[key], slot=slot)
-    return ObjectGraph(MappingProxyType(tensors))
+    return ObjectGraph(MappingProxyType(tensors), frozenset(name for held in edges[:1] for name, _ in held))
 
 
 def unescape(name: str) -> str:

@@ -37,6 +37,7 @@ def read(path: Path) -> Contents:
         manifest=_note(path, len(bundle.entries)),
         texts={k: _text(bundle, k) for k, e in bundle.entries.items() if _is_text(e) and k != GRAPH_KEY},
         paths={} if graph is None else {k: t.paths for k, t in graph.tensors.items()},
+        names=frozenset() if graph is None else graph.names,
         full_names={} if graph is None else {k: t.full_name for k, t in graph.tensors.items()},
         slots=() if graph is None else tuple(_slots(graph, numeric, f"checkpoint {str(path)!r}")),
         unread={k: no_numbers(what) for k, what in bundle.skipped.items() if not _is_text(bundle.entries[k])},

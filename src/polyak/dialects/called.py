@@ -1,0 +1,38 @@
+"""What the writer of a file called an average: ``ema_params`` beside ``params``, a teacher beside a student."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = ("ema", "swa", "averaged", "average", "avg", "polyak", "teacher")
+_CALLED = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])")
+_RAW_WORDS = ("student", "online", "raw")
+_USUAL = ("", "params", "model", "variables", "weights")
+_CONTRARY = re.compile(r"(?<![a-z])(no|non|not|without|pre|before)[^a-z]*$")
+
+
+def says_average(name: str, words: re.Pattern[str] = _CALLED) -> bool:
+    """Whether a name has one of the words for an average, and none before it that says the contrary.
+
+    Example:
+        >>> [says_average(name) for name in ("model_ema", "model_non_ema", "pre-ema")]
+        [True, False, False]
+    """
+    name = name.lower()
+    return any(not _CONTRARY.search(name[: found.start()]) for found in words.finditer(name))
+
+
+def is_named_after(average: str, raw: str) -> bool:
+    """Whether something is called an average of another by the last steps of their places; a layer's twin is not.
+
+    Example:
+        >>> is_named_after("ema_params", "params"), is_named_after("teacher", "student"), is_named_after("ema", "head")
+        (True, True, False)
+    """
+    of, known = _letters(average, _WORDS), _letters(raw, _RAW_WORDS)
+    return of == known or (not of and known in _USUAL)
+
+
+def _letters(place: str, words: tuple[str, ...]) -> str:
+    """Those of the last step that belong to none of these words."""
+    return re.sub("[^a-z]", "", re.sub("|".join(words), "", place.rpartition("/")[2].lower()))
