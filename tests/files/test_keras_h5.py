@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -379,6 +380,34 @@ def test_every_flipped_byte_of_the_weights_in_an_archive_is_noticed(tmp_path: Pa
         data[at] ^= 4
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_weights_are_copied_out_of_an_archive_only_if_they_are_packed(
+    packing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = []
+    monkeypatch.setattr(keras_archive, "_IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda make=tempfile.TemporaryFile: copies.append(1) or make())
+    value = np.random.default_rng(0).random(100_000, np.float32)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["layers/dense/vars/0"] = value
+    with zipfile.ZipFile(tmp_path / "m.keras", "w", packing) as made:
+        made.writestr("config.json", "{}")
+        made.write(tmp_path / "w.h5", "model.weights.h5")
+    held = polyak.open(tmp_path / "m.keras")
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: held["layers/dense/vars/0"], range(8)):
+            assert found.tobytes() == value.tobytes()
+    assert len(copies) == (packing != zipfile.ZIP_STORED)
+
+
+def test_an_archive_that_is_written_again_is_told(tmp_path: Path) -> None:
+    held = polyak.open(archive(tmp_path / "a.keras"))
+    data = (tmp_path / "a.keras").read_bytes()
+    (tmp_path / "a.keras").write_bytes(data + b"more")
+    with pytest.raises(FileError, match="written again after it was opened"):
+        next(iter(held.values()))
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_a_truncated_archive_is_refused(tmp_path: Path, share: float) -> None:
     path = archive(tmp_path / "a.keras")
@@ -528,7 +557,7 @@ def test_no_room_for_the_copy_of_an_archives_weights_is_said_of_the_copy(
     path = tmp_path / "m.keras"
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["layers/dense/vars/0"] = np.arange(100_000, dtype=np.float32)
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", "{}")
         archive.write(tmp_path / "w.h5", "model.weights.h5")
     monkeypatch.setattr(keras_archive, "_IN_MEMORY", 1000)

@@ -1,7 +1,7 @@
 """Keras 3 ``.keras`` archives: a zip of config.json, metadata.json and model.weights.h5.
 
-The weights are copied out once, which verifies their checksum: reading HDF5 inside a zip seeks backwards, and each such
-step unpacks the member from its start again.
+Keras does not pack the weights: they are read where they lie, once their checksum is verified. Packed ones are copied
+out: HDF5 seeks backwards, and each such step would unpack the member from its start again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from isal.isal_zlib import crc32
+
 from polyak.contents import Contents
 from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files import zips
 from polyak.files.failures import NO_ROOM, failures_named
 from polyak.files.keras_h5 import contents, first_bytes
 from polyak.files.keras_hdf5 import Hdf5
+from polyak.files.positioned import PositionedFile
 
 CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
 _TEXTS = (CONFIG, "metadata.json")
 _IN_MEMORY = 1 << 23
 _LARGEST_TEXT = 1 << 24
+_PIECE = 1 << 19  # bytes: it stays in the processor's cache
+_ENCRYPTED = 1
 
 
 def recognises(path: Path) -> bool:
@@ -43,13 +48,13 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Contents:
     """Open an archive; all checksums are verified. Raises DamagedFile, UnknownFormat, FileError."""
     origin = f"file {str(path)!r}"
-    with failures_named(path, "read"), _damage(origin), zips.opened(path, origin) as archive:
+    data = PositionedFile(path)
+    with failures_named(path, "read"), _damage(origin), zips.opened(data.stream(), origin) as archive:
         if WEIGHTS not in archive.namelist():
             raise UnknownFormat(f"{origin}: expected {WEIGHTS} in the archive, received {archive.namelist()!s:.200}")
         texts = {name: _text(archive, name, origin) for name in _TEXTS if name in archive.namelist()}
         spare = [n for n in archive.namelist() if n not in (*_TEXTS, WEIGHTS) and not n.endswith("/")]
-        with _room(archive.getinfo(WEIGHTS).file_size, origin):
-            weights = _copied(archive, WEIGHTS)
+        weights = _in_place(archive, data) or _copied(archive, origin)
     held = contents(Hdf5(weights, origin), "keras")
     beside = {**held.beside, **dict.fromkeys(spare, "a member of the archive")}
     return replace(held, integrity="crc32", texts={n: partial(_same, t) for n, t in texts.items()}, beside=beside)
@@ -73,12 +78,33 @@ def _text(archive: zipfile.ZipFile, name: str, origin: str) -> bytes:
     return archive.read(name)
 
 
-def _copied(archive: zipfile.ZipFile, name: str) -> BinaryIO:
-    """A member in memory, or in a file without a name where it is large."""
-    large = archive.getinfo(name).file_size > _IN_MEMORY
+def _in_place(archive: zipfile.ZipFile, data: PositionedFile) -> BinaryIO | None:
+    """The weights as a file of their own, if they are neither packed nor encrypted. Their checksum is verified."""
+    member = archive.getinfo(WEIGHTS)
+    is_packed = member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
+    if is_packed or member.flag_bits & _ENCRYPTED:
+        return None
+    part = data.part(zips.begins(archive, member), member.file_size)
+    found = 0
+    with part.stream() as stream:
+        while piece := stream.read(_PIECE):
+            found = crc32(piece, found)
+    if found != member.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 of {WEIGHTS}: expected {member.CRC:#010x}, received {found:#010x}")
+    return part.stream()
+
+
+def _copied(archive: zipfile.ZipFile, origin: str) -> BinaryIO:
+    """The weights in memory, or in a file without a name where they are large."""
+    size = archive.getinfo(WEIGHTS).file_size
+    with _room(size, origin):
+        return _unpacked(archive, size > _IN_MEMORY)
+
+
+def _unpacked(archive: zipfile.ZipFile, large: bool) -> BinaryIO:
     copy: BinaryIO = tempfile.TemporaryFile() if large else io.BytesIO()  # noqa: SIM115 - it lives with the snapshot
     try:
-        with archive.open(name) as packed:
+        with archive.open(WEIGHTS) as packed:
             shutil.copyfileobj(packed, copy, 1 << 20)
         copy.seek(0)
     except BaseException:

@@ -53,6 +53,14 @@ def opened(source: Path | BinaryIO, origin: str) -> zipfile.ZipFile:
     return archive
 
 
+def begins(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Where the bytes of a member begin: behind its name, which stands before them, too. The zip is an opened one."""
+    file: Any = archive.fp
+    file.seek(member.header_offset)
+    name, extra = LOCAL.unpack(file.read(LOCAL.size))[9:]
+    return int(member.header_offset + LOCAL.size + name + extra)
+
+
 def _refuse_bomb(members: Sequence[zipfile.ZipInfo], size: int, origin: str) -> None:
     """Refuse members that unpack to far more than the file's size. Raises DamagedFile."""
     if sum(m.file_size for m in members) > max(FREE_INFLATION, MOST_INFLATION * size):
