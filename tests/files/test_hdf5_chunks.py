@@ -76,22 +76,6 @@ def test_large_arrays_come_back_past_hdf5_and_through_it(large: Path) -> None:
             assert sum(count for _, count in lie or []) == (value.nbytes if lie else 0)
 
 
-def test_each_chunk_is_that_of_hdf5(large: Path, tmp_path: Path) -> None:
-    with h5py.File(large) as ours, h5py.File(tmp_path / "hdf5", "w", libver="latest") as theirs:
-        for name in (name for name, value in LARGE.items() if value.ndim and value.size):
-            mine = ours[f"layers/{name}/vars/0"]
-            other = theirs.create_dataset(name, data=LARGE[name], chunks=mine.chunks, fletcher32=True)
-            found = [_chunks(dataset.id) for dataset in (mine, other)]
-            assert len(found[0]) == math.prod(-(-n // c) for n, c in zip(mine.shape, mine.chunks, strict=True))
-            assert found[0] == found[1], name
-
-
-def _chunks(dataset: h5py.h5d.DatasetID) -> dict[tuple[int, ...], tuple[int, bytes]]:
-    places: list[tuple[int, ...]] = []
-    dataset.chunk_iter(lambda held: places.append(held.chunk_offset))
-    return {place: dataset.read_direct_chunk(place) for place in places}
-
-
 def test_what_fills_the_last_chunk_is_zero(large: Path) -> None:
     with h5py.File(large) as h5:
         dataset = h5["layers/long/vars/0"]

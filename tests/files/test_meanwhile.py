@@ -64,7 +64,7 @@ def _raise(error: BaseException) -> None:
 def test_a_failure_of_the_writing_is_raised_when_both_have_ended() -> None:
     ended = []
     with pytest.raises(OSError, match="no room"):
-        meanwhile(1 << 20, lambda: _raise(OSError("no room")), lambda: ended.append(1))
+        meanwhile(lambda: _raise(OSError("no room")), lambda: ended.append(1))
     assert ended == [1]
 
 
@@ -72,7 +72,7 @@ def test_a_failure_of_the_writing_is_raised_when_both_have_ended() -> None:
 def test_a_failure_of_the_checksum_is_raised_here() -> None:
     done = []
     with pytest.raises(MemoryError, match="too large"):
-        meanwhile(1 << 20, lambda: done.append(1), lambda: _raise(MemoryError("too large")))
+        meanwhile(lambda: done.append(1), lambda: _raise(MemoryError("too large")))
     assert done == [1]
 
 

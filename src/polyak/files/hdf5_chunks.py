@@ -1,7 +1,7 @@
 """Where the bytes of an HDF5 array lie in the file, and how polyak divides its own arrays so that they lie well.
 
 HDF5 stores an array with checksums in chunks. Where a chunk is a run of elements that follow each other in memory, too,
-as in polyak's files, its bytes can be read past HDF5, which copies them several times, and written past its filter.
+as in polyak's files, its bytes can be read past HDF5, which copies them several times.
 """
 
 from __future__ import annotations
@@ -10,13 +10,9 @@ import math
 from typing import Any
 
 import h5py
-import numpy as np
 
-from polyak.files.fletcher import BYTES, MOST, Fletcher32
-from polyak.files.positioned import flat_bytes
-from polyak.snapshot import Array
-
-_CHUNK = MOST  # bytes: HDF5 copies it in the processor's cache, and in memory that the C library does not give back
+_CHECKSUM = 4  # bytes behind a chunk
+_CHUNK = 1 << 17  # bytes: HDF5 copies it in the processor's cache, and in memory that the C library does not give back
 _LEAST_USED = 64  # of so many rows that are stored, one may be filling
 
 
@@ -34,22 +30,6 @@ def chunk_of(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return (*(1,) * axis, next(n for n in rows if -count % n <= count // _LEAST_USED), *rest)
 
 
-def write(dataset: h5py.Dataset, value: Array) -> None:
-    """Fill a new array, chunk by chunk, as HDF5 would if its checksum did not take so long.
-
-    Args:
-        dataset: its chunks are those of ``chunk_of``, its only filter is Fletcher-32.
-        value: contiguous, of the same shape and dtype.
-    """
-    chunk, shape = dataset.chunks, dataset.shape
-    fletcher, body, at = Fletcher32(math.prod(chunk) * value.itemsize), flat_bytes(value), 0
-    for place in np.ndindex(*(math.ceil(n / c) for n, c in zip(shape, chunk, strict=True))):
-        first = tuple(i * c for i, c in zip(place, chunk, strict=True))
-        count = _used(first, chunk, shape) * value.itemsize
-        dataset.id.write_direct_chunk(first, fletcher.sealed(body[at : at + count]))
-        at += count
-
-
 def runs(dataset: h5py.Dataset, size: int) -> list[tuple[int, int]] | None:
     """Where an array's bytes begin in a file of so many bytes and how many they are, run after run in C order.
 
@@ -60,7 +40,7 @@ def runs(dataset: h5py.Dataset, size: int) -> list[tuple[int, int]] | None:
     if filters != [h5py.h5z.FILTER_FLETCHER32] or not dataset.dtype.isnative or not _are_runs(dataset):
         return None
     chunk, shape, wide = dataset.chunks, dataset.shape, dataset.dtype.itemsize
-    stored = math.prod(chunk) * wide + BYTES
+    stored = math.prod(chunk) * wide + _CHECKSUM
     held: list[Any] = []
     dataset.id.chunk_iter(held.append)
     odd = any(c.filter_mask or c.size != stored or c.byte_offset + c.size > size for c in held)

@@ -15,10 +15,9 @@ import numpy as np
 import xxhash
 
 from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
-from polyak.files import hdf5_chunks
 from polyak.files.atomic import Check, refuse_unwritable, replacing
+from polyak.files.hdf5_chunks import chunk_of
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST, again
-from polyak.files.meanwhile import meanwhile
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot
 from polyak.weights import Kind, Weight, numpy_dtype
@@ -147,11 +146,11 @@ def _put(h5: Any, snapshot: Snapshot, path: str, place: str) -> Stored:
     group, evidence = h5.require_group(above), item.weight.evidence
     if evidence is not None and evidence.names and above != _SEEDS and "name" not in group.attrs:
         group.attrs["name"] = evidence.names[-1]
-    mark = meanwhile(value.nbytes, lambda: _create(group, name, value), lambda: digest(value))
+    _create(group, name, value)
     for other in again(item.weight):
         above, _, name = other.rpartition("/")
         _create(h5.require_group(above), name, value)
-    return Stored(place, item.role, item.weight, mark)
+    return Stored(place, item.role, item.weight, digest(value))
 
 
 def _create(group: Any, name: str, value: Array) -> None:
@@ -159,12 +158,9 @@ def _create(group: Any, name: str, value: Array) -> None:
 
     It checks those in chunks. One without axes cannot have these, and lies in the object's header, which is checked.
     """
-    if value.ndim and value.size:
-        chunk = hdf5_chunks.chunk_of(value.shape, value.itemsize)
-        dataset = group.create_dataset(name, value.shape, value.dtype, fletcher32=True, chunks=chunk)
-        hdf5_chunks.write(dataset, value)
-    elif value.ndim:
-        dataset = group.create_dataset(name, data=value)
+    if value.ndim:
+        checks = {"fletcher32": True, "chunks": chunk_of(value.shape, value.itemsize)} if value.size else {}
+        dataset = group.create_dataset(name, data=value, **checks)
     else:
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_layout(h5py.h5d.COMPACT)

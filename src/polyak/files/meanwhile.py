@@ -49,22 +49,20 @@ class Members:
 def written(file: BinaryIO, array: Array, compute: Callable[[], T]) -> T:
     """Write a contiguous array's bytes; what ``compute`` answers, which only reads the array, is computed meanwhile."""
     body = flat_bytes(array).data if array.size else b""
-    return meanwhile(array.nbytes, lambda: file.write(body), compute)
+    if array.nbytes >= _SMALL:
+        return meanwhile(lambda: file.write(body), compute)
+    file.write(body)
+    return compute()
 
 
-def meanwhile(nbytes: int, do: Callable[[], object], compute: Callable[[], T]) -> T:
-    """What ``compute`` answers, in a thread of its own while ``do`` runs in this one; both have ended then.
-
-    For few bytes no thread is started, and ``do`` is first.
+def meanwhile(do: Callable[[], object], compute: Callable[[], T]) -> T:
+    """What ``compute`` answers in a thread of its own while ``do`` runs in this one; both have ended then.
 
     Example:
         >>> done = []
-        >>> meanwhile(1 << 20, lambda: done.append(1), lambda: 2), done
+        >>> meanwhile(lambda: done.append(1), lambda: 2), done
         (2, [1])
     """
-    if nbytes < _SMALL:
-        do()
-        return compute()
     found: list[T] = []
     thread = threading.Thread(target=lambda: found.append(compute()), name="polyak-checksum")
     try:
