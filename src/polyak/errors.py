@@ -118,6 +118,10 @@ class WeightsChanged(PolyakWarning):
     """A model has other weights, or other values in them, than when its average last saw it."""
 
 
+class NotAWeight(PolyakWarning):
+    """A model holds a variable that its framework does not count among the weights, so that it is left as it is."""
+
+
 def listed(words: Sequence[str], most: int = 1) -> str:
     """The first of so many words, and how many more there are.
 

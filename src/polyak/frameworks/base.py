@@ -87,6 +87,11 @@ class Framework(ABC):
     def build(self, model: Any, sample: Any) -> None:
         """Create the model's weights from an input shape (a tuple of ints and None) or a sample input."""
 
+    def aside(self, model: Any) -> list[str]:
+        """What a built model holds beside its weights, in words: it stays as it is."""
+        del model
+        return []
+
     def company(self, model: Any) -> Company:
         """This process among those that train the model together."""
         del model

@@ -8,6 +8,7 @@ from polyak.averaging.parts import Parts, rule_from_json
 from polyak.averaging.rules import Rule
 from polyak.errors import ImmatureWarning, RuleError, notify
 from polyak.frameworks import framework_of
+from polyak.frameworks.aside import tell_aside
 from polyak.manifest import State
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import Asked, Plan, make_plan
@@ -28,7 +29,9 @@ def model_target(model: Any, sample: Any = None) -> Target:
     framework = framework_of(model)
     if sample is not None:
         framework.build(model, sample)
-    return framework.target(model)
+    target = framework.target(model)
+    tell_aside(framework, model)
+    return target
 
 
 def warn_if_immature(source: Snapshot) -> None:

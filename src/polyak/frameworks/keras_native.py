@@ -12,6 +12,7 @@ import numpy as np
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import NonFinite, UnbuiltModel
+from polyak.frameworks.aside import tell_aside
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_at_zero
@@ -27,6 +28,7 @@ from polyak.frameworks.exchange import (
 )
 from polyak.frameworks.growth import Growth, followed_by, joined
 from polyak.frameworks.keras_anatomy import Flavour, found_in
+from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_moving import update_all
 from polyak.frameworks.keras_saved import saved_places
@@ -65,6 +67,9 @@ class KerasNative(Framework):
         found = list(found_in(model, self._flavour))
         named = described(model, found, list(model.variables), kinds, saved_places(model, self._flavour))
         return as_held(named, self.engine)
+
+    def aside(self, model: Any) -> list[str]:
+        return aside(model, self._flavour)
 
     def role(self, model: Any) -> tuple[str, State | None]:
         variables = self.described(model, {}).variables.values()
@@ -312,6 +317,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
+        tell_aside(self._framework.value, self.followed())
 
     def _hold(self, raw: Described, rule: Rule | Parts, kept: Mapping[str, Any]) -> None:
         """Follow these weights, with shadows that are there already where there are some; or else change nothing."""

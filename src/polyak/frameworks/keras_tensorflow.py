@@ -13,6 +13,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.keras_anatomy import Flavour, found_in
+from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.keras_places import places_of
 from polyak.frameworks.keras_stored import StoredByKeras
@@ -46,6 +47,9 @@ class KerasOnTensorFlow(TensorFlowFramework):
 
     def ordered(self, model: Any) -> Sequence[Any]:
         return list(model.variables)
+
+    def aside(self, model: Any) -> list[str]:
+        return aside(model, self._flavour)
 
     def is_built(self, model: Any) -> bool:
         return bool(model.built)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
+from polyak.frameworks.aside import tell_aside
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import EXCHANGING, holds_average, patiently, together, watchers
 from polyak.frameworks.growth import Growth, joined
@@ -40,6 +41,9 @@ class Host(Protocol):
 
     def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
         """The model's weights."""
+
+    def aside(self, model: Any) -> list[str]:
+        """What the model holds beside its weights, in words."""
 
     def within(self, model: Any) -> list[Any]:
         """The model and all modules and layers in it, each once."""
@@ -310,6 +314,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
+        tell_aside(self.framework, self.followed())
 
     def _hold(self, raw: Variables, rule: Rule | Parts, kept: Mapping[str, tf.Variable]) -> None:
         """Follow these weights, with shadows that are there already where there are some; or else change nothing."""
