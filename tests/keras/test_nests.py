@@ -110,13 +110,22 @@ def test_models_that_were_made_in_another_order_are_refused(tmp_path: Path) -> N
 
 @writes
 def test_of_two_models_of_one_structure_one_must_be_left_out(tmp_path: Path) -> None:
+    left, right, target = (built("sequential_in_sequential") for _ in range(3))
+    path = _written(tmp_path / "a", left=left, right=right)
+    with pytest.raises(AmbiguousMatch, match="'left/', 'right/'") as error:
+        polyak.transfer(path, target)
+    assert 'exclude="right/*"' in error.value.hint
+    polyak.transfer(path, target, exclude="right/*")
+    assert_same_bits(values(target), values(left))
+
+
+@writes
+def test_a_model_that_is_called_the_average_of_another_is_one(tmp_path: Path) -> None:
     student, teacher, target = (built("sequential_in_sequential") for _ in range(3))
     path = _written(tmp_path / "a", student=student, teacher=teacher)
-    with pytest.raises(AmbiguousMatch, match="'student/', 'teacher/'") as error:
-        polyak.transfer(path, target)
-    assert 'exclude="teacher/*"' in error.value.hint
-    polyak.transfer(path, target, exclude="teacher/*")
-    assert_same_bits(values(target), values(student))
+    for role, model in (("average", teacher), ("raw", student)):
+        polyak.transfer(path, target, weights=role)
+        assert_same_bits(values(target), values(model))
 
 
 @writes
