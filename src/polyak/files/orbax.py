@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from polyak.contents import Contents, Tensor, plain
 from polyak.errors import DamagedFile
+from polyak.files.ahead import Ahead
 from polyak.files.failures import failures_named
 from polyak.files.orbax_path import find, is_checkpoint
 from polyak.files.orbax_store import Header, Store
@@ -23,6 +25,7 @@ from polyak.snapshot import Array
 __all__ = ["FORMAT", "read", "recognises", "refuse", "write"]
 
 FORMAT = "orbax"
+_MOST_AHEAD = 1 << 28  # bytes of an array that is read before it is asked for
 
 
 def recognises(path: Path) -> bool:
@@ -70,17 +73,20 @@ def _opened(directory: Path, origin: str, size: int) -> tuple[dict[str, Tensor],
     headers = store.headers(None if tree.leaves is None else [leaf.stored for leaf in tree.leaves])
     paths = {name: name for name in headers} if tree.leaves is None else {x.stored: x.path for x in tree.leaves}
     unread = {paths[n]: "an array of no numbers" for n, h in headers.items() if not h.dtype}
+    order = [n for n, h in headers.items() if h.dtype and h.nbytes <= _MOST_AHEAD]
+    readings = Ahead(lambda name: store.begin(name, headers[name]), order)
     tensors = {
-        paths[name]: Tensor(header.shape, header.dtype, partial(_read, held, store, name, header))
+        paths[name]: Tensor(header.shape, header.dtype, partial(_read, held, store, readings, name, header))
         for name, header in headers.items()
         if header.dtype
     }
     return tensors, tree.texts, unread
 
 
-def _read(held: Pinned, store: Store, name: str, header: Header) -> Array:
+def _read(held: Pinned, store: Store, readings: Ahead[Any], name: str, header: Header) -> Array:
     """An array; the directory stays open for as long as it can be asked for."""
-    return store.read(name, header)
+    del held
+    return store.values(readings.of(name), name, header)
 
 
 def _manifest(directory: Path, tensors: dict[str, Tensor], origin: str) -> Manifest | None:

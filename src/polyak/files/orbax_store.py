@@ -43,6 +43,11 @@ class Header:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
+
 
 def tensorstore(origin: str) -> Any:
     """The package. Raises FileError with what to install."""
@@ -104,12 +109,17 @@ class Store:
                 )
         return found
 
-    def read(self, name: str, header: Header) -> Array:
-        """An array's values. Raises DamagedFile."""
+    def begin(self, name: str, header: Header) -> Any:
+        """Begin to read an array: the future of its values, for ``values``. Raises DamagedFile."""
         spec = {"driver": header.driver, "fill_missing_data_reads": not self.complete}
         opening = tensorstore(self.origin).open(spec, kvstore=self._database + f"{name}/", open=True, read=True)
-        opened = self._result(opening, name)
-        value = np.asarray(self._result(opened.read(), name))
+        values = self._result(opening, name).read()
+        values.force()
+        return values
+
+    def values(self, begun: Any, name: str, header: Header) -> Array:
+        """An array's values. Raises DamagedFile."""
+        value = np.asarray(self._result(begun, name))
         if (value.shape, value.dtype.name) != (header.shape, header.dtype):
             raise DamagedFile(
                 f"{self.origin}: weight {name!r:.120}: expected {header.shape} {header.dtype}, "

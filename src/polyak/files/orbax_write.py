@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ _FAILURES = (ValueError, RuntimeError, OSError, TypeError, NotImplementedError)
 def write(snapshot: Snapshot, path: str | os.PathLike[str], check: Check | None = None) -> Manifest:
     """Write a snapshot as a checkpoint; each weight's path becomes its path in the tree.
 
-    Memory: the largest array and 64 MiB.
+    Memory: the two largest arrays, or 128 MiB.
 
     Args:
         check: reads the finished checkpoint back before it takes the place of an old one.
@@ -142,15 +143,40 @@ def _write_arrays(store: Any, snapshot: Snapshot, directory: Path, origin: str) 
     """Each array's digest, after all are in the database. Small arrays are committed together."""
     digests: dict[str, str] = {}
     database = _result(store.KvStore.open({"driver": "ocdbt", "base": base(directory)}), origin)
-    for batch in _batches(snapshot.manifest.weights):
-        transaction = store.Transaction()
-        for s in batch:
-            array = _checked(snapshot[s.name], s)
-            digests[s.name] = digest(array)
-            for key, value in _values(array, s.name.replace("/", ".")):
-                _result(database.with_transaction(transaction).write(key, value), origin)
-        _result(transaction.commit_async(), origin)
+    with _Commits(origin) as commits:
+        for batch in _batches(snapshot.manifest.weights):
+            transaction = store.Transaction()
+            for s in batch:
+                array = _checked(snapshot[s.name], s)
+                digests[s.name] = digest(array)
+                for key, value in _values(array, s.name.replace("/", ".")):
+                    _result(database.with_transaction(transaction).write(key, value), origin)
+            commits.begin(transaction)
     return digests
+
+
+class _Commits:
+    """One commit is under way while the next arrays are made ready; none is once the block is left, however it is."""
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._under_way: Any = None
+
+    def begin(self, transaction: Any) -> None:
+        self._finish()
+        self._under_way = transaction.commit_async()
+
+    def __enter__(self) -> _Commits:
+        return self
+
+    def __exit__(self, kind: object, *others: object) -> None:
+        with suppress(FileError) if kind else nullcontext():
+            self._finish()
+
+    def _finish(self) -> None:
+        held, self._under_way = self._under_way, None
+        if held is not None:
+            _result(held, self._origin)
 
 
 def _batches(stored: Sequence[Stored]) -> Iterator[list[Stored]]:
