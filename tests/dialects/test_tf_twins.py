@@ -165,3 +165,28 @@ def test_beside_an_average_of_polyaks_they_are_raw(tmp_path: Path) -> None:
     model = module(0)
     path = saved(tmp_path, model=model, ema_model=module(1), average=polyak.track(model, "ema:0.9"))
     assert untouched(path) == {"raw", "average"}
+
+
+def test_a_step_beside_models_is_no_weight_of_theirs(tmp_path: Path) -> None:
+    """As TensorFlow's guide to checkpoints has it."""
+    model, ema = built(0), built(1)
+    path = saved(tmp_path, step=tf.Variable(7), epoch=tf.Variable(2, dtype=tf.int64), net=model, ema_net=ema)
+    held = polyak.open(path)
+    assert {w.path for w in held.select("training").weights} == {"step", "epoch", "save_counter"}
+    for role, of in (("raw", model), ("average", ema)):
+        other = built(2)
+        polyak.transfer(path, other, weights=role)
+        same(other, of)
+
+
+def test_whole_numbers_among_variables_that_are_given_one_by_one_are_weights(tmp_path: Path) -> None:
+    whole = module(0)
+    whole.seen = tf.Variable(7)
+    held: list[dict[str, Any]] = [{"kernel": whole.kernel, "bias": whole.bias, "seen": whole.seen}, {"root": whole}]
+    for number, given in enumerate(held):
+        other = module(1)
+        other.seen = tf.Variable(0)
+        polyak.transfer(saved(tmp_path / str(number), **given), other)
+        same(other, whole)
+    assert untouched(saved(tmp_path / "more", net=module(0), rate=tf.Variable(0.5))) == {"raw"}
+    assert "rate" in polyak.open(tmp_path / "more" / "ckpt-1").select("raw")

@@ -19,7 +19,7 @@ from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_averages import UPDATED, Beside, averages_beside
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
 from polyak.dialects.tf_optimizers import GraphPath, is_within, optimizers
-from polyak.dialects.tf_twins import twins_beside
+from polyak.dialects.tf_twins import is_of_several, twins_beside
 from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
 from polyak.snapshot import Item, Snapshot
 from polyak.transfer.places import place
@@ -32,6 +32,7 @@ _EXPORTED, _REPEATED = "variables", "_all_variables"
 _METRICS = ("keras_api", "metrics")  # of a SavedModel of Keras 2
 _KERAS_2 = re.compile(r"keras_api|layer(_with_weights)?-\d+")
 _SEED = "seed_generator_state"
+_COUNTER = "save_counter"
 _INCOMPLETE = (
     "TensorFlow's own checkpoint of a Keras 3 model lacks the layers that it holds in lists and dictionaries; "
     "save it with an average, or as polyak.tensorflow.Weights(model)"
@@ -111,6 +112,16 @@ class Graph:
     @cached_property
     def optimizers(self) -> frozenset[GraphPath]:
         return optimizers(self.keys)
+
+    @cached_property
+    def steps(self) -> frozenset[str]:
+        """Whole numbers that a checkpoint was given beside models, as ``step=tf.Variable(0)``: no part of any."""
+        if not is_of_several(self.contents.names):
+            return frozenset()
+        firsts = {key: paths[0] for key in self.contents.tensors if (paths := self.outside(key))}
+        alone = {key for key, path in firsts.items() if len(path) == 1 and path != (_COUNTER,)}
+        whole = {key for key in alone if (t := self.contents.tensors[key]).shape == () and not is_floating(t.dtype)}
+        return frozenset(whole) if firsts.keys() - alone - {self.keys.get((_COUNTER,))} else frozenset()
 
     @property
     def exported(self) -> bool:
@@ -223,8 +234,8 @@ def _place(graph: Graph, key: str) -> tuple[str, str]:
         return RAW, _readable(graph, (*graph.listed(key)[0], _local(graph, key)))
     if not outside:
         return OPTIMIZER, "/".join(paths[0])
-    if outside[0][-1] == "save_counter":
-        return TRAINING, "save_counter"
+    if outside[0][-1] == _COUNTER or key in graph.steps:
+        return TRAINING, outside[0][-1]
     return _exported_place(graph, outside) if graph.exported else (RAW, _readable(graph, outside[0]))
 
 

@@ -32,7 +32,7 @@ def twins_beside(
         raw: the weights of the checkpoint by their keys.
         paths: where each lies, on ways that lead through no optimizer.
     """
-    if not _is_of_several(contents.names):
+    if not is_of_several(contents.names):
         return None
     models = _models(raw, paths)
     called = [name for name in models if says_average(name)]
@@ -48,7 +48,7 @@ def twins_beside(
     return Beside(tuple(items), frozenset(key for _, of in pairs.values() for key in of), evidence)
 
 
-def _is_of_several(names: frozenset[str]) -> bool:
+def is_of_several(names: frozenset[str]) -> bool:
     """Whether a file is of a ``tf.train.Checkpoint`` of several objects, and not of one model, whatever it holds."""
     return not any(map(_OF_ONE.fullmatch, names))
 
