@@ -38,6 +38,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "averaging/units.py": _RULES,
     "averaging/wrappers.py": _RULES,
     "files/__init__.py": ("tests/files/test_writers.py", "tests/files/test_npz.py"),
+    "files/ahead.py": ("tests/files/test_ahead.py",),
     "files/atomic.py": (*_COMMITS, _CUTS),
     "files/beside.py": (*_BUNDLE, "tests/files/test_keras_h5.py"),
     "files/bundle_commit.py": ("tests/files/test_commits.py", _CUTS),
