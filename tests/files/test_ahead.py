@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -64,3 +66,30 @@ def test_threads_get_what_each_has_asked_for() -> None:
     asked = [random.Random(i).choice(NAMES) for i in range(2000)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(readings.of, asked)) == [n.upper() for n in asked]
+
+
+def beside(do: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join(0.2)
+    return thread
+
+
+def test_one_thread_at_a_time_takes_what_was_begun() -> None:
+    readings = Ahead(Begun(), NAMES)
+    with readings._turn:
+        waiting = beside(lambda: readings.of("w0"))
+        assert waiting.is_alive()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_one_thread_at_a_time_leaves_what_it_has_begun() -> None:
+    """The lock is taken by another one while the third name is begun ahead."""
+    readings = Ahead(lambda name: readings._turn.acquire() if name == "w2" else True, NAMES)
+    readings.of("w0")
+    waiting = beside(lambda: readings.of("w1"))
+    assert waiting.is_alive()
+    readings._turn.release()
+    waiting.join(10)
+    assert not waiting.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -398,6 +399,29 @@ def test_weights_are_copied_out_of_an_archive_only_if_they_are_packed(
         for found in pool.map(lambda _: held["layers/dense/vars/0"], range(8)):
             assert found.tobytes() == value.tobytes()
     assert len(copies) == (packing != zipfile.ZIP_STORED)
+
+
+def test_a_wrong_checksum_of_weights_that_are_read_in_place_is_noticed(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.keras")
+    data = bytearray(path.read_bytes())
+    data[data.index(VALUE.tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"Bad CRC-32 of model\.weights\.h5: expected 0x"):
+        polyak.open(path)
+
+
+def test_a_failure_of_the_copy_that_is_no_lack_of_room_is_said_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = archive(tmp_path / "a.keras", zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(keras_archive, "_IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    with pytest.raises(FileError, match="Input/output error") as error:
+        polyak.open(path)
+    assert "temporary file" not in str(error.value)
 
 
 def test_an_archive_that_is_written_again_is_told(tmp_path: Path) -> None:

@@ -500,3 +500,21 @@ def test_the_cost_of_an_array_does_not_grow_with_their_number(tmp_path: Path, mo
     found = polyak.open(tmp_path / "a.orbax")
     assert all(found[f"layer/{i}"][0] == i for i in range(300))
     assert databases == [1]
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    def unread() -> Any:
+        raise AssertionError("it was read")
+
+    def of(*shape: int) -> Snapshot:
+        return Snapshot([Item("raw", Weight("w", shape, "float32", Kind.TRAINABLE), unread)], {})
+
+    orbax.refuse(of(2), tmp_path / "a")
+    with pytest.raises(ShapeMismatch, match="weight 'w': expected elements"):
+        orbax.refuse(of(0), tmp_path / "a")
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(FileError, match="received something else"):
+        orbax.refuse(of(2), tmp_path / "file")
+    with pytest.raises(FileError, match="bytes are free; it needs 1,125,899,906,842,624 bytes"):
+        orbax.refuse(of(1 << 48), tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
