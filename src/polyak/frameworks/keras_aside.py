@@ -20,20 +20,11 @@ def aside(model: Any, flavour: Flavour) -> list[str]:
     weights = {id(held) for v in model.variables for held in (v, getattr(v, "value", None))}
     return [
         f"{path!r} of {type(layer).__name__} {layer.name!r} is a {kind}"
-        for layer in _layers(model, flavour)
+        for layer in model._flatten_layers()
         for path, held in _held(layer, flavour)
         for kind, variables in _foreign(held)
         if any(id(v) not in weights for v in variables)
     ]
-
-
-def _layers(model: Any, flavour: Flavour) -> list[Any]:
-    found, waiting = {id(model): model}, [model]
-    while waiting:
-        new = {id(child): child for _, child in flavour.children(waiting.pop()) if id(child) not in found}
-        found |= new
-        waiting += new.values()
-    return list(found.values())
 
 
 def _held(layer: Any, flavour: Flavour) -> Iterator[tuple[str, Any]]:
