@@ -20,6 +20,7 @@ _TORCH = ("tests/files/test_torch_pt.py",)
 _OF_KERAS_WRITE = (
     "test_two_weights_of_one_place_are_refused",
     "test_a_dtype_that_keras_does_not_store_is_refused",
+    "test_a_place_that_cannot_be_written_is_refused_before_anything_is_read",
     "test_what_the_system_refuses_to_write_is_an_error_and_the_old_file_stands",
     "test_a_weight_without_a_place_in_keras_files_is_refused",
     "test_one_role_is_written",
@@ -69,7 +70,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/protobuf.py": ("tests/files/test_protobuf.py", "tests/files/test_object_graph.py"),
     "files/safetensors.py": ("tests/files/test_safetensors.py", "tests/files/test_writers.py"),
     "files/safetensors_sharded.py": (
-        "tests/files/test_safetensors_sharded.py", "tests/files/test_commits.py", _CUTS
+        "tests/files/test_safetensors_sharded.py", "tests/files/test_writers.py", "tests/files/test_commits.py", _CUTS
     ),
     "files/sstable.py": ("tests/files/test_sstable.py", *_BUNDLE),
     "files/tensorbundle.py": _BUNDLE,

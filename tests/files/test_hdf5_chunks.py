@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import polyak
 from polyak.errors import DamagedFile, FileError
 from polyak.files import keras_h5, keras_write
 from polyak.files.hdf5_chunks import chunk_of, runs
+from polyak.files.hdf5_stored import BLOCK, Packer, spans, stored_size
 from polyak.manifest import digest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, Weight
@@ -22,18 +24,18 @@ from polyak.weights import Evidence, Kind, Weight
 VALUES = np.arange(120, dtype=np.float32).reshape(6, 20)
 
 
-def test_chunks_are_runs_of_128_kib_at_most_and_fill_little() -> None:
+def test_chunks_are_runs_of_256_kib_at_most_and_fill_little() -> None:
     dice = random.Random(0)
     for _ in range(3000):
         shape = tuple(int(10 ** dice.uniform(0, 3.5)) for _ in range(dice.randint(1, 4)))
         wide = dice.choice([1, 2, 4, 8, 16])
         chunk = chunk_of(shape, wide)
-        assert math.prod(chunk) * wide <= 1 << 17
+        assert math.prod(chunk) * wide <= 4 * BLOCK
         stored = math.prod(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
         assert stored <= math.prod(shape) * 65 / 64
         split = next((i for i, n in enumerate(chunk) if n > 1), len(chunk) - 1)
         assert chunk[split + 1 :] == shape[split + 1 :]
-        if math.prod(shape) * wide <= 1 << 17:
+        if math.prod(shape) * wide <= 4 * BLOCK:
             assert chunk == shape
 
 
@@ -79,10 +81,37 @@ def test_large_arrays_come_back_past_hdf5_and_through_it(large: Path) -> None:
 def test_what_fills_the_last_chunk_is_zero(large: Path) -> None:
     with h5py.File(large) as h5:
         dataset = h5["layers/long/vars/0"]
-        _, raw = dataset.id.read_direct_chunk((400_003 // dataset.chunks[0] * dataset.chunks[0],))
-        used = runs(dataset, large.stat().st_size)[-1][1]  # type: ignore[index]
-    assert used < len(raw) - 4
-    assert not any(raw[used:-4])
+        chunk = dataset.chunks[0]
+        _, raw = dataset.id.read_direct_chunk((400_003 // chunk * chunk,))
+    whole = zlib.decompress(raw)
+    used = 400_003 % chunk * 8
+    assert 0 < used < len(whole) == chunk * 8
+    assert not any(whole[used:])
+
+
+@pytest.mark.parametrize("count", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 5])
+def test_zlib_unpacks_what_is_stored_and_it_lies_where_it_is_said_to_lie(count: int) -> None:
+    dice, packer = random.Random(count), Packer(count)
+    for given in (count, max(1, count // 2), count):
+        data = dice.randbytes(given)
+        raw = bytes(packer.packed(memoryview(data)))
+        assert len(raw) == stored_size(count)
+        assert zlib.decompress(raw) == data.ljust(count, b"\0")
+        assert b"".join(raw[at : at + length] for at, length in spans(given)) == data
+
+
+def test_files_of_polyak_with_fletcher_32_are_read_past_hdf5_too(large: Path) -> None:
+    with h5py.File(large, "r+") as h5:
+        for name in ("even", "long", "odd"):
+            del h5[f"layers/{name}/vars/0"]
+            chunk = (*(1,) * (LARGE[name].ndim - 1), 30_000)
+            h5.create_dataset(f"layers/{name}/vars/0", data=LARGE[name], fletcher32=True, chunks=chunk)
+            lie = runs(h5[f"layers/{name}/vars/0"], large.stat().st_size + LARGE[name].nbytes * 2)
+            assert sum(count for _, count in lie or []) == LARGE[name].nbytes
+    held = polyak.open(large)
+    for name in ("even", "long", "odd"):
+        held.verify(name)
+        assert held[name].tobytes() == LARGE[name].tobytes()
 
 
 def test_a_flipped_bit_of_first_last_and_other_chunks_is_noticed_by_polyak_and_by_hdf5(large: Path) -> None:
@@ -123,6 +152,8 @@ CHECKED = {"fletcher32": True}
         (VALUES, {**CHECKED, "chunks": (6, 10)}),
         (VALUES, {**CHECKED, "chunks": (2, 19)}),
         (VALUES, {**CHECKED, "chunks": (6, 20), "compression": "gzip"}),
+        (VALUES, {"chunks": (6, 20), "compression": "gzip"}),
+        (VALUES, {"chunks": (6, 10), "compression": "gzip", "compression_opts": 0}),
         (VALUES, {**CHECKED, "chunks": (6, 20), "shuffle": True}),
         (VALUES, {"chunks": (6, 20)}),
         (VALUES.astype(">f4"), {**CHECKED, "chunks": (6, 20)}),

@@ -154,8 +154,8 @@ def test_keras_and_polyak_notice_every_flipped_byte_of_an_array(file: Path) -> N
     with h5py.File(file) as h5:
         chunk = h5["blocks/dense/vars/0"].id.get_chunk_info(0)
     data = bytearray(file.read_bytes())
-    end = chunk.byte_offset + chunk.size - 4  # where the checksum is, which is Keras' alone
-    for at in range(chunk.byte_offset, end, 5):
+    first, end = chunk.byte_offset + 7, chunk.byte_offset + chunk.size - 4  # around is the packing, Keras' alone
+    for at in range(first, end, 5):
         data[at] ^= 1
         file.write_bytes(data)
         with pytest.raises((OSError, ValueError)):
@@ -164,6 +164,12 @@ def test_keras_and_polyak_notice_every_flipped_byte_of_an_array(file: Path) -> N
             with pytest.raises(DamagedFile, match="weight 'blocks/0/kernel': expected bytes with digest"):
                 ask(polyak.open(file), "blocks/0/kernel")
         data[at] ^= 1
+    for at in (*range(chunk.byte_offset, first), *range(end, end + 4)):
+        data[at] ^= 2
+        file.write_bytes(data)
+        with pytest.raises((OSError, ValueError)):
+            model.load_weights(str(file))
+        data[at] ^= 2
     file.write_bytes(data)
     model.load_weights(str(file))
 
@@ -207,6 +213,15 @@ def test_a_dtype_that_keras_does_not_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DtypeMismatch, match="expected a dtype that Keras' files hold, received float8_e4m3fn"):
         keras_write.write(held, tmp_path / "a.weights.h5")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    held = polyak.Snapshot([replace(item("a", "layers/a/vars/0"), read=lambda: pytest.fail("was read"))])
+    keras_write.refuse(held, tmp_path / "a.weights.h5")
+    (tmp_path / "b.weights.h5").mkdir()
+    with pytest.raises(FileError, match=r"b\.weights\.h5"):
+        keras_write.refuse(held, tmp_path / "b.weights.h5")
+    assert [p.name for p in tmp_path.iterdir()] == ["b.weights.h5"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from safetensors.numpy import save
 
 import polyak
@@ -33,6 +35,29 @@ def test_an_array_of_any_place_and_shape(path: Path, start: int, shape: tuple[in
     assert found.flags.owndata
     assert found.flags.writeable
     assert found.reshape(-1).tolist() == list(range(start // 4, start // 4 + found.size))
+
+
+_DICE = random.Random(0)
+RUNS = {
+    "one": [(7, 1000)],
+    "none": [],
+    "empty ones": [(3, 0), (9, 0), (5, 2)],
+    "near each other": [(5 + 105 * i, 100) for i in range(300)],
+    "long and near": [(10, 600_000), (600_020, 900_000), (1_500_100, 7)],
+    "further apart than is read along": [(i * 70_000, 60_000) for i in range(20)],
+    "backwards": [(1_500_000 - 3000 * i, 2990) for i in range(400)],
+    "over each other": [(i * 10, 50) for i in range(100)],
+    "any": [(_DICE.randrange(1_400_000), _DICE.choice([0, 1, 40, 9000, 590_000])) for _ in range(60)],
+}
+
+
+@pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)
+def test_runs_come_together_in_their_order(tmp_path: Path, runs: list[tuple[int, int]]) -> None:
+    content = random.Random(1).randbytes(2_000_000)
+    (tmp_path / "a").write_bytes(content)
+    file, expected = PositionedFile(tmp_path / "a"), b"".join(content[at : at + count] for at, count in runs)
+    assert file.gathered(runs, (len(expected),), "uint8").tobytes() == expected
+    assert file.digest(runs) == xxhash.xxh3_128_hexdigest(expected)
 
 
 def test_many_threads_read_from_one_file(path: Path) -> None:

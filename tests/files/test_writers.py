@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 
 import polyak
 from polyak.errors import FileError, PolyakError, UnexpectedWeight
+from polyak.file_verbs import writer
 from polyak.snapshot import Item, Snapshot
-from polyak.weights import Kind, Weight
+from polyak.weights import Evidence, Kind, Weight
 
 NAMES = ["m.safetensors", "m.safetensors.index.json", "m.npz", "m.pt", "m.orbax"]
 
@@ -37,6 +40,21 @@ def test_a_name_with_half_a_character_is_refused_before_anything_is_written(name
     with pytest.raises(UnexpectedWeight, match=r"weight 'a\\udc80'"):
         polyak.save(half, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [*NAMES, "m.weights.h5"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(name: str, tmp_path: Path) -> None:
+    item = described(np.ones(4, np.float32)).items_by_path["w"]
+    evidence = Evidence("w", "w", "w", "Dense", "kernel", 0, "float32", "layers/w/vars/0")
+    weight = replace(item.weight, evidence=evidence)
+    held = Snapshot([replace(item, weight=weight, read=lambda: pytest.fail("was read"))])
+    writer(name).refuse(held, tmp_path / name)
+    place = tmp_path / "other" / name
+    place.parent.mkdir()
+    place.write_bytes(b"") if name == "m.orbax" else place.mkdir()
+    with pytest.raises(FileError, match=re.escape(name)):
+        writer(name).refuse(held, place)
+    assert list(tmp_path.iterdir()) == [place.parent]
 
 
 def test_a_path_that_no_file_can_have_is_an_error_of_polyak_s(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Writing ``.weights.h5`` files that Keras loads without polyak, and that polyak reads with role, rule and digests.
 
-Each array carries HDF5's Fletcher-32 checksum and the newest file layout checks its structure, too: Keras' own loader
-then refuses a damaged file, which it does not notice in those that it writes itself.
+Each array carries checksums and the newest file layout checks its structure, too: Keras' own loader then refuses a
+damaged file, which it does not notice in those that it writes itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
+from polyak.files import hdf5_chunks
 from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.hdf5_chunks import chunk_of
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST, again
@@ -158,9 +159,12 @@ def _create(group: Any, name: str, value: Array) -> None:
 
     It checks those in chunks. One without axes cannot have these, and lies in the object's header, which is checked.
     """
-    if value.ndim:
-        checks = {"fletcher32": True, "chunks": chunk_of(value.shape, value.itemsize)} if value.size else {}
-        dataset = group.create_dataset(name, data=value, **checks)
+    if value.size and value.ndim:
+        packing = {"chunks": chunk_of(value.shape, value.itemsize), "compression": "gzip", "compression_opts": 0}
+        dataset = group.create_dataset(name, value.shape, value.dtype, **packing)
+        hdf5_chunks.write(dataset, value)
+    elif value.ndim:
+        dataset = group.create_dataset(name, data=value)
     else:
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_layout(h5py.h5d.COMPACT)

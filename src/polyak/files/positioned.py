@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +30,7 @@ from polyak.weights import numpy_dtype
 Runs = Sequence[tuple[int, int]]  # of bytes: where each begins, how long it is
 _MOST = 1 << 30  # bytes of one call: some systems refuse two gibibytes
 _PIECE = 1 << 19  # bytes: it stays in the processor's cache
+_GAP = 1 << 10  # bytes between two runs that cost less to read than another call
 
 
 class PositionedFile:
@@ -74,9 +75,12 @@ class PositionedFile:
         """A new array whose bytes are those of the runs, one after the other. Raises as ``array``."""
         made = np.empty(shape, numpy_dtype(dtype))
         view, done = flat_bytes(made).data, 0
-        for start, count in runs:
-            self.fill(view[done : done + count], start)
-            done += count
+        if len(runs) == 1:
+            self.fill(view, runs[0][0])
+            return made
+        for part in self._parts(runs):
+            view[done : done + len(part)] = part
+            done += len(part)
         return made
 
     def digest(self, runs: Runs) -> str:
@@ -90,13 +94,17 @@ class PositionedFile:
             True
         """
         mark = xxhash.xxh3_128()
-        piece = memoryview(bytearray(min(_PIECE, max((count for _, count in runs), default=0))))
-        for start, count in runs:
-            for at in range(0, count, _PIECE):
-                part = piece[: min(_PIECE, count - at)]
-                self.fill(part, start + at)
-                mark.update(part)
+        for part in self._parts(runs):
+            mark.update(part)
         return mark.hexdigest()
+
+    def _parts(self, runs: Runs) -> Iterator[memoryview]:
+        """The bytes of the runs, each part for as long as the next is not asked for."""
+        room = memoryview(bytearray(min(_PIECE, sum(count + _GAP for _, count in runs))))
+        for near in _together(runs):
+            first, (last, count) = near[0][0], near[-1]
+            self.fill(room[: last + count - first], first)
+            yield from (room[start - first :][:length] for start, length in near)
 
     def piece(self, start: int, end: int) -> bytes:
         """The bytes from ``start`` to ``end``, or to the end of the file. Raises as ``array``."""
@@ -140,6 +148,24 @@ class PositionedFile:
                 self._file.seek(start)
                 return int(self._file.readinto(view) or 0)
         return os.preadv(self._file.fileno(), [view], start)
+
+
+def _together(runs: Runs) -> Iterator[list[tuple[int, int]]]:
+    """The runs in groups that one call can read: of a piece at most, with little between them."""
+    near: list[tuple[int, int]] = []
+    for start, count in _cut(runs):
+        end = sum(near[-1]) if near else start
+        if near and not (end <= start <= end + _GAP and start + count <= near[0][0] + _PIECE):
+            yield near
+            near = []
+        near.append((start, count))
+    if near:
+        yield near
+
+
+def _cut(runs: Runs) -> Iterator[tuple[int, int]]:
+    for start, count in runs:
+        yield from ((start + at, min(_PIECE, count - at)) for at in range(0, count, _PIECE))
 
 
 class _Buffered(io.BufferedReader):
