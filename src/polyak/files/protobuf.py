@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+Bytes = bytes | memoryview  # a message of a memory view holds views of it, and no copies
 _SIGN, _MODULUS = 1 << 63, 1 << 64
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -30,7 +31,7 @@ class Message:
         (150, 'hi', 0)
     """
 
-    fields: dict[int, list[int | bytes]]
+    fields: dict[int, list[int | Bytes]]
 
     def integer(self, number: int) -> int:
         """An int32, int64, enum, bool or fixed-width field. Negative int32 and int64 values come out negative."""
@@ -41,7 +42,7 @@ class Message:
 
     def data(self, number: int) -> bytes:
         """A bytes field."""
-        return _as_bytes(number, self._last(number, b""))
+        return bytes(_as_bytes(number, self._last(number, b"")))
 
     def text(self, number: int) -> str:
         """A string field, which has to be UTF-8."""
@@ -58,14 +59,14 @@ class Message:
     def __contains__(self, number: int) -> bool:
         return number in self.fields
 
-    def _last(self, number: int, default: int | bytes) -> int | bytes:
+    def _last(self, number: int, default: int | Bytes) -> int | Bytes:
         values = self.fields.get(number)
         return values[-1] if values else default
 
 
-def decode(data: bytes) -> Message:
+def decode(data: Bytes) -> Message:
     """The fields of a serialized message; ``WireError`` if they do not fill it exactly."""
-    fields: dict[int, list[int | bytes]] = {}
+    fields: dict[int, list[int | Bytes]] = {}
     at = 0
     while at < len(data):
         tag, at = varint(data, at)
@@ -74,7 +75,7 @@ def decode(data: bytes) -> Message:
     return Message(fields)
 
 
-def varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: Bytes, at: int) -> tuple[int, int]:
     """The base-128 number, unsigned and below 2**64, at index ``at`` of ``data``, and the index behind it.
 
     Example:
@@ -90,14 +91,14 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     raise WireError(f"expected a varint of at most 10 bytes, received {shift // 7} bytes without an end")
 
 
-def take(data: bytes, at: int, size: int) -> tuple[bytes, int]:
+def take(data: Bytes, at: int, size: int) -> tuple[Bytes, int]:
     """``size`` bytes at index ``at``, and the index behind them; ``WireError`` if there are fewer."""
     if size > len(data) - at:
         raise WireError(f"expected {size} more bytes, received {len(data) - at}")
     return data[at : at + size], at + size
 
 
-def _value(data: bytes, at: int, kind: int) -> tuple[int | bytes, int]:
+def _value(data: Bytes, at: int, kind: int) -> tuple[int | Bytes, int]:
     if kind == _VARINT:
         return varint(data, at)
     if kind == _BYTES:
@@ -109,7 +110,7 @@ def _value(data: bytes, at: int, kind: int) -> tuple[int | bytes, int]:
     return int.from_bytes(raw, "little"), at
 
 
-def _as_bytes(number: int, value: int | bytes) -> bytes:
+def _as_bytes(number: int, value: int | Bytes) -> Bytes:
     if isinstance(value, int):
         raise WireError(f"field {number}: expected bytes, received the integer {value}")
     return value

@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 
 from polyak.errors import DamagedFile, FileError, UnknownFormat
-from polyak.files.protobuf import WireError, take, varint
+from polyak.files.protobuf import Bytes, WireError, take, varint
 
 FOOTER = 48
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
@@ -127,7 +127,7 @@ def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
     return (offset, size), at
 
 
-def _block(data: mmap.mmap, offset: int, size: int) -> bytes:
+def _block(data: mmap.mmap, offset: int, size: int) -> memoryview:
     room = len(data) - FOOTER - _TRAILER
     if offset + size > room:
         raise WireError(f"block at byte {offset}: expected an end at or before byte {room}, received {offset + size}")
@@ -137,13 +137,13 @@ def _block(data: mmap.mmap, offset: int, size: int) -> bytes:
     if received != stored:
         raise WireError(f"block at byte {offset}: expected CRC32C {stored:#010x}, received {received:#010x}")
     if content[-1] == 0:
-        return content[:-1]
+        return memoryview(content)[:-1]
     if content[-1] == 1:
-        return snappy_decompress(content[:-1])
+        return memoryview(snappy_decompress(memoryview(content)[:-1]))
     raise WireError(f"block at byte {offset}: expected compression 0 (none) or 1 (snappy), received {content[-1]}")
 
 
-def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _entries(block: Bytes) -> Iterator[tuple[bytes, bytes]]:
     """The pairs of a block. Its tail, the restart points, serves only binary search."""
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
@@ -159,11 +159,11 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         budget -= shared + added
         if shared > len(key) or budget < 0:
             raise WireError(f"expected a key that shares at most {len(key)} bytes, received {shared}")
-        key = key[:shared] + suffix
-        yield key, value
+        key = key[:shared] + bytes(suffix)
+        yield key, bytes(value)
 
 
-def snappy_decompress(data: bytes) -> bytes:
+def snappy_decompress(data: Bytes) -> bytes:
     """The content of a raw Snappy block; ``WireError`` if it is not exactly as long as it declares.
 
     Example:
@@ -185,7 +185,7 @@ def snappy_decompress(data: bytes) -> bytes:
     return bytes(out)
 
 
-def _literal(data: bytes, at: int, size: int, out: bytearray) -> int:
+def _literal(data: Bytes, at: int, size: int, out: bytearray) -> int:
     if size >= 60:
         raw, at = take(data, at, size - 59)
         size = int.from_bytes(raw, "little")
@@ -194,7 +194,7 @@ def _literal(data: bytes, at: int, size: int, out: bytearray) -> int:
     return at
 
 
-def _copy(data: bytes, at: int, tag: int, out: bytearray) -> int:
+def _copy(data: Bytes, at: int, tag: int, out: bytearray) -> int:
     raw, at = take(data, at, (0, 1, 2, 4)[tag & 3])
     offset, size = int.from_bytes(raw, "little"), 1 + (tag >> 2)
     if tag & 3 == 1:

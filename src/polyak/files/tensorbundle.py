@@ -223,4 +223,4 @@ def _scalar_string(data: bytes) -> tuple[bytes, int]:
     if at != len(data):
         raise WireError(f"expected a string of {len(data) - at + length} bytes, received {length}")
     # The stored checksum of the length alone adds nothing: the tensor's own covers the length and that checksum.
-    return text, masked_crc32c(length.to_bytes(4 if length < 1 << 32 else 8, "little") + stored + text)
+    return bytes(text), masked_crc32c(length.to_bytes(4 if length < 1 << 32 else 8, "little") + stored + text)

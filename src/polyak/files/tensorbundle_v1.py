@@ -20,7 +20,7 @@ import numpy as np
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
 from polyak.files.bundle_entries import DTYPES, NON_NUMERIC, Region, decode_region, no_numbers, region_slices
-from polyak.files.protobuf import Message, WireError, decode
+from polyak.files.protobuf import Bytes, Message, WireError, decode
 from polyak.files.sstable import has_magic, read_table
 from polyak.weights import numpy_dtype
 
@@ -83,7 +83,7 @@ def _collect(
     table: Mapping[bytes, bytes], described: dict[str, _Described], parts: dict[str, list[tuple[Region, Message]]]
 ) -> None:
     for value in table.values():
-        message = decode(value)
+        message = decode(memoryview(value))
         for meta in message.messages(1):
             for tensor in _descriptions(meta):
                 # Each file of a set describes a partitioned tensor as a whole.
@@ -111,6 +111,8 @@ def _assembled(d: _Described, parts: Sequence[tuple[Region, Message]], path: Pat
         pieces = [(region_slices(region, d.shape), _values(d.dtype, proto)) for region, proto in parts]
         if sum(values.size for _, values in pieces) != math.prod(d.shape):
             raise WireError(f"expected {math.prod(d.shape)} values, received {sum(v.size for _, v in pieces)}")
+        if len(pieces) == 1:
+            return pieces[0][1].reshape(d.shape).copy()
         whole, filled = np.empty(d.shape, numpy_dtype(d.dtype)), np.zeros(d.shape, np.bool_)
         for where, values in pieces:
             if filled[where].any():
@@ -133,15 +135,15 @@ def _values(dtype: str, proto: Message) -> np.ndarray[Any, Any]:
     return numbers.astype(numpy_dtype(dtype))
 
 
-def _packed(proto: Message, field: int) -> bytes:
+def _packed(proto: Message, field: int) -> Bytes:
     chunks = proto.fields.get(field, [])
-    packed = [c for c in chunks if isinstance(c, bytes)]
+    packed = [c for c in chunks if not isinstance(c, int)]
     if len(packed) < len(chunks):
         raise WireError("expected packed values, received single ones")
-    return b"".join(packed)
+    return packed[0] if len(packed) == 1 else b"".join(packed)
 
 
-def _varints(data: bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def _varints(data: Bytes) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Packed base-128 numbers, all at once.
 
     Example:
