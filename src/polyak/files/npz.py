@@ -40,7 +40,6 @@ from polyak.weights import numpy_dtype
 _KEY = "polyak.json"
 _END = ".npy"
 _LOCAL = b"PK\x03\x04"
-_LOCAL_SIZE = 30
 _HEADER_LIMIT = 1 << 16
 _PLAIN_KINDS = "biufc"
 _TEXT_KINDS = "SUMm"
@@ -270,8 +269,8 @@ def _stored(source: _Source, m: _Member) -> Array:
 
 def _begin(data: PositionedFile, m: _Member) -> int:
     """Where the content of a member that is not compressed begins."""
-    head = data.array(m.info.header_offset, (_LOCAL_SIZE,), "uint8").tobytes()
-    begin: int = m.info.header_offset + _LOCAL_SIZE + sum(struct.unpack("<2H", head[-4:]))  # its name, extra fields
+    head = data.array(m.info.header_offset, (zips.LOCAL.size,), "uint8").tobytes()
+    begin: int = m.info.header_offset + zips.head_size(head)
     if begin + m.info.file_size > data.size:
         raise EOFError(f"expected {m.info.file_size:,} bytes at byte {begin}, received {data.size - begin:,}")
     return begin

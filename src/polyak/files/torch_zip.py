@@ -98,11 +98,10 @@ def _block(member: zipfile.ZipInfo, data: PositionedFile, origin: str) -> Block:
     head = data.piece(start, start + zips.LOCAL.size) if start >= 0 else b""
     if len(head) < zips.LOCAL.size or head[:4] != MAGIC or member.flag_bits & _ENCRYPTED:
         raise DamagedFile(f"{place} at byte {start}: no readable header", hint="restore the file from a copy")
-    name, extra = zips.LOCAL.unpack(head)[9:]
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DamagedFile(f"{place}: an unknown compression {member.compress_type}")
     deflated = member.compress_type == zipfile.ZIP_DEFLATED
-    begin = start + zips.LOCAL.size + name + extra
+    begin = start + zips.head_size(head)
     stored, size = member.compress_size, member.file_size
     if not deflated and stored != size:
         raise DamagedFile(f"{place}: expected {size} bytes, received {stored}", hint="restore the file from a copy")

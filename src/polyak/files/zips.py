@@ -57,8 +57,13 @@ def begins(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
     """Where the bytes of a member begin: behind its name, which stands before them, too. The zip is an opened one."""
     file: Any = archive.fp
     file.seek(member.header_offset)
-    name, extra = LOCAL.unpack(file.read(LOCAL.size))[9:]
-    return int(member.header_offset + LOCAL.size + name + extra)
+    return int(member.header_offset + head_size(file.read(LOCAL.size)))
+
+
+def head_size(head: bytes) -> int:
+    """The bytes before a member's own, by the first of them: the header, its name and what else it says."""
+    name, extra = LOCAL.unpack(head)[9:]
+    return int(LOCAL.size + name + extra)
 
 
 def _refuse_bomb(members: Sequence[zipfile.ZipInfo], size: int, origin: str) -> None:
@@ -131,11 +136,10 @@ def _behind(archive: zipfile.ZipFile, member: zipfile.ZipInfo, least: int, origi
     head = file.read(LOCAL.size)
     if len(head) < LOCAL.size or not head.startswith(MAGIC):
         raise DamagedFile(f"{place}: no readable header", hint=_HINT)
-    name, extra = LOCAL.unpack(head)[9:]
-    told = file.read(name)
+    told = file.read(LOCAL.unpack(head)[9])
     if told != _stored_name(member):
         raise DamagedFile(f"{place}: expected this name before its bytes, too, received {told!r:.80}", hint=_HINT)
-    end = member.header_offset + LOCAL.size + name + extra + member.compress_size
+    end = member.header_offset + head_size(head) + member.compress_size
     if end > archive.start_dir:
         raise DamagedFile(f"{place}: expected {member.compress_size:,} bytes, received a shorter file", hint=_HINT)
     return int(end)
