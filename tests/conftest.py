@@ -9,15 +9,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+import atexit
+import gc
 import ipaddress
 import random
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if os.environ["KERAS_BACKEND"] == "jax":  # tests make the same small models: each of their programs is compiled once
+    import jax
+
+    _programs = tempfile.mkdtemp(prefix="polyak-tests-")
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", _programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # What is started in the background ignores interrupts, which tests send to themselves and to their children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,6 +44,12 @@ _settings: dict[str, Any] = {
 settings.register_profile("ci", max_examples=60, **_settings)
 settings.register_profile("thorough", max_examples=2000, **_settings)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_sessionfinish() -> None:
+    """One collection in the place of pytest's five, each of which takes seconds among thousands of graphs."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
