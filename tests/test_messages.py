@@ -113,8 +113,9 @@ CASES = {
     "a rule that needs weights": Case(
         errors.UnbuiltModel,
         lambda d: polyak.EMA(Unbuilt(), decay=0.9, start="initial"),
-        "rule ema:0.9,start=initial starts at the initial weights; Unbuilt has none yet\n"
-        'hint: build the model first, or use a rule whose first update copies, such as start="copy"',
+        "rule ema:0.9,start=initial starts at the initial weights; Unbuilt is not built yet\n"
+        'hint: build the model first, which a model that is never called says by "self.built = True", or use a rule '
+        'whose first update copies, such as start="copy"',
     ),
     "values of a model that is not built": Case(
         errors.UnbuiltModel,

@@ -116,7 +116,7 @@ def test_weights_that_came_later_are_noticed() -> None:
 
 
 def test_a_rule_that_remembers_the_first_weights_needs_them() -> None:
-    with pytest.raises(UnbuiltModel, match="starts at the initial weights; Empty has none yet"):
+    with pytest.raises(UnbuiltModel, match="starts at the initial weights; Empty is not built yet"):
         polyak.EMA(Empty(), 0.9, start="initial")
     assert polyak.EMA(Empty(), 0.9, start="copy").count == 0
 

@@ -233,7 +233,7 @@ def test_a_first_step_in_a_graph_creates_model_and_average(name: str) -> None:
 
 
 def test_a_rule_that_starts_at_the_initial_weights_needs_them() -> None:
-    with pytest.raises(UnbuiltModel, match="starts at the initial weights; OwnTrainStep has none yet") as error:
+    with pytest.raises(UnbuiltModel, match="starts at the initial weights; OwnTrainStep is not built yet") as error:
         polyak.EMA(OwnTrainStep(), decay=0.9, start="initial")
     assert 'start="copy"' in str(error.value.hint)
 

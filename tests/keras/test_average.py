@@ -283,8 +283,54 @@ def test_a_model_without_weights_yet_is_bound_by_its_first_update() -> None:
     assert_same_bits(ema.values(), values(model))
 
 
+class Pair(keras.Model):
+    """As Keras' examples write GANs and autoencoders: only the models in it are called, so it never is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(2), keras.layers.Dropout(0.1)])
+        self.decoder = keras.Sequential([keras.Input((2,)), keras.layers.Dense(WIDTH)])
+
+
+def test_a_model_of_which_only_the_models_in_it_are_called_has_its_weights(tmp_path: Path) -> None:
+    model, other = Pair(), Pair()
+    ema = polyak.EMA(model, decay=0.9)
+    ema.update()
+    assert not model.built
+    assert_same_bits(ema.values(), values(model))
+    polyak.save(model, tmp_path / "raw.npz")
+    polyak.transfer(tmp_path / "raw.npz", other)
+    assert_same_bits(values(other), values(model))
+
+
+def test_weights_that_a_model_makes_itself_are_waited_for() -> None:
+    class Scaled(Pair):
+        def build(self, shape: Any) -> None:
+            self.scale = self.add_weight(name="scale")
+
+    model = Scaled()
+    ema = polyak.EMA(model, decay=0.9)
+    with pytest.raises(UnbuiltModel, match="expected a built model"):
+        ema.update()
+    model.build((None, WIDTH))
+    ema.update()
+    assert "scale" in ema.values()
+
+
+def test_layers_that_are_made_after_the_average_are_waited_for() -> None:
+    class Holder(Pair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ema = polyak.EMA(self, decay=0.9)
+            self.head = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+    model = Holder()
+    model.ema.update()
+    assert "head/dense/kernel" in model.ema.values()
+
+
 def test_a_rule_that_starts_at_the_initial_weights_needs_them() -> None:
-    with pytest.raises(UnbuiltModel, match="starts at the initial weights; Containers has none yet") as error:
+    with pytest.raises(UnbuiltModel, match="starts at the initial weights; Containers is not built yet") as error:
         polyak.EMA(ZOO["Containers"].new(), decay=0.9, start="initial")
     assert 'start="copy"' in str(error.value.hint)
 

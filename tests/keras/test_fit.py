@@ -150,6 +150,35 @@ def test_a_train_step_of_its_own_is_followed() -> None:
     assert_followed(averaging, record)
 
 
+class Autoencoder(keras.Model):
+    """As in Keras' examples: its step calls the models in it, and nothing calls the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = keras.Sequential([keras.Input((WIDTH,)), layers.Dense(2), layers.BatchNormalization()])
+        self.decoder = keras.Sequential([keras.Input((2,)), layers.Dense(WIDTH)])
+
+    def train_step(self, data: Any) -> Any:
+        import tensorflow as tf
+
+        x = data[0]
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((x - self.decoder(self.encoder(x, training=True))) ** 2)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras refuses to fit such a model elsewhere")
+def test_a_model_that_is_never_called_itself_is_followed() -> None:
+    model = Autoencoder()
+    model.compile(keras.optimizers.SGD(0.05))
+    record, averaging = Record(model), Averaging(RULE)
+    fit(model, averaging, record, epochs=2)
+    assert not model.built
+    assert averaging.average.count == len(record.raw) == 2 * STEPS
+    assert_followed(averaging, record)
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")
 def test_many_steps_in_one_call_move_the_average_as_often() -> None:
     one, many = compiled(), compiled(steps_per_execution=4)

@@ -242,6 +242,17 @@ def _attribute_names(layer: Any, own_names: frozenset[str]) -> dict[int, str]:
     return names
 
 
+def is_complete(model: Any) -> bool:
+    """Whether a Keras model has its weights: it is built, or all layers in it are and it makes none of its own.
+
+    A model whose ``train_step`` calls the models in it, as in a GAN, is never called itself, and so never built.
+    """
+    if model.built:
+        return True
+    makes_none = getattr(type(model).build, "_is_default", False)
+    return makes_none and bool(model.weights) and all(x.built for x in model._flatten_layers(include_self=False))
+
+
 def user_attributes(layer: Any, own_names: frozenset[str]) -> list[tuple[str, Any]]:
     """The attributes that neither Keras nor TensorFlow's tracking (``_self_...``) made.
 

@@ -27,7 +27,7 @@ from polyak.frameworks.exchange import (
     watchers,
 )
 from polyak.frameworks.growth import Growth, followed_by, joined
-from polyak.frameworks.keras_anatomy import Flavour, found_in
+from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete
 from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_moving import update_all
@@ -91,7 +91,7 @@ class KerasNative(Framework):
         model(sample)
 
     def refuse_unbuilt(self, model: Any) -> None:
-        if not model.built:
+        if not is_complete(model):
             raise UnbuiltModel(
                 f"{describe(model)}: expected a built model, received one without weights yet",
                 hint="call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",

@@ -11,7 +11,7 @@ import keras
 from polyak.errors import UnbuiltModel
 from polyak.frameworks.batch_statistics import Found, Means, Told, as_in_training, statistics_of, trained
 from polyak.frameworks.described import describe, described
-from polyak.frameworks.keras_anatomy import Flavour, found_in
+from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete
 from polyak.frameworks.keras_data import Batches
 from polyak.snapshot import Array
 
@@ -44,7 +44,7 @@ class Normalised:
             UnbuiltModel: the model has no weights yet.
             ModelError: it has no such layer, or one that renormalises.
         """
-        if not model.built:
+        if not is_complete(model):
             raise UnbuiltModel(
                 f"{describe(model)}: expected a built model, received one without weights yet",
                 hint="call it once on a batch",

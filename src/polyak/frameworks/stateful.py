@@ -294,8 +294,9 @@ class StatefulAverage(Average):
         for rule in rules:
             if float(rule.weight(1.0)) < 1 and rule.origin == "weights":
                 raise UnbuiltModel(
-                    f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} has none yet",
-                    hint='build the model first, or use a rule whose first update copies, such as start="copy"',
+                    f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} is not built yet",
+                    hint='build the model first, which a model that is never called says by "self.built = True", or '
+                    'use a rule whose first update copies, such as start="copy"',
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StatefulAverage:

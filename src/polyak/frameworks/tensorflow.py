@@ -16,7 +16,7 @@ from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.company import Company
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.exchange import holds_average, watchers
-from polyak.frameworks.keras_anatomy import Flavour, contained, kind_of
+from polyak.frameworks.keras_anatomy import Flavour, contained, is_complete, kind_of
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
@@ -83,8 +83,11 @@ class TensorFlowFramework(Framework):
         legacy = _legacy()
         return legacy is None or not legacy.is_layer(model) or bool(model.built)
 
+    def is_complete(self, model: Any) -> bool:
+        return self.is_built(model) or is_complete(model)
+
     def refuse_unbuilt(self, model: Any) -> None:
-        if not self.is_built(model):
+        if not self.is_complete(model):
             raise UnbuiltModel(
                 f"{describe(model)}: expected a built model, received one without weights yet",
                 hint="call it once on a batch; a transfer into it takes sample=, an input shape or a sample input",

@@ -34,10 +34,13 @@ class Host(Protocol):
     """What an average asks of the framework that made it."""
 
     def is_built(self, model: Any) -> bool:
-        """Whether the model has its weights."""
+        """Whether the model says that it has its weights."""
+
+    def is_complete(self, model: Any) -> bool:
+        """Whether it has them, said or not: no answer while its layers still are being made."""
 
     def refuse_unbuilt(self, model: Any) -> None:
-        """Raise UnbuiltModel if it has not."""
+        """Raise UnbuiltModel for a model that is not complete."""
 
     def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
         """The model's weights."""
@@ -293,18 +296,19 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         """A SavedModel serves values; an average in it would only weigh it down."""
         if save_type == "savedmodel":
             return {}
-        self._bind_if_built()
+        self._bind_if_complete()
         return cast("dict[str, Any]", super()._trackable_children(save_type, **kwargs))
 
     def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
         """A restore asks here: shadows of a model built meanwhile must exist by then."""
-        self._bind_if_built()
+        if name in ("shadows", "raw"):
+            self._bind_if_complete()
         return super()._lookup_dependency(name, cached_dependencies)
 
     # Binding
 
-    def _bind_if_built(self) -> None:
-        if self._held.value is None and self.framework.is_built(self.followed()):
+    def _bind_if_complete(self) -> None:
+        if self._held.value is None and self.framework.is_complete(self.followed()):
             self._bind()
 
     def _bind(self) -> None:
