@@ -221,3 +221,17 @@ def test_fit_moves_a_compensated_average_with_the_same_bits() -> None:
     for n, newest in enumerate(raw, 1):
         expected = {p: lerp(expected[p], newest[p], float(average.rule.weight(n))) for p in start}
     assert_same_bits(average.values(), expected)
+
+
+@pytest.mark.parametrize("verb", ["save", "transfer", "snapshot"])
+def test_several_averages_in_the_place_of_one_are_told_to_be_picked_from(verb: str, tmp_path: Any) -> None:
+    model = ZOO["sequential"].built()
+    averages = several(model)
+    asked = {
+        "save": lambda: polyak.save(averages, tmp_path / "all.npz"),
+        "transfer": lambda: polyak.transfer(averages, model),
+        "snapshot": lambda: polyak.snapshot(averages),
+    }
+    with pytest.raises(ModelError, match=r"received polyak\.several\.Averages") as error:
+        asked[verb]()
+    assert error.value.hint == "give one of the averages, such as averages['copy']"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -34,5 +35,14 @@ def framework_of(model: object) -> Framework:
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise ModelError(
         f"expected a Keras model, a keras layer, a tf.Module or a torch module, received {kind}",
-        hint="open a file with polyak.open(path)" if isinstance(model, (str, Path)) else "give the model itself",
+        hint=_meant(model),
     )
+
+
+def _meant(received: object) -> str:
+    """What to give in the place of something that is no model."""
+    if isinstance(received, (str, Path)):
+        return "open a file with polyak.open(path)"
+    if isinstance(received, Mapping) and received and all(isinstance(one, Average) for one in received.values()):
+        return f"give one of the averages, such as averages[{next(iter(received))!r}]"
+    return "give the model itself"
