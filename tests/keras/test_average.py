@@ -759,3 +759,11 @@ def test_what_runs_a_keras_model_is_not_taken_for_a_module_of_pytorch() -> None:
     mixed[1](np.zeros((1, 2), np.float32))
     with pytest.raises(ModelError, match="received one with layers of Keras in it: '1'"):
         polyak.snapshot(mixed)
+
+
+def test_of_values_that_are_missing_the_first_is_named() -> None:
+    _, ema = followed("sequential")
+    expected = [w.path for w in ema.snapshot().weights]
+    with pytest.raises(MissingWeight) as error:
+        ema.set_values({})
+    assert f"weight {expected[0]!r}: expected a value, received none ({len(expected)} missing)" in str(error.value)

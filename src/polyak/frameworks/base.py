@@ -284,13 +284,14 @@ class Average(ABC):
             MissingWeight, UnexpectedWeight: the names are not those of ``values()``.
             ShapeMismatch, DtypeMismatch, NonFinite: a value does not fit.
         """
-        known = {w.path for w in self.target.weights}
-        for path in known - values.keys():
+        known = [w.path for w in self.target.weights]
+        missing = [path for path in known if path not in values]
+        if missing:
             raise MissingWeight(
-                f"weight {path!r}: expected a value, received none ({len(known - values.keys())} missing)",
+                f"weight {missing[0]!r}: expected a value, received none ({len(missing)} missing)",
                 hint="keep the others with set_values({**ema.values(), **mine})",
             )
-        for path in values.keys() - known:
+        for path in sorted(values.keys() - set(known)):
             raise UnexpectedWeight(f"weight {path!r} is not tracked by {self.label}", hint="see ema.values().keys()")
         arrays = {w.path: _array(values[w.path], w.dtype) for w in self.target.weights}
         return make_plan(Snapshot.from_arrays(arrays, AVERAGE, self.state), self.target, asked).apply()
