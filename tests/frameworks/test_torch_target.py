@@ -154,6 +154,26 @@ def test_a_failure_in_the_middle_leaves_every_bit_as_it_was() -> None:
     assert bits(target) == before
 
 
+def test_tensors_that_pytorch_does_not_write_are_refused_and_nothing_is_said_to_be_lost() -> None:
+    with torch.inference_mode():
+        frozen = nn.Linear(2, 2)
+    mixed = nn.ModuleList([nn.Linear(2, 2), frozen])
+    source = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    before = bits(mixed)
+    with pytest.raises(ModelError, match=r"weight '1.weight': expected a tensor that can be written, .* mode"):
+        polyak.transfer(source, mixed)
+    assert bits(mixed) == before
+    with torch.inference_mode():
+        polyak.transfer(source, mixed)
+    assert bits(mixed) == bits(source)
+
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean = torch.zeros(1).expand(3)
+    with pytest.raises(ModelError, match=r"weight 'running_mean': expected memory for each element, .* expanded"):
+        polyak.transfer(nn.BatchNorm1d(3), norm)
+    assert polyak.transfer(norm, nn.BatchNorm1d(3)).nbytes > 0  # as a source it is read
+
+
 def test_memory_that_two_weights_share_in_part_is_noticed_when_read_back() -> None:
     base = torch.zeros(4)
     target = nn.ParameterDict({"a": nn.Parameter(base[:3]), "b": nn.Parameter(base[1:])})

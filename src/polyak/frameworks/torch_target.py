@@ -44,8 +44,13 @@ class Tensors(Target):
             tensor.copy_(to_torch(value, tensor.dtype))
 
     def hold(self, path: str) -> PutBack:
-        """A copy on the tensor's own device; copying it back keeps every bit."""
+        """A copy on the tensor's own device; copying it back keeps every bit.
+
+        Raises:
+            ModelError: PyTorch does not write this tensor in place.
+        """
         tensor = self.tensors[path]
+        _refuse_fixed(self.label, path, tensor)
         held = copied(tensor)
 
         def put_back() -> None:
@@ -53,6 +58,20 @@ class Tensors(Target):
                 tensor.copy_(held)
 
         return put_back
+
+
+def _refuse_fixed(label: str, path: str, tensor: torch.Tensor) -> None:
+    """Raise ModelError for a tensor that PyTorch does not write in place: it could not be put back, either."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ModelError(
+            f"{label}: weight {path!r}: expected a tensor that can be written, received one made in inference mode",
+            hint="transfer within torch.inference_mode(), or make the module outside of it",
+        )
+    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ModelError(
+            f"{label}: weight {path!r}: expected memory for each element, received an expanded tensor",
+            hint="clone() it in the module first",
+        )
 
 
 def dtype_of(tensor: torch.Tensor) -> str:
