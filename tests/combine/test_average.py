@@ -260,6 +260,8 @@ def test_a_greedy_soup_needs_members_and_numbers() -> None:
         polyak.greedy_soup([], lambda soup: 0.0)
     with pytest.raises(WeightError, match="expected a finite number, received nan"):
         polyak.greedy_soup([held(w=np.float32(1))], lambda soup: float("nan"))
+    with pytest.raises(WeightError, match=r"score.*: expected a finite number, received None"):
+        polyak.greedy_soup([held(w=np.float32(1))], lambda soup: None)  # type: ignore[arg-type, return-value]
 
 
 def test_a_greedy_soup_of_mixed_roles_or_structures_is_refused_before_any_score() -> None:

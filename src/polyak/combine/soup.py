@@ -47,7 +47,11 @@ def greedy(members: Sequence[Snapshot], score: Score) -> tuple[Snapshot, tuple[i
 
 
 def _scored(score: Score, held: Snapshot) -> float:
-    value = float(score(held))
+    answer = score(held)
+    try:
+        value = float(answer)
+    except (TypeError, ValueError):
+        raise WeightError(f"score({held.origin}): expected a finite number, received {answer!r:.80}") from None
     if not math.isfinite(value):
         raise WeightError(f"score({held.origin}): expected a finite number, received {value}")
     return value
