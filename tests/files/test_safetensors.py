@@ -324,6 +324,16 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
         polyak.open(path)
 
 
+def test_a_weight_cut_short_is_told_by_the_bytes_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"x": np.ones(3, np.float32), "y": np.ones(4, np.float32)}, path)
+    good = path.read_bytes()
+    for lost, name, expected, received in ((7, "y", 16, 9), (16, "y", 16, 0), (20, "x", 12, 8)):
+        path.write_bytes(good[:-lost])
+        with pytest.raises(DamagedFile, match=f"weight '{name}' .*: expected {expected} bytes, received {received}\n"):
+            polyak.open(path)
+
+
 def test_a_trailing_byte_is_noticed(tmp_path: Path) -> None:
     path = saved(tmp_path, x=np.ones(3, np.float32))
     path.write_bytes(path.read_bytes() + b"\0")

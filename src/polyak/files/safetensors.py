@@ -199,9 +199,9 @@ def _tensor(name: str, entry: Any, data: PositionedFile, base: int, origin: str)
         )
     expected = math.prod(shape) * numpy_dtype(dtype).itemsize
     if end - begin != expected or base + end > data.size:
+        received = end - begin if end - begin != expected else max(data.size - base - begin, 0)
         raise DamagedFile(
-            f"{origin}: weight {name!r} at byte {base + begin}: expected {expected} bytes, received {end - begin} "
-            f"with {data.size - base - begin} left in the file",
+            f"{origin}: weight {name!r} at byte {base + begin}: expected {expected} bytes, received {received}",
             hint="the file is truncated or damaged; restore it from a copy",
         )
     measure = partial(data.digest, ((base + begin, expected),))
