@@ -526,13 +526,22 @@ def test_a_compiled_step_of_jax_with_donation_has_the_bits_of_update(optimizer: 
 def test_an_average_that_a_compiled_function_would_freeze_is_refused() -> None:
     import jax
 
+    def applied_call(target: Any, x: Any) -> Any:
+        with target.applied():
+            return target.followed()(x)
+
     target = polyak.Target(network(), tau=0.25)
+    before = bits(polyak.snapshot(target.followed()))
     with pytest.raises(ModelError, match="hint: pass its state through"):
         jax.jit(lambda x: target(x))(rows(1))
     with pytest.raises(ModelError, match="hint: pass its state through"):
         jax.jit(lambda x: (target.update(), x)[1])(rows(1))
     with pytest.raises(ModelError, match="hint: pass its state through"):
         jax.jit(lambda x: target.stateless_call(target.tree(), x))(rows(1))
+    with pytest.raises(ModelError, match="hint: pass its state through"):
+        jax.jit(lambda x: applied_call(target, x))(rows(1))
+    assert bits(polyak.snapshot(target.followed())) == before
+    assert np.array_equal(applied_call(target, rows(1)), target(rows(1)))
     assert jax.grad(lambda x: target(x).sum())(rows(1)).shape == (8, 4)  # no compiler: nothing to refuse
 
 

@@ -226,6 +226,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
+        self.engine.refuse_traced(self.held.count)
         raw = self._fresh()
         self.report_skips()
         owner = object()
