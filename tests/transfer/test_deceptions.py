@@ -42,6 +42,19 @@ def answers(made: Any) -> np.ndarray:
 # How the axes lie
 
 
+def test_a_norm_before_the_first_kernel_is_not_to_be_paired_with_a_bias_of_the_other_framework(tmp_path: Path) -> None:
+    """Its gamma has the shape of PyTorch's bias, which is the nearest by name."""
+    source = torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(WIDTH), "fc": torch.nn.Linear(WIDTH, WIDTH)})
+    target = keras.Sequential(
+        [keras.Input((WIDTH,)), keras.layers.LayerNormalization(name="norm"), keras.layers.Dense(WIDTH, name="fc")]
+    )
+    save_file({name: value.numpy() for name, value in source.state_dict().items()}, tmp_path / "foreign.safetensors")
+    with pytest.raises(MissingWeight, match=r"'norm/gamma': .* received nothing from") as caught:
+        polyak.transfer(tmp_path / "foreign.safetensors", target)
+    assert caught.value.hint == 'say how the source lies: layout="torch"'
+    polyak.transfer(tmp_path / "foreign.safetensors", target, layout="torch")
+
+
 def test_a_rename_does_not_stand_for_a_transposition(tmp_path: Path) -> None:
     """The kernels are square, so that a wrong one fits: as they lie the outputs would be others."""
     source, target = module(), model()

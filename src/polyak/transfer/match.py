@@ -294,11 +294,18 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
     )
     if near is None:
         return MissingWeight(message)
-    if are_of_two_frameworks(near.path, first.path):
-        other = "torch" if _WEIGHT.fullmatch(_local(near.path)) else "keras"
+    other = _framework([near]) or _framework(unexpected)
+    if other and (_framework([first]) or _framework(missing)) not in ("", other):
         return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
     hint = f'pair them with rename={{"{near.path}": "{first.path}"}}{_whole(missing, unexpected)}'
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)
+
+
+def _framework(weights: Sequence[Weight]) -> str:
+    """Whose names the matrices have: of a norm or a bias they do not tell."""
+    own = [_local(w.path) for w in weights]
+    kernels, matrices = (any(name.fullmatch(n) for n in own) for name in (_KERNEL, _WEIGHT))
+    return "" if kernels is matrices else "keras" if kernels else "torch"
 
 
 def refuse_other_local(p: Pair, where: str) -> None:
