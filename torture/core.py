@@ -47,6 +47,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/bundle_path.py": _BUNDLE,
     "files/flax_msgpack.py": ("tests/files/test_flax_msgpack.py",),
     "files/flax_msgpack_tree.py": ("tests/files/test_flax_msgpack.py",),
+    "files/flushing.py": ("tests/files/test_flushing.py",),
     "files/hdf5_stream.py": (
         "tests/files/test_hdf5_stream.py",
         "tests/reliability/test_integrity.py::test_what_fuzzing_has_found_is_refused_or_read",

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from polyak.errors import FileError
 from polyak.files.failures import failures_named
+from polyak.files.flushing import flushed_meanwhile
 from polyak.files.partial import (
     SET_ASIDE,
     hidden,
@@ -64,8 +65,9 @@ def replacing(path: PathLike, needed: int = 0, check: Check | None = None) -> It
         with lasting(final) as synchronise, locked_file(final) as (fresh, handle), _gone_on_failure(fresh, handle):
             hand_over(kept, handle, final)
             with os.fdopen(handle, "w+b", closefd=False) as file:
-                yield file
-                file.flush()
+                with flushed_meanwhile(handle, needed):
+                    yield file
+                    file.flush()
                 _synced(lambda: os.fsync(handle), fresh, check)
             _refuse_link(final)
             fresh.replace(final)
