@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,7 @@ import pytest
 
 import polyak
 from polyak.errors import FileError
-from polyak.files.atomic import replacing
+from polyak.files.atomic import refuse_unwritable, refuse_unwritable_directory, replacing
 from polyak.files.safetensors import write
 from polyak.snapshot import Snapshot
 
@@ -152,6 +152,25 @@ def test_a_read_only_directory_is_refused(read_only: Path) -> None:
         put(read_only / "a", b"new")
     assert (read_only / "a").read_bytes() == b"old"
     assert names(read_only) == ["a"]
+
+
+@pytest.mark.parametrize("refuse", [refuse_unwritable, refuse_unwritable_directory])
+def test_what_cannot_be_written_is_told_before_anything_is(refuse: Callable[..., None], read_only: Path) -> None:
+    with pytest.raises(FileError, match=r"new': cannot be written: Permission denied"):
+        refuse(read_only / "new")
+    assert names(read_only) == ["a"]
+
+
+@pytest.mark.parametrize("refuse", [refuse_unwritable, refuse_unwritable_directory])
+def test_a_disk_without_room_is_told_before_anything_is_written(refuse: Callable[..., None], tmp_path: Path) -> None:
+    refuse(tmp_path / "new", 1000)
+    with pytest.raises(FileError, match=r"new': cannot be written: .*1,152,921,504,606,846,976 bytes"):
+        refuse(tmp_path / "new", 1 << 60)
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(FileError, match="expected .*, received a (file|directory)"):
+        refuse(tmp_path / ("directory" if refuse is refuse_unwritable else "file"))
+    assert sorted(names(tmp_path)) == ["directory", "file"]
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
