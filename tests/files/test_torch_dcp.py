@@ -133,6 +133,31 @@ def test_each_file_must_stay_the_one_that_was_opened(sharded: Path, name: str) -
         dict(held)
 
 
+def test_a_file_that_another_takes_the_place_of_while_it_is_read_is_refused(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, read = polyak.open(sharded), os.preadv
+
+    def meanwhile(handle: int, views: list[memoryview], place: int) -> int:
+        for file in sharded.glob("*.distcp"):
+            (sharded / "other").write_bytes(file.read_bytes())
+            (sharded / "other").replace(file)
+        return read(handle, views, place)
+
+    monkeypatch.setattr(os, "preadv", meanwhile)
+    with pytest.raises(DamagedFile, match=LATER):
+        held["whole"]
+
+
+def test_what_is_no_file_any_more_is_not_opened(sharded: Path) -> None:
+    held = polyak.open(sharded)
+    for file in sharded.glob("*.distcp"):
+        file.unlink()
+        file.mkdir()
+    with pytest.raises(DamagedFile, match=LATER):
+        dict(held)
+
+
 def test_a_file_that_is_written_while_it_is_read_is_refused(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = polyak.open(sharded)
     found = os.fstat

@@ -29,6 +29,7 @@ from polyak.files.positioned import PositionedFile
 from polyak.files.torch_globals import Storage, View
 from polyak.files.torch_legacy import MAGIC
 from polyak.files.torch_storage import Block, Storages
+from polyak.snapshot import Snapshot
 from polyak.weights import numpy_dtype
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "torch"
@@ -780,6 +781,21 @@ def test_a_truncated_file_is_refused_wherever_it_ends(name: str, tmp_path: Path)
         path.write_bytes(raw[:size])
         with pytest.raises(PolyakError):
             polyak.open(path).copy()
+
+
+def test_a_flipped_bit_of_a_storage_beside_a_view_of_it_is_noticed_with_the_view(tmp_path: Path) -> None:
+    """The file's only check is one of the whole storage."""
+    torch = pytest.importorskip("torch")
+    whole, path = torch.arange(1000.0), tmp_path / "views.pt"
+    torch.save({"a": whole[:3], "b": whole[500:700]}, path)
+    assert polyak.open(path)["b"].tolist() == whole[500:700].tolist()
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(whole.numpy().tobytes()) + 4 * 990] ^= 1
+    path.write_bytes(raw)
+    for ask in (Snapshot.__getitem__, Snapshot.verify):
+        for name in ("a", "b"):
+            with pytest.raises(DamagedFile, match="expected bytes with CRC-32"):
+                ask(polyak.open(path), name)
 
 
 def test_a_truncated_archive_is_still_called_damaged(tmp_path: Path) -> None:

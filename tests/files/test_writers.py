@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import FileError, PolyakError, UnexpectedWeight
+from polyak.errors import FileError, PolyakError, UnexpectedWeight, UnknownFormat
 from polyak.file_verbs import writer
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, Weight
@@ -39,6 +39,8 @@ def test_a_name_with_half_a_character_is_refused_before_anything_is_written(name
     half = Snapshot.from_arrays({"a\udc80": np.ones(2, np.float32)})
     with pytest.raises(UnexpectedWeight, match=r"weight 'a\\udc80'"):
         polyak.save(half, tmp_path / name)
+    with pytest.raises(UnexpectedWeight, match=r"weight 'a\\udc80'"):
+        writer(name).refuse(half, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,6 +57,30 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(name:
     with pytest.raises(FileError, match=re.escape(name)):
         writer(name).refuse(held, place)
     assert list(tmp_path.iterdir()) == [place.parent]
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "message"),
+    [
+        ("m.npz", "a\0b", "expected a name that a zip can hold"),
+        ("m.pt", "", "expected a name of 1 to"),
+        ("m.safetensors.index.json", "__metadata__", "safetensors keeps this name for itself"),
+        ("m.safetensors", "__metadata__", "safetensors keeps this name for itself"),
+    ],
+)
+def test_a_name_that_a_format_does_not_hold_is_refused_before_anything_is_read(
+    name: str, weight: str, message: str, tmp_path: Path
+) -> None:
+    item = Item("raw", Weight(weight, (4,), "float32", Kind.TRAINABLE), lambda: pytest.fail("was read"))
+    with pytest.raises(PolyakError, match=message):
+        writer(name).refuse(Snapshot([item]), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_are_refused_under_another_name_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UnknownFormat, match="expected a name that ends in"):
+        writer("m.safetensors.index.json").refuse(described(np.ones(4, np.float32)), tmp_path / "m.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_path_that_no_file_can_have_is_an_error_of_polyak_s(tmp_path: Path) -> None:

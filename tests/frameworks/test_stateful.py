@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,42 @@ def state_of(ema: Any) -> tuple[Any, ...]:
 def test_an_average_of_a_module_is_no_thing_to_copy(copied: Callable[[Any], Any]) -> None:
     with pytest.raises(ModelError, match=r"ema:0.5,start=copy of Module cannot be copied"):
         copied(average())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda ema: ema.reset(),
+        lambda ema: ema.refresh(),
+        lambda ema: ema.change_rule("mean"),
+    ],
+    ids=["reset", "refresh", "change_rule"],
+)
+def test_what_changes_an_average_waits_for_the_moment_of_another_thread(act: Callable[[Any], Any]) -> None:
+    ema = average()
+    thread = threading.Thread(target=act, args=(ema,))
+    with ema.moment():
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def normalised(mean: float) -> Any:
+    """A model whose first layer keeps constants of the data that it was adapted to."""
+    layer = tf.keras.layers.Normalization()
+    layer.adapt(np.random.default_rng(0).normal(mean, 1.0, (50, 2)).astype(np.float32))
+    return tf.keras.Sequential([tf.keras.Input((2,)), layer, tf.keras.layers.Dense(1)])
+
+
+def test_statistics_that_a_layer_would_not_compute_with_are_refused() -> None:
+    ema = polyak.EMA(normalised(0.0), 0.5)
+    before = {path: value.tobytes() for path, value in ema.values().items()}
+    with pytest.raises(ModelError, match="expected the statistics that the layer was adapted to, received others"):
+        polyak.transfer(polyak.EMA(normalised(3.0), 0.5), ema)
+    assert {path: value.tobytes() for path, value in ema.values().items()} == before
+    polyak.transfer(polyak.EMA(normalised(0.0), 0.5), ema)
 
 
 @pytest.mark.parametrize("counts", [(2**62 + 1, 0), (5, 2**62 + 1)])
