@@ -149,6 +149,28 @@ def test_a_file_that_another_takes_the_place_of_while_it_is_read_is_refused(
         held["whole"]
 
 
+def test_a_file_that_another_takes_the_place_of_as_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers and texts are read at once: so it is for the last of them, after which nobody looks at the file."""
+    path = shutil.copytree(GOLDEN / "dcp", tmp_path / "dcp")
+    opened, seen, last = Path.open, [], 0
+
+    def meanwhile(file: Path, *args: Any, **kwargs: Any) -> Any:
+        if file.suffix == ".distcp":
+            seen.append(file)
+            if len(seen) == last:
+                shutil.copyfile(file, path / "other")
+                (path / "other").replace(file)
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", meanwhile)
+    torch_dcp.read(path)
+    last = 2 * len(seen)
+    with pytest.raises(DamagedFile, match=LATER):
+        torch_dcp.read(path)
+
+
 def test_what_is_no_file_any_more_is_not_opened(sharded: Path) -> None:
     held = polyak.open(sharded)
     for file in sharded.glob("*.distcp"):

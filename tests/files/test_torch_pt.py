@@ -796,6 +796,10 @@ def test_a_flipped_bit_of_a_storage_beside_a_view_of_it_is_noticed_with_the_view
         for name in ("a", "b"):
             with pytest.raises(DamagedFile, match="expected bytes with CRC-32"):
                 ask(polyak.open(path), name)
+    measure = torch_pt.read(path).tensors["b"].measure
+    assert measure is not None
+    with pytest.raises(DamagedFile, match="expected bytes with CRC-32"):
+        measure()
 
 
 def test_a_truncated_archive_is_still_called_damaged(tmp_path: Path) -> None:
