@@ -68,7 +68,7 @@ def replacing(path: PathLike, needed: int = 0, check: Check | None = None) -> It
                 with flushed_meanwhile(handle, needed):
                     yield file
                     file.flush()
-                _synced(lambda: os.fsync(handle), fresh, check)
+                synced(lambda: os.fsync(handle), fresh, check)
             _refuse_link(final)
             fresh.replace(final)
             synchronise()
@@ -99,7 +99,7 @@ def replacing_directory(path: PathLike, needed: int = 0, check: Check | None = N
             yield fresh
             share(handle)  # readers may hold it, too, from its first moment under its name on
             hand_over(kept, handle, final)
-            _synced(lambda: sync_tree(fresh), fresh, check)
+            synced(lambda: sync_tree(fresh), fresh, check)
             _refuse_link(final)
             _commit_directory(fresh, final, synchronise)
         sweep(final, SET_ASIDE)
@@ -181,7 +181,7 @@ def _refuse_link(final: Path) -> None:
         )
 
 
-def _synced(synchronise: Callable[[], None], fresh: Path, check: Check | None) -> None:
+def synced(synchronise: Callable[[], None], fresh: Path, check: Check | None) -> None:
     """The disk works while the bytes are read back; both are done, or one of their exceptions is raised."""
     if check is None:
         synchronise()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from polyak.errors import FileError
-from polyak.files.atomic import Check, PathLike, lasting, sync, sync_tree
+from polyak.files.atomic import Check, PathLike, lasting, sync, sync_tree, synced
 from polyak.files.failures import failures_named
 from polyak.files.partial import hold, is_at, locked_directory, remove, remove_if_nobodys, sweep
 from polyak.files.place import Kept, close_to_others, examined, for_parts, hand_over, refuse_no_room
@@ -51,9 +51,7 @@ def replacing_bundle(prefix: PathLike, needed: int = 0, check: Check | None = No
             try:
                 yield fresh / final.name
                 _hand_over(kept, fresh / final.name, index)
-                sync_tree(fresh)
-                if check is not None:
-                    check(fresh / final.name)
+                synced(lambda: sync_tree(fresh), fresh / final.name, check)
                 _commit(fresh / final.name, final, synchronise)
             finally:
                 remove(fresh)
