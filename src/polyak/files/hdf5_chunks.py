@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 
 from polyak.files.hdf5_stored import BLOCK, Packer, spans, stored_size
+from polyak.files.positioned import flat_bytes
 from polyak.snapshot import Array
 
 _CHECKSUM = 4  # bytes behind a chunk with a Fletcher-32, as in older files of polyak's
@@ -38,7 +39,7 @@ def chunk_of(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 def write(dataset: h5py.Dataset, value: Array) -> None:
     """Write a contiguous array into one that was made for it, packed with gzip in chunks of ``chunk_of``."""
     chunk, wide = dataset.chunks, value.itemsize
-    packer, data, done = Packer(math.prod(chunk) * wide), value.reshape(-1).view("u1").data, 0
+    packer, data, done = Packer(math.prod(chunk) * wide), flat_bytes(value).data, 0
     for first in _firsts(value.shape, chunk):
         count = _used(first, chunk, value.shape) * wide
         dataset.id.write_direct_chunk(first, packer.packed(data[done : done + count]))

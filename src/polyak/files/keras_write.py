@@ -17,7 +17,6 @@ import xxhash
 from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
 from polyak.files import hdf5_chunks
 from polyak.files.atomic import Check, refuse_unwritable, replacing
-from polyak.files.hdf5_chunks import chunk_of
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST, again
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot
@@ -160,7 +159,11 @@ def _create(group: Any, name: str, value: Array) -> None:
     It checks those in chunks. One without axes cannot have these, and lies in the object's header, which is checked.
     """
     if value.size and value.ndim:
-        packing = {"chunks": chunk_of(value.shape, value.itemsize), "compression": "gzip", "compression_opts": 0}
+        packing = {
+            "chunks": hdf5_chunks.chunk_of(value.shape, value.itemsize),
+            "compression": "gzip",
+            "compression_opts": 0,
+        }
         dataset = group.create_dataset(name, value.shape, value.dtype, **packing)
         hdf5_chunks.write(dataset, value)
     elif value.ndim:

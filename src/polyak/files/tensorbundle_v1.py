@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,17 +111,22 @@ def _assembled(d: _Described, parts: Sequence[tuple[Region, Message]], path: Pat
         pieces = [(region_slices(region, d.shape), _values(d.dtype, proto)) for region, proto in parts]
         if sum(values.size for _, values in pieces) != math.prod(d.shape):
             raise WireError(f"expected {math.prod(d.shape)} values, received {sum(v.size for _, v in pieces)}")
-        if len(pieces) == 1:
-            return pieces[0][1].reshape(d.shape).copy()
-        whole, filled = np.empty(d.shape, numpy_dtype(d.dtype)), np.zeros(d.shape, np.bool_)
+        if len(pieces) > 1:
+            _refuse_overlap(d.shape, [where for where, _ in pieces])
+        whole = np.empty(d.shape, numpy_dtype(d.dtype))
         for where, values in pieces:
-            if filled[where].any():
-                raise WireError("expected parts that lie apart, received two that overlap")
-            filled[where] = True
             whole[where] = values.reshape(whole[where].shape)
     except (WireError, ValueError) as error:
         raise DamagedFile(f"checkpoint {str(path)!r}: tensor {d.name!r}: {error}") from None
     return whole
+
+
+def _refuse_overlap(shape: tuple[int, ...], places: Iterable[tuple[slice, ...]]) -> None:
+    filled = np.zeros(shape, np.bool_)
+    for where in places:
+        if filled[where].any():
+            raise WireError("expected parts that lie apart, received two that overlap")
+        filled[where] = True
 
 
 def _values(dtype: str, proto: Message) -> np.ndarray[Any, Any]:
