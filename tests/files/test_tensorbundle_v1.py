@@ -7,6 +7,8 @@ import pytest
 
 import polyak
 from polyak.errors import DamagedFile, FileError, PolyakError
+from polyak.files import tensorbundle_v1
+from polyak.files.protobuf import Message
 
 tf = pytest.importorskip("tensorflow")
 tf1 = tf.compat.v1
@@ -95,3 +97,26 @@ def test_damage_is_noticed(saved, tmp_path):
     truncated.write_bytes(data[:100] + data[-48:])
     with pytest.raises(DamagedFile):
         polyak.open(truncated)
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([(0, 2)], "cannot reshape"),
+        ([(0, 2), (1, 2)], "received two that overlap"),
+        ([(0, 2)] * 3, "expected 4 values, received 6"),
+        ([(0, 5)], "expected a part within shape"),
+    ],
+)
+def test_parts_that_do_not_make_up_the_whole_are_refused(regions, message, tmp_path):
+    count = 4 if len(regions) == 1 else 2
+    values = Message({5: [np.arange(count, dtype="<f4").tobytes()]})
+    described = tensorbundle_v1._Described("w", (4,), "float32")
+    with pytest.raises(DamagedFile, match=message):
+        tensorbundle_v1._assembled(described, [((region,), values) for region in regions], tmp_path / "ckpt")
+
+
+def test_parts_that_make_up_the_whole_are_put_in_their_places(tmp_path):
+    parts = [(((at, 2),), Message({5: [np.array([at, at + 1], "<f4").tobytes()]})) for at in (2, 0)]
+    described = tensorbundle_v1._Described("w", (4,), "float32")
+    assert tensorbundle_v1._assembled(described, parts, tmp_path / "ckpt").tolist() == [0, 1, 2, 3]
