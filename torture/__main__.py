@@ -56,7 +56,9 @@ def in_its_process(campaign: Campaign, *, short: bool) -> Outcome:
     except subprocess.TimeoutExpired:
         return Outcome(0, (f"no answer after {PATIENCE} s",), "no answer")
     except (IndexError, ValueError):
-        return Outcome(0, (done.stderr[-2000:],), "ended without an answer")
+        print(done.stderr[-2000:], file=sys.stderr, flush=True)
+        # Not the traceback: what is found is kept, and that names files of the machine.
+        return Outcome(0, tuple(done.stderr.strip().splitlines()[-1:]) or ("no word",), "ended without an answer")
     return Outcome(**{**found, "broken": tuple(found["broken"])})
 
 

@@ -7,7 +7,7 @@ from bench.durability import MEBI, PAIRS, measured
 from torture.campaign import Campaign, Outcome
 
 MOST_RATIO, LEAST_VERIFIED = 1.5, 0.9
-_TURNS = 3
+_TURNS = 5
 _BOUND = (
     "the other library's save waits for no disk and writes over the memory of the old file; a plain write of as many "
     "bytes to another name, synchronised and renamed, is what the machine asks for a save that lasts"
@@ -24,7 +24,7 @@ def paid(mebibytes: int) -> Outcome:
             f"{pair.name} {found['ratio']:.1f} times (a plain write, synchronised and renamed, "
             f"{found['least ratio']:.1f}), verify {speed:.2f} GiB/s"
         )
-        if found["ratio"] > max(MOST_RATIO, found["least ratio"]):
+        if found["ratio"] > MOST_RATIO:
             broken.append(f"{pair.name}: {found['ratio']:.2f} times the bare save")
         if speed < LEAST_VERIFIED:
             broken.append(f"{pair.name}: verify {speed:.2f} GiB/s")
@@ -32,6 +32,6 @@ def paid(mebibytes: int) -> Outcome:
 
 
 CAMPAIGNS = (
-    Campaign("27a", "A save costs up to 1.5 times another library's bare one, or no more than a plain write that waits "
-             "for the disk; verify runs at 0.9 GiB/s", paid, 8, 512, _BOUND),
+    Campaign("27a", "A save costs up to 1.5 times another library's bare one; verify runs at 0.9 GiB/s",
+             paid, 8, 512, _BOUND),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWei
 from polyak.files import hdf5_chunks
 from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST, again
+from polyak.files.meanwhile import while_written
 from polyak.manifest import Manifest, Stored, digest
 from polyak.snapshot import Array, Snapshot
 from polyak.weights import Kind, Weight, numpy_dtype
@@ -146,11 +147,11 @@ def _put(h5: Any, snapshot: Snapshot, path: str, place: str) -> Stored:
     group, evidence = h5.require_group(above), item.weight.evidence
     if evidence is not None and evidence.names and above != _SEEDS and "name" not in group.attrs:
         group.attrs["name"] = evidence.names[-1]
-    _create(group, name, value)
+    mark = while_written(lambda: _create(group, name, value), value, lambda: digest(value))
     for other in again(item.weight):
         above, _, name = other.rpartition("/")
         _create(h5.require_group(above), name, value)
-    return Stored(place, item.role, item.weight, digest(value))
+    return Stored(place, item.role, item.weight, mark)
 
 
 def _create(group: Any, name: str, value: Array) -> None:

@@ -49,9 +49,14 @@ class Members:
 def written(file: BinaryIO, array: Array, compute: Callable[[], T]) -> T:
     """Write a contiguous array's bytes; what ``compute`` answers, which only reads the array, is computed meanwhile."""
     body = flat_bytes(array).data if array.size else b""
+    return while_written(lambda: file.write(body), array, compute)
+
+
+def while_written(write: Callable[[], object], array: Array, compute: Callable[[], T]) -> T:
+    """What ``compute`` answers, which only reads the array; of a large one it is computed while that is written."""
     if array.nbytes >= _SMALL:
-        return meanwhile(lambda: file.write(body), compute)
-    file.write(body)
+        return meanwhile(write, compute)
+    write()
     return compute()
 
 
