@@ -11,6 +11,7 @@ from bench import (
     apply,
     children,
     growth,
+    guarded,
     limit,
     manners_tensorflow,
     measure,
@@ -79,6 +80,14 @@ def test_every_manner_on_tensorflow_runs_in_the_mode_that_its_name_says() -> Non
     for name, make in made.items():
         make()()
         assert name.rpartition(" ")[2] in {"eager", "graph", "xla"}
+
+
+def test_a_guarded_and_a_compensated_update_stand_beside_a_plain_lerp_in_each_mode() -> None:
+    found = guarded.measured("one", turns=1, quick=True)
+    assert list(found) == list(guarded.MODES)
+    rows = list(guarded._rows({"one": found, "resnet50": "ended with 1"}))
+    assert [row[0] for row in rows] == ["one, eager", "one, graph", "one, xla", "resnet50: ended with 1"]
+    assert {len(row) for row in rows} == {2 + len(guarded.OURS)}
 
 
 def test_apply_has_rows_for_polyak_keras_and_calls() -> None:
