@@ -11,6 +11,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 import polyak  # noqa: E402
+from polyak.averaging.kernel import lerp  # noqa: E402
 from polyak.frameworks.tensorflow_kernel import is_safe  # noqa: E402
 
 LARGEST = {"float64": float(np.finfo("float64").max) / 2, "float32": float(np.finfo("float32").max) / 2}
@@ -66,3 +67,24 @@ def test_a_function_that_ran_in_a_graph_follows_rounded_weights_under_xla_too(si
     tf.function(step, jit_compile=True)()
     assert ema.count == 2
     np.testing.assert_array_equal(ema.values()["w"], np.full(size, 1 - 0.75**2, np.float32))
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE, 1 << 20])
+@pytest.mark.parametrize("decay", [0.9, 0.3])
+@pytest.mark.parametrize("mode", ["graph", "xla", "graph, then xla"])
+def test_every_way_of_calling_has_the_bits_of_the_kernel_at_every_size(size: int, decay: float, mode: str) -> None:
+    """Of small, middling and large weights each goes another way through a graph; XLA would round once for twice."""
+    model, draw = tf.Module(), np.random.default_rng(0)
+    model.w = tf.Variable(draw.standard_normal(size, np.float32))
+    ema = polyak.track(model, f"ema:{decay},start=initial,check=off")
+    wanted = ema.values()["w"]
+    step = {"graph": tf.function(ema.update), "xla": tf.function(ema.update, jit_compile=True)}.get(mode)
+    if step is None:
+        inner = tf.function(ema.update)
+        inner()  # traced for a graph, and compiled later as a part of another function
+        step = tf.function(lambda: inner(), jit_compile=True)
+    for _ in range(3):
+        model.w.assign(draw.standard_normal(size, np.float32))
+        step()
+        wanted = lerp(wanted, model.w.numpy(), 1 - decay)
+    np.testing.assert_array_equal(ema.values()["w"], wanted)

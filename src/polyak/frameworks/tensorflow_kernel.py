@@ -61,6 +61,8 @@ _MOST_FUSED = 512
 _LEAST_FUSED = 2**20
 # Up to so many numbers, what each operation costs TensorFlow outweighs what it computes, and a branch has several.
 _SMALL = 2**12
+# Of so many small weights all values are compared at once: that takes no longer than a sum, and needs no branch.
+_FEW = 64
 # The largest number of 16 bits that is below half of the range of the float32 in which it is averaged.
 _LARGEST = {tf.bfloat16: tf.bfloat16.max / 2, tf.float16: tf.float16.max}
 # Rows of so many numbers are worth a product of their own.
@@ -133,10 +135,12 @@ def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     small, large = _parted(variables, map(_is_small, variables))
     narrow, large = _parted(large, map(_has_order_in_its_bits, large))
     flats = _end_to_end(small)
+    if not (narrow or large) and len(small) <= _FEW:
+        return _all_safe(flats)
     sums = [tf.cast(_proof(value), tf.float64) for value in (*flats, *map(_wide, large))]
     finite = tf.math.is_finite(tf.add_n(sums)) if sums else tf.constant(True)
     rest = tf.cond(finite, lambda: tf.constant(True), lambda: _all_safe([*flats, *_end_to_end(large)]))
-    return tf.reduce_all([rest, *map(_is_tame_by_its_bits, narrow)])
+    return _all([rest, *map(_is_tame_by_its_bits, narrow)])
 
 
 def _has_order_in_its_bits(variable: tf.Variable) -> bool:
@@ -169,7 +173,11 @@ def _proof(value: tf.Tensor) -> tf.Tensor:
 
 
 def _all_safe(flats: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.reduce_all([tf.reduce_all(tf.abs(f) <= f.dtype.max / 2) for f in flats])
+    return _all([tf.reduce_all(tf.abs(f) <= f.dtype.max / 2) for f in flats])
+
+
+def _all(truths: Sequence[tf.Tensor]) -> tf.Tensor:
+    return truths[0] if len(truths) == 1 else tf.reduce_all(truths)
 
 
 def _end_to_end(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
@@ -199,7 +207,7 @@ def _as_stored(weight: tf.Variable, dtype: tf.DType) -> tf.Tensor:
     its own dtype: the two casts are one to it.
     """
     if (weight.dtype, dtype) != (tf.bfloat16, tf.float32):
-        return tf.cast(weight, dtype)
+        return tf.cast(weight.value(), dtype)  # read once, where a variable would be read at each use
     bits = tf.cast(tf.bitcast(weight, tf.uint16), tf.uint32)
     return tf.bitcast(tf.bitwise.left_shift(bits, tf.constant(16, tf.uint32)), tf.float32)
 
@@ -279,12 +287,18 @@ class _Share:
 
 
 def _moved(shadow: tf.Variable, weight: tf.Variable, share: _Share) -> tf.Tensor:
-    """The largest number changes nothing, for guarded steps stay below it; but it stands between the product and the
-    difference, which XLA would fuse into one operation that rounds once. So the bits are NumPy's.
-    """
-    a, x = shadow.read_value(), _as_stored(weight, shadow.dtype)
+    a, x = shadow.value(), _as_stored(weight, shadow.dtype)
     base, other = tf.where(share.from_average, a, x), tf.where(share.to_value, x, a)
-    return base - tf.minimum(tf.cast(share.step, a.dtype) * (base - other), a.dtype.max)
+    return base - _apart(tf.cast(share.step, a.dtype) * (base - other))
+
+
+def _apart(product: tf.Tensor) -> tf.Tensor:
+    """The product, for a difference with it. XLA would fuse the two into one operation that rounds once.
+
+    The largest number changes nothing, for guarded steps stay below it; but it stands between them, so that the bits
+    are NumPy's. Any function may be compiled later, by one that calls it.
+    """
+    return tf.minimum(product, product.dtype.max) if tf.inside_function() else product
 
 
 def _nudged(pairs: Pairs, w: tf.Tensor) -> None:
@@ -299,14 +313,14 @@ def _near(pairs: Pairs, w: tf.Tensor) -> None:
     by_dtype = _cast_once(w, pairs)
     for shadow, weight in pairs:
         value = tf.cast(weight, shadow.dtype)
-        shadow.assign_sub(by_dtype[shadow.dtype] * (shadow - value))
+        shadow.assign_sub(_apart(by_dtype[shadow.dtype] * (shadow - value)))
 
 
 def _far(pairs: Pairs, rest: tf.Tensor) -> None:
     by_dtype = _cast_once(rest, pairs)
     for shadow, weight in pairs:
-        value = tf.cast(weight, shadow.dtype)
-        shadow.assign(value - by_dtype[shadow.dtype] * (value - shadow))
+        value = tf.cast(weight.value(), shadow.dtype)
+        shadow.assign(value - _apart(by_dtype[shadow.dtype] * (value - shadow)))
 
 
 def _copy(pairs: Pairs) -> None:

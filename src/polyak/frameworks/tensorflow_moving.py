@@ -125,7 +125,7 @@ class _Turn:
         free = ~tf.identity(counts.in_use)
         tf.debugging.Assert(free, [APPLIED])
         free &= real
-        moving = free & (tf.reduce_any([w > 0 for w in weights]) if weights else tf.constant(True))
+        moving = free & (_any([w > 0 for w in weights]) if weights else tf.constant(True))
         return cls(average, bound, weights, free, moving)
 
     @property
@@ -159,8 +159,12 @@ def _looked_at(turns: Sequence[_Turn]) -> Any:
     variables = [variable for _, variable in turns[0].bound.guarded]
     if not all(turn.rests for turn in turns):
         return is_safe(variables)
-    moving = tf.reduce_any([turn.moving for turn in turns])
+    moving = _any([turn.moving for turn in turns])
     return tf.cond(moving, lambda: is_safe(variables), lambda: tf.constant(True))
+
+
+def _any(truths: Sequence[tf.Tensor]) -> tf.Tensor:
+    return truths[0] if len(truths) == 1 else tf.reduce_any(truths)
 
 
 def _glides(average: Moved) -> bool:
