@@ -540,6 +540,8 @@ def test_an_average_that_a_compiled_function_would_freeze_is_refused() -> None:
         jax.jit(lambda x: target.stateless_call(target.tree(), x))(rows(1))
     with pytest.raises(ModelError, match="hint: pass its state through"):
         jax.jit(lambda x: applied_call(target, x))(rows(1))
+    with pytest.raises(ModelError, match="hint: pass its state through"):
+        jax.jit(lambda x: x + target.values()["hidden/bias"].sum())(rows(1))
     assert bits(polyak.snapshot(target.followed())) == before
     assert np.array_equal(applied_call(target, rows(1)), target(rows(1)))
     assert jax.grad(lambda x: target(x).sum())(rows(1)).shape == (8, 4)  # no compiler: nothing to refuse

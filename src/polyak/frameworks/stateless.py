@@ -16,6 +16,7 @@ from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine, Held, Program, held_from, tree_of
 from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.stateful import StatefulAverage, undisturbed
+from polyak.snapshot import Array
 
 _PARTS = {"shadows", "count", "skipped"}
 _GIVE = "give the tree that ema.tree() or ema.stateless_update() returned, in the dtypes that it had"
@@ -40,6 +41,10 @@ class StatelessAverage(StatefulAverage):
     @abstractmethod
     def program(self) -> Program:
         """What one update does."""
+
+    def values(self) -> dict[str, Array]:
+        self.engine.refuse_traced(self.held.count)
+        return super().values()
 
     @undisturbed
     def tree(self) -> Tree:
