@@ -126,7 +126,7 @@ def _place(weight: Weight, number: int) -> str:
     if numpy_dtype(weight.dtype).isbuiltin != 1 and weight.dtype != "bfloat16":
         raise DtypeMismatch(
             f"weight {weight.path!r}: expected a dtype that Keras' files hold, received {weight.dtype}",
-            hint=f'cast it first, or leave it out with exclude="{weight.path}"',
+            hint=f'cast it first; polyak.convert leaves it out with exclude="{weight.path}"',
         )
     return place
 

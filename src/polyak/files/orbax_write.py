@@ -96,12 +96,12 @@ def _refuse_unheld(stored: Sequence[Stored], origin: str) -> None:
         if s.weight.dtype not in _DTYPES:
             raise DtypeMismatch(
                 f"weight {s.name!r}: expected a dtype that Orbax stores, received {s.weight.dtype}",
-                hint=f'cast it first, or leave it out with exclude="{s.name}"',
+                hint=f'cast it first; polyak.convert leaves it out with exclude="{s.name}"',
             )
         if not s.weight.size:
             raise ShapeMismatch(
                 f"weight {s.name!r}: expected elements, received {s.weight.shape}; Orbax stores no empty arrays",
-                hint=f'leave it out with exclude="{s.name}"',
+                hint=f'polyak.convert leaves it out with exclude="{s.name}"',
             )
 
 

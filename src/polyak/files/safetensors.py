@@ -138,7 +138,7 @@ def refuse_unheld(stored: Iterable[Stored]) -> None:
         if s.weight.dtype not in _CODES:
             raise DtypeMismatch(
                 f"weight {s.name!r}: expected a dtype that safetensors holds, received {s.weight.dtype}",
-                hint=f'cast it first, or leave it out with exclude="{s.name}"',
+                hint=f'cast it first; polyak.convert leaves it out with exclude="{s.name}"',
             )
         if s.name == _METADATA:
             raise UnexpectedWeight(f"weight {s.name!r}: safetensors keeps this name for itself", hint="rename it")

@@ -61,7 +61,7 @@ def refuse_unknown(name: str, dtype: str) -> None:
     if dtype not in _STORAGES and dtype not in _UNTYPED:
         raise DtypeMismatch(
             f"weight {name!r}: expected a dtype that PyTorch has, received {dtype}",
-            hint=f'cast it first, or leave it out with exclude="{name}"',
+            hint=f'cast it first; polyak.convert leaves it out with exclude="{name}"',
         )
 
 
