@@ -323,6 +323,15 @@ def test_an_extra_weight() -> None:
     assert bits(target) == {p: b for p, b in bits(source).items() if p.startswith("one/")}
 
 
+def test_a_rename_that_takes_a_name_away_is_named_as_the_cause() -> None:
+    source, target = chain("one", "two"), chain("one", "two")
+    assert refused(MissingWeight, source, target, rename={"two/*": "three/*"}) == (
+        f"weight 'two/kernel': expected (3, 3) float32 for Sequential '{target.name}', received nothing from "
+        f"Sequential '{source.name}' (and 1 more), where rename= gave it another name\n"
+        "hint: leave it out of rename="
+    )
+
+
 def test_a_missing_weight() -> None:
     source, target = chain("one"), chain("one", "two")
     assert refused(MissingWeight, source, target) == (

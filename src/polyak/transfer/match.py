@@ -294,6 +294,8 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
     )
     if near is None:
         return MissingWeight(message)
+    if near.path == first.path:
+        return MissingWeight(f"{message}, where rename= gave it another name", hint="leave it out of rename=")
     other = _framework([near]) or _framework(unexpected)
     if other and (_framework([first]) or _framework(missing)) not in ("", other):
         return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
