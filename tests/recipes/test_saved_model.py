@@ -222,3 +222,38 @@ def test_a_file_of_a_module_is_not_said_to_lack_layers_of_keras(tmp_path):
     held = polyak.open(tf.train.Checkpoint(module=module).write(str(tmp_path / "a")))
     assert held.manifest.note.startswith("if a Keras 3 model is in it: ")
     assert "its writer may leave something out" in [f.what for f in polyak.doctor(held)]
+
+
+def _crossing(order):
+    """Three layers of one shape, applied in this order."""
+    layers = {name: keras.layers.Dense(4, name=name) for name in "abc"}
+    x = inputs = keras.Input((4,))
+    for name in order:
+        x = layers[name](x)
+    return keras.Model(inputs, x)
+
+
+def test_an_export_that_numbers_its_weights_is_not_paired_against_the_names_of_its_layers(tmp_path):
+    model, other = _crossing("abc"), _crossing("cab")
+    model.export(tmp_path / "served", verbose=False)
+    before = nets.weights(other)
+    with pytest.raises(polyak.AmbiguousMatch, match=r"'c/kernel'.*'#0' by position and '#4' by name") as caught:
+        polyak.transfer(tmp_path / "served", other)
+    assert 'by="position" or by="name"' in caught.value.hint
+    nets.assert_same(nets.weights(other), before)
+    polyak.transfer(tmp_path / "served", other, by="name")
+    for name in "abc":
+        np.testing.assert_array_equal(other.get_layer(name).kernel, model.get_layer(name).kernel)
+    polyak.transfer(tmp_path / "served", other, by="position")
+    np.testing.assert_array_equal(other.get_layer("c").kernel, model.get_layer("a").kernel)
+
+
+def test_an_export_of_automatic_names_goes_into_another_instance(tmp_path):
+    def made():
+        inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(4)])
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), inner, keras.layers.Dense(4, name="head")])
+
+    model, other = made(), made()
+    model.export(tmp_path / "served", verbose=False)
+    polyak.transfer(tmp_path / "served", other)
+    nets.assert_same(nets.weights(other), nets.weights(model))

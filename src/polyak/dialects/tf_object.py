@@ -15,6 +15,7 @@ from functools import cached_property
 import msgspec
 
 from polyak.contents import Contents, Tensor
+from polyak.dialects.autonumber import creation_keys
 from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_averages import UPDATED, Beside, averages_beside
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
@@ -102,6 +103,16 @@ class Graph:
         paths = {key: self.outside(key) for key in self.contents.tensors}
         names = self.contents.full_names
         return keras3_chain(paths, names) or keras2_chain(paths, names)
+
+    @cached_property
+    def named(self) -> Mapping[str, Step]:
+        """Weights that an export numbers, with the names that their layers had, where these tell all of them apart."""
+        numbers = {keys: f"#{path[1]}" for path, keys in self.keys.items() if path[0] == _EXPORTED and len(path) == 2}
+        names = {key: "/".join(self.contents.full_names.get(key, "").split("/")[-2:]) for key in numbers}
+        if not self.exported or len(set(names.values())) < len(names):
+            return {}
+        created = creation_keys(names.values())
+        return {key: Step(numbers[key], numbers[key], name, created[name]) for key, name in names.items()}
 
     @cached_property
     def bare(self) -> Counter[GraphPath]:
@@ -208,7 +219,7 @@ def _raw(graph: Graph, key: str) -> Iterator[Item]:
     if role != RAW:
         yield item(role, path, tensor)
     elif path:
-        weight = _weight(graph.chained.get(key) or _same(path), tensor, _local(graph, key))
+        weight = _weight(graph.chained.get(key) or graph.named.get(key) or _same(path), tensor, _local(graph, key))
         yield Item(RAW, weight, tensor.read, places=_places(graph, key), called=graph.contents.full_names.get(key, ""))
 
 
@@ -262,7 +273,8 @@ def _exported_place(graph: Graph, paths: list[GraphPath]) -> tuple[str, str]:
 def _weight(step: Step, tensor: Tensor, local: str) -> Weight:
     """A weight with the evidence that the file gives."""
     kind = Kind.TRAINABLE if is_floating(tensor.dtype) else Kind.SEED if local == _SEED else Kind.COUNTER
-    evidence = Evidence(step.structure, step.name, step.creation, "", local, 0, tensor.dtype)
+    layers = tuple(step.name.split("/")[:-1]) if step.path.startswith("#") else ()
+    evidence = Evidence(step.structure, step.name, step.creation, "", local, 0, tensor.dtype, names=layers)
     return Weight(step.path, tensor.shape, tensor.dtype, kind, evidence)
 
 

@@ -103,7 +103,8 @@ def view(tensor: torch.Tensor) -> Array:
     The bytes are taken as they are, because NumPy has no bfloat16 of its own.
     """
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    raw: Array = plain.reshape(-1).view(torch.uint8).numpy()
+    # Of one element or none PyTorch calls any stride contiguous, also one with which it gives no bytes.
+    raw: Array = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
     return raw.view(numpy_dtype(dtype_of(tensor))).reshape(tuple(tensor.shape))
 
 

@@ -150,10 +150,11 @@ def _placed(weight: Weight, position: int) -> Weight:
     return replace(weight, evidence=replace(weight.evidence, position=position))
 
 
-def refuse_other_names(pairing: Pairing, source: Sequence[Weight], where: str) -> None:
+def refuse_other_names(pairing: Pairing, source: Sequence[Weight], where: str, by: Key) -> None:
     """Raise AmbiguousMatch where a layer's explicit name is in the file, at another weight of the same shape.
 
-    Keras files have the layers by class and number; two branches that changed places are told by their names alone.
+    Keras files have the layers by class and number, its exports number all weights; two branches that changed places
+    are told by their names alone.
     """
     for p in pairing.pairs:
         for name in _names_around(p.target):
@@ -161,7 +162,7 @@ def refuse_other_names(pairing: Pairing, source: Sequence[Weight], where: str) -
                 continue
             for other in source:
                 if name in _names_around(other) and other.shape == p.target.shape and _same_end(other, p.source):
-                    raise _conflict(p, other, "name", where, "saved")
+                    raise _conflict(p, other, "name", where, by)
 
 
 def refuse_conflicts(pairing: Pairing, source: Sequence[Weight], target: Sequence[Weight], where: str) -> None:
@@ -273,11 +274,18 @@ def _local(path: str) -> str:
 
 
 def _same_end(a: Weight, b: Weight) -> bool:
-    return a.path.rpartition("/")[2] == b.path.rpartition("/")[2]
+    return _end(a) == _end(b)
+
+
+def _end(weight: Weight) -> str:
+    """The last step of its path; of a mere number what is known of its name."""
+    if weight.path.startswith("#") and weight.evidence is not None:
+        return weight.evidence.local
+    return weight.path.rpartition("/")[2]
 
 
 def _conflict(p: Pair, other: Weight, witness: Key, where: str, by: Key = "path") -> AmbiguousMatch:
-    choices = f'by="{by}" or by="{witness}"' if by == "path" else f'by="{by}"'
+    choices = f'by="{by}" or by="{witness}"' if by in ("path", "position") else f'by="{by}"'
     return AmbiguousMatch(
         f"weight {p.target.path!r}: expected one source, received two of shape {p.target.shape} from {where}: "
         f"{p.source.path!r} by {by} and {other.path!r} by {witness}",

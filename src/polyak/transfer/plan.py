@@ -196,8 +196,8 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
         pairing = _wanted(found, asked)
     if asked.get("by") is None:
         match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
-    if asked.get("by") is None and by == "saved":
-        match.refuse_other_names(pairing, source.weights, source.origin)
+    if asked.get("by") is None and by in ("saved", "position"):
+        match.refuse_other_names(pairing, source.weights, source.origin, by)
     match.require_complete(_without_spares(pairing, source), source.origin, target.label, source.manifest.note)
     for p in pairing.pairs:
         if by == "position":
