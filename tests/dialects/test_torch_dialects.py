@@ -258,3 +258,16 @@ def test_an_optimizers_own_file_holds_no_weights() -> None:
 def test_a_key_that_denies_an_average_is_none(key: str) -> None:
     assert "average" not in opened({"model/a": W, f"{key}/a": 2 * W}).roles
     assert opened({"model/a": W, "model_ema/a": 2 * W}).roles == ("raw", "average")
+
+
+@pytest.mark.parametrize(("key", "role"), [("ema", "average"), ("model_ema", "average"), ("non_ema", "raw")])
+def test_the_only_set_is_what_its_writer_called_it(key: str, role: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    values = torch.nn.Linear(2, 2).state_dict()
+    torch.save({"epoch": 1, "best_fitness": 0.3, "model": None, key: values, "updates": 100}, tmp_path / "last.pt")
+    held = polyak.open(tmp_path / "last.pt")
+    assert held.roles[0] == role
+    assert held.manifest.confidence == ("inferred" if role == "average" else "unknown")
+    target = torch.nn.Linear(2, 2)
+    polyak.transfer(tmp_path / "last.pt", target, weights=role)
+    assert torch.equal(target.weight, values["weight"])

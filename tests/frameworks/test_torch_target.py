@@ -253,3 +253,28 @@ def test_nothing_but_pytorch_is_loaded_for_a_module(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path / "a.pt")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.arange(15.0).reshape(5, 3)[1:2, 0],
+        torch.arange(16.0).reshape(4, 4)[1:2, 1:2],
+        torch.from_numpy(np.zeros(0, np.float32)).as_strided((0,), (0,)),
+        torch.arange(15.0).reshape(5, 3)[1:2, 0].to(torch.bfloat16),
+    ],
+    ids=["one", "one by one", "none", "one in bfloat16"],
+)
+def test_a_tensor_of_one_element_or_none_may_have_any_stride(value: Any, tmp_path: Path) -> None:
+    """PyTorch calls it contiguous, and still gives no bytes of it as it is."""
+    source, target = nn.Module(), nn.Module()
+    source.scale = nn.Parameter(value)
+    target.scale = nn.Parameter(torch.ones(value.shape, dtype=value.dtype))
+    assert value.stride() not in {(1,), (1, 1)}
+    polyak.transfer(source, target)
+    assert torch.equal(target.scale, value)
+    with torch.no_grad():
+        target.scale += 1
+    polyak.save(target, tmp_path / "saved.safetensors")
+    polyak.transfer(tmp_path / "saved.safetensors", source)
+    assert torch.equal(source.scale, target.scale)

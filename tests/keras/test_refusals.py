@@ -224,3 +224,13 @@ def test_a_step_that_is_only_accumulated_may_change_weights_by_itself() -> None:
     averaging = Averaging("ema:0.9")
     model.fit(np.ones((8, 4)), np.ones((8, 1)), 4, 2, verbose=0, callbacks=[averaging])
     assert averaging.average.count == 1
+
+
+def test_fit_of_tf_keras_is_told_what_to_use_instead() -> None:
+    legacy = pytest.importorskip("tf_keras")
+    made = legacy.Sequential([legacy.layers.Input((4,)), legacy.layers.Dense(1)])
+    made.compile("sgd", "mse")
+    before = weights(made)
+    with pytest.raises(ModelError, match="a model of Keras 3, received one of tf_keras"):
+        made.fit(X, Y, verbose=0, callbacks=[Averaging(RULE)])
+    assert same(weights(made), before)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import polyak
 import polyak.tensorflow
+from polyak.errors import AmbiguousMatch
 
 
 def _served(directory: object, inputs: np.ndarray) -> np.ndarray:
@@ -237,7 +238,7 @@ def test_an_export_that_numbers_its_weights_is_not_paired_against_the_names_of_i
     model, other = _crossing("abc"), _crossing("cab")
     model.export(tmp_path / "served", verbose=False)
     before = nets.weights(other)
-    with pytest.raises(polyak.AmbiguousMatch, match=r"'c/kernel'.*'#0' by position and '#4' by name") as caught:
+    with pytest.raises(AmbiguousMatch, match=r"'c/kernel'.*'#0' by position and '#4' by name") as caught:
         polyak.transfer(tmp_path / "served", other)
     assert 'by="position" or by="name"' in caught.value.hint
     nets.assert_same(nets.weights(other), before)

@@ -257,8 +257,33 @@ def test_a_renamed_weight() -> None:
     assert refused(MissingWeight, source, target) == (
         f"weight 'new/kernel': expected (3, 3) float32 for Sequential '{target.name}', received nothing from "
         f"Sequential '{source.name}' (and 1 more); nearest: 'old/kernel'\n"
-        'hint: pair them with rename={"old/kernel": "new/kernel"}, or all by their order with by="position"'
+        'hint: pair them with rename={"old/*": "new/*"}, or all by their order with by="position"'
     )
+
+
+def of_names(*names: str) -> polyak.Snapshot:
+    return polyak.Snapshot.from_arrays({name: np.ones(2, np.float32) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("net/a/w", "net/b/w", "c/w"), 'pair them with rename={"net/*": "*"}'),
+        (("net/a/w", "net/b/w", "net/x/w", "c/w"), 'pair them with rename={"net/*": "*"}'),
+        (("net/a/w", "net/x/w", "c/w"), 'pair them with rename={"net/a/w": "a/w"}'),
+        (("xa/w", "xb/w", "c/w"), 'pair them with rename={"xa/w": "a/w"}'),
+        (("net/a/w", "b/w", "c/w"), 'pair them with rename={"net/a/w": "a/w"}'),
+    ],
+    ids=["a prefix", "more than is missing", "less than is missing", "no whole step", "one alone"],
+)
+def test_the_hint_of_a_missing_weight_pairs_all_that_differ_by_a_prefix(names: tuple[str, ...], hint: str) -> None:
+    target = tf.Module()
+    for name in "abc":
+        setattr(target, name, tf.Module())
+        getattr(target, name).w = tf.Variable(tf.zeros(2))
+    with pytest.raises(MissingWeight) as caught:
+        polyak.transfer(of_names(*names), target)
+    assert str(caught.value.hint).startswith(hint)
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,8 @@ def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> 
             raise DtypeMismatch(
                 f"weight {w.path!r}: expected floating-point numbers to average, received {w.dtype} that differ "
                 "between the members",
-                hint=f'leave it out with exclude="{w.path}", or dequantise the members first',
+                hint=f'write members without it: polyak.convert(member, path, exclude="{w.path}"); or dequantise them '
+                "first, if that is what they are",
             )
         return found
 

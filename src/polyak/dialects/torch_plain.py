@@ -61,6 +61,10 @@ def _alone(found: Mapping[str, Named], contents: Contents) -> Reading:
     else:
         tensors = {n: t for s in found.values() for n, t in _with_key(s).items()}
         used = frozenset(n for s in found.values() for n in s.stored)
+    only = next(iter(found.values())) if len(found) == 1 else None
+    if only is not None and _called_average(only.key):
+        said = f"{only.place} is the only set, and called an average by its writer"
+        return Reading("PyTorch", {AVERAGE: bare(only.tensors)}, only.stored, (said,))
     role, evidence, confidence = _by_file_name(file_name(contents))
     return Reading("PyTorch", {role: tensors} if tensors else {}, used, evidence, confidence)
 

@@ -19,7 +19,16 @@ from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets
 from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
-from polyak.keras.refusals import nested, one_of, other_model, own_loop, refuse_applied, refuse_use_ema, word
+from polyak.keras.refusals import (
+    nested,
+    of_keras_2,
+    one_of,
+    other_model,
+    own_loop,
+    refuse_applied,
+    refuse_use_ema,
+    word,
+)
 from polyak.keras.validating import beginning_with, memory, named, refuse_used_up
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
@@ -148,6 +157,10 @@ class Averaging(keras.callbacks.Callback):
             raise other_model(self._average, model)
         # Files that other callbacks write or restore, in whichever order they come, find the average here.
         setattr(model, f"_polyak_{self.name}", self._average)
+
+    def _implements_train_batch_hooks(self) -> bool:
+        """tf_keras asks, before it gives the callback a model."""
+        raise of_keras_2()
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if is_nested(self):

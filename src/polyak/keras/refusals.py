@@ -52,6 +52,14 @@ def own_loop(model: Any) -> ModelError:
     )
 
 
+def of_keras_2() -> ModelError:
+    """The error of a fit of tf_keras."""
+    return ModelError(
+        "polyak.keras.Averaging: expected fit of a model of Keras 3, received one of tf_keras",
+        hint="make the average with polyak.EMA(model, ...) and call its update() in the model's train_step",
+    )
+
+
 def refuse_applied(average: Average) -> None:
     """Raise Applied while weights that it follows hold averaged values: the first step would train those."""
     cast(StatefulAverage, average).refuse_applied()

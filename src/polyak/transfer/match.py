@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
@@ -19,6 +20,7 @@ from polyak.renaming import Rename, apply_rename
 from polyak.weights import Kind, Weight, glob_match
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
+_STEP = re.compile(r"[^/.]*[/.]")
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
 # What is a matrix in both frameworks, with its axes in another order.
@@ -189,7 +191,7 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str, not
     missing = [w for w in pairing.missing if w.kind is not Kind.SEED]
     unexpected = [w for w in pairing.unexpected if w.kind is not Kind.SEED]
     if missing:
-        error = _missing(missing, unexpected, source_label, target_label)
+        error = _missing(pairing, missing, unexpected, source_label, target_label)
         error.hint = error.hint or _left_alone(missing, pairing.pairs)
         error.hint = "; ".join(filter(None, [error.hint, note]))
         raise error
@@ -293,7 +295,9 @@ def _conflict(p: Pair, other: Weight, witness: Key, where: str, by: Key = "path"
     )
 
 
-def _missing(missing: list[Weight], unexpected: list[Weight], source: str, target: str) -> MissingWeight:
+def _missing(
+    pairing: Pairing, missing: list[Weight], unexpected: list[Weight], source: str, target: str
+) -> MissingWeight:
     first = missing[0]
     near = nearest(first, unexpected)
     message = (
@@ -307,8 +311,27 @@ def _missing(missing: list[Weight], unexpected: list[Weight], source: str, targe
     other = _framework([near]) or _framework(unexpected)
     if other and (_framework([first]) or _framework(missing)) not in ("", other):
         return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
-    hint = f'pair them with rename={{"{near.path}": "{first.path}"}}{_whole(missing, unexpected)}'
+    old, new = _prefixes(near, first, pairing, unexpected)
+    hint = f'pair them with rename={{"{old}": "{new}"}}{_whole(missing, unexpected)}'
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)
+
+
+def _prefixes(near: Weight, first: Weight, pairing: Pairing, unexpected: Sequence[Weight]) -> tuple[str, str]:
+    """Globs that pair all that is missing, where its names differ from the source's in their first steps; else names.
+
+    A glob that would rename what has a partner is none.
+    """
+    old, new = near.path, first.path
+    missing = [w for w in pairing.missing if w.kind is not Kind.SEED]
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(old), reversed(new), strict=False)))
+    before, after = (name[: len(name) - same] for name in (old, new))
+    if not all(start == "" or start.endswith(("/", ".")) for start in (before, after)):
+        step = _STEP.match(old[len(before) :])  # the rest of the step in which they differ
+        before, after = (start + (step.group() if step else "") for start in (before, after))
+    known = {w.path: w.shape for w in unexpected}
+    pair_all = all(w.path.startswith(after) and known.get(before + w.path[len(after) :]) == w.shape for w in missing)
+    free = not any(p.source.path.startswith(before) for p in pairing.pairs)
+    return (f"{before}*", f"{after}*") if pair_all and free and len(missing) > 1 else (old, new)
 
 
 def _framework(weights: Sequence[Weight]) -> str:
