@@ -1,7 +1,7 @@
 """Files of PyTorch from no tool that is known: one set of weights, or several under the writer's own keys.
 
 Nothing in a bare ``state_dict`` says whether it is an average, so it is taken as raw, with confidence "unknown".
-Two names say more: that of a set ("model_ema" beside a "model" of the same shapes), and that of the file
+Two names say more: that of a set ("model_ema" alone, or beside a "model" of the same shapes), and that of the file
 ("ema_0.9999_050000.pt", as guided diffusion writes it).
 """
 
@@ -26,7 +26,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     if contents.format != TORCH:
         return None
     found = {key: s for key, s in sets(contents).items() if any(t.shape for t in s.tensors.values())}
-    return snapshot(contents, _twins(found) or _alone(found, contents))
+    return snapshot(contents, _twins(found) or _only(found) or _alone(found, contents))
 
 
 def _twins(found: Mapping[str, Named]) -> Reading | None:
@@ -50,6 +50,14 @@ def _twins(found: Mapping[str, Named]) -> Reading | None:
     return Reading("PyTorch", roles, raw.stored.union(*(a.stored for a in averages)), evidence)
 
 
+def _only(found: Mapping[str, Named]) -> Reading | None:
+    """The only set, if it is called an average: what a training keeps that empties its model before it saves."""
+    if len(found) != 1 or not _called_average((one := next(iter(found.values()))).key):
+        return None
+    said = f"{one.place} is the only set, and called an average by its writer"
+    return Reading("PyTorch", {AVERAGE: bare(one.tensors)}, one.stored, (said,))
+
+
 def _called_average(key: str) -> bool:
     return says_average(key, _AVERAGED)
 
@@ -61,10 +69,6 @@ def _alone(found: Mapping[str, Named], contents: Contents) -> Reading:
     else:
         tensors = {n: t for s in found.values() for n, t in _with_key(s).items()}
         used = frozenset(n for s in found.values() for n in s.stored)
-    only = next(iter(found.values())) if len(found) == 1 else None
-    if only is not None and _called_average(only.key):
-        said = f"{only.place} is the only set, and called an average by its writer"
-        return Reading("PyTorch", {AVERAGE: bare(only.tensors)}, only.stored, (said,))
     role, evidence, confidence = _by_file_name(file_name(contents))
     return Reading("PyTorch", {role: tensors} if tensors else {}, used, evidence, confidence)
 
