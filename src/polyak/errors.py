@@ -118,6 +118,10 @@ class WeightsChanged(PolyakWarning):
     """A model has other weights, or other values in them, than when its average last saw it."""
 
 
+class NotAveraged(PolyakWarning):
+    """A weight that is trained has a dtype in which nothing is averaged, so that it is copied."""
+
+
 class NotAWeight(PolyakWarning):
     """A model holds a variable that its framework does not count among the weights, so that it is left as it is."""
 

@@ -496,7 +496,8 @@ def test_complex_weights_are_copied_and_refused_as_trainable() -> None:
     module.w, module.z = tf.Variable([1.0]), tf.Variable([1 + 2j], dtype=tf.complex64)
     with pytest.raises(polyak.errors.ModelError, match=r"weight 'z': expected real .* received complex64"):
         polyak.track(module, "ema:0.5,start=copy", kinds={"*": "trainable"})
-    ema = polyak.track(module, "ema:0.5,start=initial")
+    with pytest.warns(polyak.errors.NotAveraged, match=r"Module 'module': 'z' is of complex numbers: it is copied"):
+        ema = polyak.track(module, "ema:0.5,start=initial")
     module.z.assign([3 + 4j])
     ema.update()
     assert ema.values()["z"].tolist() == [3 + 4j]

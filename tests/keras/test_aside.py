@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import NotAWeight
+from polyak.errors import NotAveraged, NotAWeight
 from polyak.frameworks import framework_of
 from polyak.keras import Averaging
 
@@ -134,3 +134,38 @@ def test_a_module_that_keras_wraps_is_a_weight() -> None:
     made(X)
     assert wrapped.weights
     assert not framework_of(made).aside(made)
+
+
+class Turning(keras.layers.Layer):
+    """A layer that trains a complex weight."""
+
+    def build(self, shape: Any) -> None:
+        self.turn = self.add_weight(shape=(3,), dtype="complex64", initializer="ones", name="turn")
+        self.scale = self.add_weight(shape=(3,), initializer="ones", name="scale")
+
+    def call(self, x: Any) -> Any:
+        return x * self.scale
+
+
+def test_a_complex_weight_that_is_trained_is_said_to_be_copied() -> None:
+    made = Turning(name="turning", autocast=False)
+    made.build((None, 3))
+    with pytest.warns(NotAveraged, match=r"'turn' is of complex numbers: it is copied at each update"):
+        ema = polyak.EMA(made, decay=0.5, start="initial")
+    made.turn.assign(made.turn * 3)
+    made.scale.assign(made.scale * 3)
+    ema.update()
+    values = ema.values()
+    assert (values["turn"].tolist(), values["scale"].tolist()) == ([3 + 0j] * 3, [2.0] * 3)
+
+
+def test_a_complex_weight_that_is_meant_to_be_copied_is_not_spoken_of() -> None:
+    made = Turning(autocast=False)
+    made.build((None, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polyak.EMA(made, decay=0.5, kinds={"turn": "counter"})
+    made.turn.trainable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polyak.EMA(made, decay=0.5)

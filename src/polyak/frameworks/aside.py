@@ -1,11 +1,13 @@
-"""A word on what a model holds that is no weight to its framework, and that polyak leaves as it is."""
+"""A word on what is not averaged: what is no weight to a model's framework, and weights of complex numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from polyak.errors import NotAWeight, listed, notify
+from polyak.errors import NotAveraged, NotAWeight, listed, notify
 from polyak.frameworks.described import describe
+from polyak.weights import Kind, Weight, glob_match
 
 
 class Knows(Protocol):
@@ -23,5 +25,19 @@ def tell_aside(framework: Knows, model: Any) -> None:
             NotAWeight(
                 f"{describe(model)}: {listed(found)}, which Keras 3 does not count among the weights: it is neither "
                 "averaged nor handed over; hint: make it with self.add_weight(...)"
+            )
+        )
+
+
+def tell_copied(model: Any, weights: Sequence[Weight], variables: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+    """Warn of complex weights that are trained, and copied at each update; not where the caller says what they are."""
+    complex_ones = [w.path for w in weights if w.dtype.startswith("complex") and variables[w.path].trainable]
+    found = [path for path in complex_ones if not glob_match(path, list(kinds))]
+    if found:
+        notify(
+            NotAveraged(
+                f"{describe(model)}: {listed(list(map(repr, found)))} is of complex numbers: it is copied at each "
+                "update, and not averaged; hint: hold real and imaginary parts as two weights, or say that a copy is "
+                f'meant: kinds={{"{found[0]}": "counter"}}'
             )
         )

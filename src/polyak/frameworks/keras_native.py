@@ -12,7 +12,7 @@ import numpy as np
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import NonFinite, UnbuiltModel
-from polyak.frameworks.aside import tell_aside
+from polyak.frameworks.aside import tell_aside, tell_copied
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_at_zero
@@ -319,6 +319,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
         tell_aside(self._framework.value, self.followed())
+        tell_copied(self.followed(), self.shadow_weights(), raw.variables, self.tracking.kinds)
 
     def _hold(self, raw: Described, rule: Rule | Parts, kept: Mapping[str, Any]) -> None:
         """Follow these weights, with shadows that are there already where there are some; or else change nothing."""

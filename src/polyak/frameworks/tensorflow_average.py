@@ -12,7 +12,7 @@ import tensorflow as tf
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
-from polyak.frameworks.aside import tell_aside
+from polyak.frameworks.aside import tell_aside, tell_copied
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import EXCHANGING, holds_average, patiently, together, watchers
 from polyak.frameworks.growth import Growth, joined
@@ -319,6 +319,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
         tell_aside(self.framework, self.followed())
+        tell_copied(self.followed(), self.shadow_weights(), raw.trackables, self.tracking.kinds)
 
     def _hold(self, raw: Variables, rule: Rule | Parts, kept: Mapping[str, tf.Variable]) -> None:
         """Follow these weights, with shadows that are there already where there are some; or else change nothing."""
