@@ -276,6 +276,17 @@ def test_two_callbacks_of_different_names_stand_beside_each_other() -> None:
     assert history["val_loss"][-1] == pytest.approx(_loss(model), rel=1e-6)
 
 
+@pytest.mark.parametrize("file", ["a.keras", "a.weights.h5"])
+def test_in_a_file_averages_have_the_names_of_their_callbacks(tmp_path: Path, file: str) -> None:
+    model, other = compiled(), compiled()
+    fast, slow = Averaging(RULE, name="fast"), Averaging("mean", name="slow")
+    fit(model, fast, slow)
+    (model.save if file.endswith(".keras") else model.save_weights)(tmp_path / file)
+    assert {"raw", "average:fast", "average:slow"} <= set(polyak.open(tmp_path / file).roles)
+    polyak.transfer(tmp_path / file, other, weights="average:slow")
+    assert_same_bits(values(other), slow.average.values())
+
+
 def test_training_that_is_stopped_keeps_what_was_averaged() -> None:
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, step: int, logs: Any = None) -> None:

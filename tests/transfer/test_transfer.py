@@ -403,7 +403,7 @@ def test_nothing_to_transfer_is_refused(trained: Any) -> None:
     target = net()
     assert refused(MissingWeight, trained[0], target, exclude="*") == (
         f"Net '{target.name}': expected at least one weight to transfer, received none from Net '{trained[0].name}'\n"
-        "hint: check include= and exclude="
+        "hint: include= and exclude= are compared with the target's names, after rename="
     )
 
 

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
+
+from polyak.manifest import AVERAGE
 
 _WORDS = ("ema", "swa", "averaged", "average", "avg", "polyak", "teacher")
 _CALLED = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])")
 _RAW_WORDS = ("student", "online", "raw")
 _USUAL = ("", "params", "model", "variables", "weights")
+_KEPT = re.compile(r"(?<![^/])_polyak_")
 _CONTRARY = re.compile(r"(?<![a-z])(no|non|not|without|pre|before)[^a-z]*$")
+
+
+def roles_of(paths: Collection[str]) -> Mapping[str, str]:
+    """The roles of averages in one file by their paths: by the callback's name, where one of ``fit`` made it.
+
+    Example:
+        >>> roles_of(["_polyak_mean"]), roles_of(["_polyak_mean", "model/teacher"])
+        ({'_polyak_mean': 'average'}, {'_polyak_mean': 'average:mean', 'model/teacher': 'average:model/teacher'})
+    """
+    if len(paths) == 1:
+        return dict.fromkeys(paths, AVERAGE)
+    names = {path: _KEPT.sub("", path) for path in paths}
+    told = names if len(set(names.values())) == len(names) else {path: path for path in paths}
+    return {path: f"{AVERAGE}:{name}" for path, name in told.items()}
 
 
 def says_average(name: str, words: re.Pattern[str] = _CALLED) -> bool:

@@ -13,6 +13,7 @@ from functools import cached_property
 from urllib.parse import quote
 
 from polyak.contents import Contents
+from polyak.dialects.called import roles_of
 from polyak.dialects.keras_optimizer import Verdict, judge
 from polyak.dialects.plain import item
 from polyak.errors import DamagedFile
@@ -130,10 +131,10 @@ def interpret(contents: Contents) -> Snapshot | None:
     items = [file.raw(key) for key in file.weights]
     items += (item(TRAINING, key, contents.tensors[key]) for key in contents.tensors if _METRIC.fullmatch(key))
     states: dict[str, State | None] = {}
+    roles = roles_of([own.path for own in file.averages])
     for own in file.averages:
-        role = AVERAGE if len(file.averages) == 1 else f"{AVERAGE}:{own.path}"
-        items += file.shadows(own, role)
-        states[role] = own.state
+        items += file.shadows(own, roles[own.path])
+        states[roles[own.path]] = own.state
     if verdict.average:
         role = AVERAGE if not file.averages else f"{AVERAGE}:{OPTIMIZER}"
         items += (_averaged(file.raw(key), role, verdict, contents) for key in file.weights)

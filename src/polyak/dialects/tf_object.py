@@ -16,6 +16,7 @@ import msgspec
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.autonumber import creation_keys
+from polyak.dialects.called import roles_of
 from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_averages import UPDATED, Beside, averages_beside
 from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
@@ -168,7 +169,8 @@ def interpret(contents: Contents) -> Snapshot | None:
     if not contents.paths:
         return None
     graph = Graph(contents)
-    roles = {a.path: AVERAGE if len(graph.averages) == 1 else f"{AVERAGE}:{a.name}" for a in graph.averages}
+    by_name = roles_of([a.name for a in graph.averages])
+    roles = {a.path: by_name[a.name] for a in graph.averages}
     held = {key: tuple(_raw(graph, key)) for key in contents.tensors}
     raw = {key: i for key, items in held.items() for i in items if i.role == RAW}
     slots = averages_beside(contents, raw)

@@ -200,7 +200,7 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str, not
     if not any(p.target.kind is not Kind.SEED for p in pairing.pairs):
         raise MissingWeight(
             f"{target_label}: expected at least one weight to transfer, received none from {source_label}",
-            hint="check include= and exclude=",
+            hint="include= and exclude= are compared with the target's names, after rename=",
         )
 
 
