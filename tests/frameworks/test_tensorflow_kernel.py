@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
 from typing import Any
 
@@ -88,3 +91,29 @@ def test_every_way_of_calling_has_the_bits_of_the_kernel_at_every_size(size: int
         step()
         wanted = lerp(wanted, model.w.numpy(), 1 - decay)
     np.testing.assert_array_equal(ema.values()["w"], wanted)
+
+
+_CLUSTERED = """
+import numpy as np, tensorflow as tf, polyak
+from polyak.averaging.kernel import lerp
+for size in (10, 5_000, 1 << 20):
+    for wrap in (lambda update: update, tf.function):
+        model, draw = tf.Module(), np.random.default_rng(0)
+        model.w = tf.Variable(draw.standard_normal(size, np.float32))
+        ema = polyak.track(model, "ema:0.9,start=initial")
+        update, wanted = wrap(ema.update), ema.values()["w"]
+        for _ in range(3):
+            model.w.assign(draw.standard_normal(size, np.float32))
+            update()
+            wanted = lerp(wanted, model.w.numpy(), 1 - 0.9)
+        np.testing.assert_array_equal(ema.values()["w"], wanted)
+print("every bit")
+"""
+
+
+def test_a_process_in_which_tensorflow_compiles_what_it_likes_has_the_bits_of_the_kernel() -> None:
+    flags = {"TF_XLA_FLAGS": "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit"}
+    done = subprocess.run(
+        [sys.executable, "-c", _CLUSTERED], env=os.environ | flags, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "every bit\n", done.stderr[-2000:]

@@ -296,7 +296,7 @@ def _apart(product: tf.Tensor) -> tf.Tensor:
     """The product, for a difference with it. XLA would fuse the two into one operation that rounds once.
 
     The largest number changes nothing, for guarded steps stay below it; but it stands between them, so that the bits
-    are NumPy's. Any function may be compiled later, by one that calls it.
+    are NumPy's. Any function may be compiled: by one that calls it, or because TF_XLA_FLAGS asks for it.
     """
     return tf.minimum(product, product.dtype.max) if tf.inside_function() else product
 
@@ -306,7 +306,7 @@ def _nudged(pairs: Pairs, w: tf.Tensor) -> None:
     by_dtype = _cast_once(w, pairs)
     for shadow, weight in pairs:
         distance = shadow - _as_stored(weight, shadow.dtype)
-        shadow.assign_sub(tf.math.multiply_no_nan(distance, by_dtype[shadow.dtype]))
+        shadow.assign_sub(_apart(tf.math.multiply_no_nan(distance, by_dtype[shadow.dtype])))
 
 
 def _near(pairs: Pairs, w: tf.Tensor) -> None:
