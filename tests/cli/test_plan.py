@@ -83,8 +83,10 @@ def test_plan_says_what_does_not_fit_and_which_option_mends_it() -> None:
     assert answer.stderr == lines(
         "error: weight 'encoder/kernel': expected (1, 2) float16 for the structure of file 'like.npz', received "
         "nothing from file 'a.safetensors' (and 1 more); nearest: 'net/enc/kernel'",
-        "hint: pair them with --rename '^net/enc/kernel$=encoder/kernel'",
+        r"hint: pair them with --rename '^net/enc/(.*)$=encoder/\1'",
     )
+    mended = call("plan", "a.safetensors", "like.npz", "--rename", r"^net/enc/(.*)$=encoder/\1", "--rename", "^net/=")
+    assert "nothing" not in mended.stderr
     answer = call("plan", "a.safetensors", "like.npz", *ASKED[:-2])
     assert answer.stderr == lines(
         "error: weight 'encoder/kernel': expected float16, received float32 from file 'a.safetensors'",
