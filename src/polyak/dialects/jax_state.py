@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.called import is_named_after, says_average
+from polyak.dialects.called import is_named_after, roles_of, says_average
 from polyak.dialects.jax_tree import JaxTree, is_optimizer, snapshot, used, with_statistics
 from polyak.dialects.torch_sets import Reading
-from polyak.manifest import AVERAGE, RAW
+from polyak.manifest import RAW
 from polyak.snapshot import Snapshot
 
 _WRAPPERS = ("params", "ema", "average", "model", "variables")
@@ -40,7 +40,7 @@ def _twins(tree: JaxTree) -> Snapshot | None:
     start = raws.pop()
     raw = with_statistics(tree, start)
     averages = {place: _below(tree, place) for place in called}
-    names = {p: AVERAGE if len(called) == 1 else f"{AVERAGE}:{p}" for p in called}
+    names = roles_of(called)
     sets: dict[str, Mapping[str, Tensor]] = {RAW: raw}
     sets |= {names[p]: held | {n: t for n, t in raw.items() if n not in held} for p, held in averages.items()}
     copied = {n for n in raw if not all(n in held for held in averages.values())}

@@ -191,7 +191,7 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str, not
     missing = [w for w in pairing.missing if w.kind is not Kind.SEED]
     unexpected = [w for w in pairing.unexpected if w.kind is not Kind.SEED]
     if missing:
-        error = _missing(pairing, missing, unexpected, source_label, target_label)
+        error = _missing(missing, unexpected, pairing.pairs, source_label, target_label)
         error.hint = error.hint or _left_alone(missing, pairing.pairs)
         error.hint = "; ".join(filter(None, [error.hint, note]))
         raise error
@@ -296,7 +296,7 @@ def _conflict(p: Pair, other: Weight, witness: Key, where: str, by: Key = "path"
 
 
 def _missing(
-    pairing: Pairing, missing: list[Weight], unexpected: list[Weight], source: str, target: str
+    missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str
 ) -> MissingWeight:
     first = missing[0]
     near = nearest(first, unexpected)
@@ -311,18 +311,16 @@ def _missing(
     other = _framework([near]) or _framework(unexpected)
     if other and (_framework([first]) or _framework(missing)) not in ("", other):
         return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
-    old, new = _prefixes(near, first, pairing, unexpected)
+    globs = _prefixes(near.path, first.path, missing, unexpected)
+    if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
+        globs = near.path, first.path
+    old, new = globs
     hint = f'pair them with rename={{"{old}": "{new}"}}{_whole(missing, unexpected)}'
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)
 
 
-def _prefixes(near: Weight, first: Weight, pairing: Pairing, unexpected: Sequence[Weight]) -> tuple[str, str]:
-    """Globs that pair all that is missing, where its names differ from the source's in their first steps; else names.
-
-    A glob that would rename what has a partner is none.
-    """
-    old, new = near.path, first.path
-    missing = [w for w in pairing.missing if w.kind is not Kind.SEED]
+def _prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
+    """Globs that pair all that is missing, if its names differ from the source's in their first steps alone."""
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(old), reversed(new), strict=False)))
     before, after = (name[: len(name) - same] for name in (old, new))
     if not all(start == "" or start.endswith(("/", ".")) for start in (before, after)):
@@ -330,8 +328,7 @@ def _prefixes(near: Weight, first: Weight, pairing: Pairing, unexpected: Sequenc
         before, after = (start + (step.group() if step else "") for start in (before, after))
     known = {w.path: w.shape for w in unexpected}
     pair_all = all(w.path.startswith(after) and known.get(before + w.path[len(after) :]) == w.shape for w in missing)
-    free = not any(p.source.path.startswith(before) for p in pairing.pairs)
-    return (f"{before}*", f"{after}*") if pair_all and free and len(missing) > 1 else (old, new)
+    return (f"{before}*", f"{after}*") if pair_all and len(missing) > 1 else None
 
 
 def _framework(weights: Sequence[Weight]) -> str:
