@@ -55,5 +55,6 @@ CAMPAIGNS = (
              paid, 8, 512, _BOUND),
     Campaign("27b", "An update that looks at all weights costs up to 1.2 times a plain lerp, 1.6 under XLA; a "
              "compensated one 2", updated, 1, 7,
-             "compiled by XLA a plain lerp moves 12 bytes a weight at the speed of memory; a look before it is a pass of its own over 4 bytes, and 1.33 times as much is moved"),
+             "compiled by XLA a plain lerp moves 12 bytes a weight at the speed of memory; a look "
+             "before it is a pass of its own over 4 bytes, and 1.33 times as much is moved"),
 )  # fmt: skip
