@@ -95,8 +95,10 @@ def EMA(
         start: how the average begins; the default is right at any run length (see docs/decisions).
 
     Raises:
+        ModelError: the object is no model.
         RuleError: not exactly one was given, or the value probably means another.
     """
+    framework_of(model)  # a decay in its place is no lack of a decay
     kept = decay_from(decay=decay, half_life=half_life, horizon=horizon, tau=tau)
     return track(model, EMARule(kept, start), **following)
 

@@ -45,4 +45,6 @@ def _meant(received: object) -> str:
         return "open a file with polyak.open(path)"
     if isinstance(received, Mapping) and received and all(isinstance(one, Average) for one in received.values()):
         return f"give one of the averages, such as averages[{next(iter(received))!r}]"
+    if isinstance(received, (int, float)):
+        return f'give the model first; a rule alone is polyak.rules.EMA({received}), or "ema:{received}"'
     return "give the model itself"

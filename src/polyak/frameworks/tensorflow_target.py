@@ -18,6 +18,12 @@ from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
 
 
+class _Lent(np.ndarray[Any, Any]):
+    """The memory of a whole tensor, with the tensor; what is made of it has none."""
+
+    tensor: tf.Tensor | None = None
+
+
 class Variables(Target):
     """TensorFlow variables under structural paths.
 
@@ -106,11 +112,18 @@ class RawTarget(Variables):
 
 def _lent(tensor: Any) -> Array:
     """A tensor's memory. Of a scalar in bfloat16, or another dtype that NumPy has from elsewhere, it gives no array."""
-    return np.asarray(tensor if tensor.shape.rank else tensor.numpy())
+    lent = np.asarray(tensor if tensor.shape.rank else tensor.numpy()).view(_Lent)
+    lent.tensor = tensor
+    return lent
 
 
 def _owned(value: Array) -> Any:
-    """What nobody else holds. TensorFlow makes copies of what it is given; of something large it takes over ours."""
+    """What a variable may hold. TensorFlow makes copies of what it is given; of something large it takes over ours.
+
+    A whole tensor is no copy at all: variables share its memory, and one that is written moves out of it.
+    """
+    if isinstance(value, _Lent) and value.tensor is not None:
+        return value.tensor
     if value.nbytes < LARGE or value.dtype.isbuiltin != 1:
         return value
     return tf.experimental.dlpack.from_dlpack(copied(value).__dlpack__())
