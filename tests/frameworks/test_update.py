@@ -492,7 +492,7 @@ def test_arguments_that_cannot_be_right_are_refused() -> None:
 
 
 def test_a_decay_in_the_place_of_a_model_is_told_as_that() -> None:
-    with pytest.raises(polyak.errors.ModelError, match="received builtins.float") as error:
+    with pytest.raises(polyak.errors.ModelError, match=r"received builtins\.float") as error:
         polyak.EMA(0.99)
     assert error.value.hint == 'give the model first; a rule alone is polyak.rules.EMA(0.99), or "ema:0.99"'
     assert polyak.parse("ema:0.99") == polyak.rules.EMA(0.99)

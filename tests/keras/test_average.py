@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -41,6 +42,7 @@ from polyak.errors import (
     ShapeMismatch,
     UnbuiltModel,
     UnexpectedWeight,
+    WeightsChanged,
 )
 
 RULES = (
@@ -417,6 +419,68 @@ def test_two_averages_that_leave_in_the_other_order_end_with_the_raw_weights() -
     second.__exit__(None, None, None)
     assert_same_bits(values(model), raw)
     other.update()
+
+
+def test_training_inside_the_block_is_dropped_and_that_is_said() -> None:
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    )
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    ema = polyak.EMA(model, decay=0.5, start="initial")
+    scramble(model, 1)
+    raw = values(model)
+    x, y = np.random.default_rng(0).normal(size=(8, 4)).astype("float32"), np.zeros((8, 2), np.float32)
+    with pytest.warns(WeightsChanged) as told, ema.applied():
+        model.fit(x, y, verbose=0)
+    (message,) = [str(one.message) for one in told if issubclass(one.category, polyak.errors.PolyakWarning)]
+    assert re.search(r"^weight '\S+' and [3-5] more: written while", message)
+    assert "what was written is dropped" in message
+    assert_same_bits(values(model), raw)
+
+
+def test_one_write_into_one_weight_is_noticed_by_the_block_that_it_was_in() -> None:
+    model, ema = followed("Attributes")
+    other = polyak.track(model, "copy")
+    weight = next(v for v in model.trainable_variables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ema.applied(), pytest.warns(WeightsChanged, match="written while"), other.applied():
+            weight.assign(weight + 1)
+    first, second = ema.applied(), other.applied()
+    first.__enter__()
+    second.__enter__()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first.__exit__(None, None, None)
+    weight.assign(weight + 1)
+    with pytest.warns(WeightsChanged, match="written while"):
+        second.__exit__(None, None, None)
+
+
+def test_what_only_reads_an_applied_model_is_no_change(tmp_path: Path) -> None:
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    )
+    model.compile("sgd", "mse")
+    ema, other = polyak.EMA(model, decay=0.5, start="initial"), polyak.track(model, "copy")
+    scramble(model, 1)
+    other.update()
+    raw = values(model)
+    x, y = np.ones((8, 4), np.float32), np.zeros((8, 2), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", polyak.errors.PolyakWarning)
+        with ema.applied():
+            model.evaluate(x, y, verbose=0)
+            model.predict(x, verbose=0)
+            model.test_on_batch(x, y)
+            model.save(tmp_path / "averaged.keras")
+            ema.evaluate(x, y, verbose=0)
+            before = model.evaluate(x, y, verbose=0)
+            with other.applied():
+                assert model.evaluate(x, y, verbose=0) != before
+            assert model.evaluate(x, y, verbose=0) == before
+            model(x, training=True)
+    assert_same_bits(values(model), raw)
 
 
 def test_odd_bits_survive() -> None:

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from polyak.errors import ModelError
 from polyak.frameworks.base import Tree
 from polyak.frameworks.engine import Arrays, Engine, Held, Program, held_from, tree_of
-from polyak.frameworks.exchange import Hands
+from polyak.frameworks.exchange import Hands, Over
 from polyak.memory import copied
 from polyak.snapshot import Array
 
@@ -73,7 +73,12 @@ class JaxEngine(Engine):
     """Keras variables that hold arrays of JAX."""
 
     def __init__(self) -> None:
-        self.hands = Hands(take=self.value, put=lambda variable, value: variable.assign(value))
+        self.hands = Hands(
+            take=self.value,
+            put=lambda variable, value: variable.assign(value),
+            mark=lambda variable: variable._value,
+            same=_are_same,
+        )
 
     def value(self, variable: Any) -> Any:
         """The array itself: nothing writes into one of JAX. Raises ModelError while ``fit`` has taken it away."""
@@ -155,6 +160,14 @@ class JaxEngine(Engine):
 
     def refuse_traced(self, array: Any) -> None:
         _refuse_traced(jnp.array(array, copy=True))  # whatever is computed while a function is compiled is traced
+
+
+def _are_same(put: Over, found: Any) -> bool:
+    """Whether it is the same array, or another one of the same numbers, which evaluations leave behind."""
+    if found is put.mark or found is None or not found.is_fully_addressable:
+        return True
+    made = put.make()
+    return made.shape == found.shape and bool(jnp.array_equal(made, found))
 
 
 class JaxHostEngine(JaxEngine):

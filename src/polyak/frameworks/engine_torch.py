@@ -24,7 +24,9 @@ class TorchEngine(Engine):
     """Keras variables that hold tensors of PyTorch."""
 
     def __init__(self) -> None:
-        self.hands = Hands(take=lambda v: copied(self.value(v)), put=_put)
+        self.hands = Hands(
+            take=lambda v: copied(self.value(v)), put=_put, mark=_mark, same=lambda put, found: put.mark == found
+        )
 
     def value(self, variable: Any) -> Any:
         return variable._value.detach()
@@ -248,6 +250,12 @@ def _put(variable: Any, value: Any) -> None:
     """Keras' own ``assign`` casts to the dtype that the variable was made with, and loses bits of a wider tensor."""
     with torch.no_grad():
         variable._value.copy_(value)
+
+
+def _mark(variable: Any) -> tuple[int, int]:
+    """Where the tensor is, and PyTorch's own count of writes into it, which those through ``.data`` are not in."""
+    tensor = variable._value
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _dtype(name: str) -> Any:

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any, Protocol
 
@@ -40,21 +40,46 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """How a framework's values are taken out of a variable and put into it."""
+    """How a framework's values are taken out of a variable and put into it.
+
+    Attributes:
+        mark: what tells ``same`` what a variable holds.
+        same: whether a variable of such a mark still held what was put into it, as far as the framework can tell.
+    """
 
     take: Callable[[Any], Any]
     put: Callable[[Any, Any], Any]
+    mark: Callable[[Any], Any]
+    same: Callable[[Over, Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A value that is put over another one.
+
+    Attributes:
+        owner: who puts it there.
+        make: makes the value. JAX takes the memory of the arrays in a model away, also where it only evaluates it.
+        mark: that of the variable once the value was put into it, or None.
+    """
+
+    owner: object
+    make: Callable[[], Any]
+    mark: Any = None
+
+
+Left = tuple[Over, Any]
 
 
 @dataclass(slots=True)
 class Exchange:
-    """The raw value of a variable, and the averaged values put over it, the newest last, each by who put it there.
+    """The raw value of a variable, and the averaged values put over it, the newest last.
 
     It is not copied with its variable: what the variable holds is the copy's own value, which nobody takes away again.
     """
 
     raw: Any
-    over: list[tuple[object, Any]]
+    over: list[Over]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -72,26 +97,41 @@ class _Watchers(weakref.WeakSet[Watcher]):
         return _Watchers, ()
 
 
-def enter(variable: Any, owner: object, value: Any, hands: Hands) -> None:
-    """Put a value over what the variable holds."""
+def enter(variable: Any, owner: object, make: Callable[[], Any], hands: Hands) -> None:
+    """Put a value over what the variable holds: one that is made when it is needed, which may be more than once."""
     with EXCHANGING:
         exchange = noted(variable) or Exchange(hands.take(variable), [])
-        exchange.over.append((owner, value))
+        exchange.over.append(Over(owner, make))
         setattr(variable, NOTE, exchange)
-        hands.put(variable, value)
+        _put_last(variable, exchange, hands)
 
 
-def leave(variable: Any, owner: object, hands: Hands) -> None:
-    """Take the owner's value away again, in whichever order owners leave; the last one brings the raw value back."""
+def leave(variable: Any, owner: object, hands: Hands) -> Left | None:
+    """Take the owner's value away again, in whichever order owners leave; the last one brings the raw value back.
+
+    Returns:
+        What was put there last, and the mark of what was there when the owner left; None if he was not there.
+    """
     with EXCHANGING:
         exchange = noted(variable)
-        if exchange is None or all(o is not owner for o, _ in exchange.over):
-            return
-        over = [(o, value) for o, value in exchange.over if o is not owner]
-        hands.put(variable, over[-1][1] if over else exchange.raw)
-        exchange.over = over
-        if not over:
+        if exchange is None or all(over.owner is not owner for over in exchange.over):
+            return None
+        last, found = exchange.over[-1], hands.mark(variable)
+        left = Exchange(exchange.raw, [over for over in exchange.over if over.owner is not owner])
+        if left.over:
+            _put_last(variable, left, hands)
+            setattr(variable, NOTE, left)
+        else:
+            hands.put(variable, left.raw)
             delattr(variable, NOTE)
+        return last, found
+
+
+def _put_last(variable: Any, exchange: Exchange, hands: Hands) -> None:
+    """Put the newest value into the variable."""
+    last = exchange.over[-1]
+    hands.put(variable, last.make())
+    exchange.over[-1] = replace(last, mark=hands.mark(variable))
 
 
 def raw_value(variable: Any, hands: Hands) -> Any:

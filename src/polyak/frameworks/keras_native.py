@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import keras
@@ -18,6 +19,7 @@ from polyak.frameworks.described import Described, describe, described
 from polyak.frameworks.engine import Engine, Held, Program, program_for, starts_at_zero
 from polyak.frameworks.exchange import (
     EXCHANGING,
+    Left,
     enter,
     holds_average,
     leave,
@@ -230,28 +232,31 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         raw = self._fresh()
         self.report_skips()
         owner = object()
+        left: dict[str, Left] = {}
         try:
             try:
                 with together([self]):
                     self._entered.value.add(owner)
                     for path, shadow in self.held.shadows.items():
                         variable = raw.variables[path]
-                        enter(variable, owner, self.engine.lent(shadow, variable), self.engine.hands)
+                        enter(variable, owner, partial(self.engine.lent, shadow, variable), self.engine.hands)
                     self._tell_watchers(raw)
                 yield
             finally:
-                surely(lambda: self._leave(raw, owner))
+                surely(lambda: self._leave(raw, owner, left))
         finally:
             if owner in self._entered.value:  # an interrupt came in before the first line of `surely`
-                surely(lambda: self._leave(raw, owner))
+                surely(lambda: self._leave(raw, owner, left))
+            self.tell_dropped(left, self.engine.hands.same)
 
-    def _leave(self, raw: Described, owner: object) -> None:
+    def _leave(self, raw: Described, owner: object, left: dict[str, Left]) -> None:
         with patiently([self], -1.0):  # raw weights come back also where threads wait for each other for ever
             try:
                 self.engine.settle(self.followed())
             finally:
-                for variable in raw.variables.values():
-                    leave(variable, owner, self.engine.hands)
+                for path, variable in raw.variables.items():
+                    if found := leave(variable, owner, self.engine.hands):
+                        left[path] = found
                 self._tell_watchers(raw)
                 self._entered.value.discard(owner)
 

@@ -10,14 +10,25 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 from polyak.averaging.parts import Parts, as_rule, continued, rule_from_json
 from polyak.averaging.rules import Rule
-from polyak.errors import Applied, ModelError, NonFinite, NonFiniteWarning, RuleChanged, RuleError, UnbuiltModel, notify
+from polyak.errors import (
+    Applied,
+    ModelError,
+    NonFinite,
+    NonFiniteWarning,
+    RuleChanged,
+    RuleError,
+    UnbuiltModel,
+    WeightsChanged,
+    listed,
+    notify,
+)
 from polyak.frameworks.base import Average, Tracking
-from polyak.frameworks.exchange import Locks, moment, together, watch
+from polyak.frameworks.exchange import Left, Locks, Over, moment, together, watch
 from polyak.frameworks.locks import Lock
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.places import Place
 from polyak.transfer.target import PutBack, Target
-from polyak.weights import Weight
+from polyak.weights import Kind, Weight
 
 # Far beyond the steps that a loss scale needs to come down, and far below those that cost a day.
 PATIENCE = 1000
@@ -287,6 +298,20 @@ class StatefulAverage(Average):
         """Raise Applied when averaged values are in the model."""
         if self.in_use:
             raise Applied(APPLIED, hint="leave the `with ema.applied()` block first")
+
+    def tell_dropped(self, left: Mapping[str, Left], same: Callable[[Over, Any], bool]) -> None:
+        """Warn if somebody has trained what was applied: when the raw weights came back, that was lost."""
+        trained = {w.path for w in self.source.weights if w.kind is Kind.TRAINABLE}
+        known = {path: found for path, found in left.items() if path in trained and found[0].mark is not None}
+        written = [path for path, (put, found) in known.items() if not same(put, found)]
+        if written:
+            notify(
+                WeightsChanged(
+                    f"weight {listed([*map(repr, written)])}: written while {self.label} was applied; the raw weights "
+                    "are back, and what was written is dropped. Train outside of the `with ema.applied()` block; to go "
+                    "on from the averaged weights: ema.copy_to(model)"
+                )
+            )
 
     def refuse_start_without_weights(self) -> None:
         """Raise UnbuiltModel for a rule that remembers weights which are not there yet."""

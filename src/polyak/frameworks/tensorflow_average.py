@@ -14,12 +14,12 @@ from polyak.averaging.rules import Rule
 from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.aside import tell_aside, tell_copied
 from polyak.frameworks.base import Tracking
-from polyak.frameworks.exchange import EXCHANGING, holds_average, patiently, together, watchers
+from polyak.frameworks.exchange import EXCHANGING, Left, holds_average, patiently, together, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_fit, restart
-from polyak.frameworks.tensorflow_exchange import enter, leave
+from polyak.frameworks.tensorflow_exchange import HANDS, enter, leave
 from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_state import Counters, Memo
@@ -198,6 +198,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         bound = self._fresh()
         self.report_skips()
         owner = object()
+        left: dict[str, Left] = {}
         try:
             try:
                 with together([self]):
@@ -207,15 +208,17 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
                     self._tell_watchers(bound)
                 yield
             finally:
-                surely(lambda: self._leave(bound, owner))
+                surely(lambda: self._leave(bound, owner, left))
         finally:
             if owner in self._entered.value:  # an interrupt came in before the first line of `surely`
-                surely(lambda: self._leave(bound, owner))
+                surely(lambda: self._leave(bound, owner, left))
+            self.tell_dropped(left, HANDS.same)
 
-    def _leave(self, bound: Bound, owner: object) -> None:
+    def _leave(self, bound: Bound, owner: object, left: dict[str, Left]) -> None:
         with patiently([self], -1.0):  # raw weights come back also where threads wait for each other for ever
-            for _, raw in bound.pairs:
-                leave(raw, owner)
+            for path in bound.shadows.variables:
+                if found := leave(bound.raw.variables[path], owner):
+                    left[path] = found
             self._tell_watchers(bound)
             self._entered.value.discard(owner)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from polyak.frameworks import exchange
-from polyak.frameworks.exchange import Hands
+from polyak.frameworks.exchange import Hands, Left, Over
+from polyak.frameworks.tensorflow_lending import is_same
 
 
 def components(variable: tf.Variable) -> Sequence[tf.Variable]:
@@ -25,17 +26,21 @@ def _put(variable: tf.Variable, values: tuple[tf.Tensor, ...]) -> None:
         part.assign(value)
 
 
-_HANDS = Hands(_take, _put)
+def _are_same(put: Over, found: Sequence[tf.Tensor]) -> bool:
+    return all(map(is_same, put.mark, found))
+
+
+HANDS = Hands(_take, _put, mark=_take, same=_are_same)
 
 
 def enter(variable: tf.Variable, owner: object, value: tf.Tensor) -> None:
     """Put a value over what the variable holds."""
-    exchange.enter(variable, owner, (value,) * len(components(variable)), _HANDS)
+    exchange.enter(variable, owner, lambda: (value,) * len(components(variable)), HANDS)
 
 
-def leave(variable: tf.Variable, owner: object) -> None:
-    """Take the owner's value away again."""
-    exchange.leave(variable, owner, _HANDS)
+def leave(variable: tf.Variable, owner: object) -> Left | None:
+    """Take the owner's value away again: see ``exchange.leave``."""
+    return exchange.leave(variable, owner, HANDS)
 
 
 def raw_value(variable: tf.Variable) -> tf.Tensor:

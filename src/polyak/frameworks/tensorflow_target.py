@@ -12,16 +12,10 @@ import tensorflow as tf
 from polyak.errors import Applied, ModelError
 from polyak.frameworks.exchange import holds_average, moment_of
 from polyak.frameworks.tensorflow_exchange import components, raw_value
-from polyak.memory import LARGE, copied
+from polyak.frameworks.tensorflow_lending import lent, owned
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
-
-
-class _Lent(np.ndarray[Any, Any]):
-    """The memory of a whole tensor, with the tensor; what is made of it has none."""
-
-    tensor: tf.Tensor | None = None
 
 
 class Variables(Target):
@@ -61,7 +55,7 @@ class Variables(Target):
 
     def view(self, path: str) -> Array:
         """TensorFlow lends the memory of a tensor, and writes a variable elsewhere while somebody looks at it."""
-        first, *others = (_lent(part.value()) for part in components(self.variables[path]))
+        first, *others = (lent(part.value()) for part in components(self.variables[path]))
         if others and self._trained[path]:
             self._refuse_drift(path, first, others)
         return first
@@ -77,7 +71,7 @@ class Variables(Target):
                 )
 
     def write(self, path: str, value: Array) -> None:
-        self.variables[path].assign(_owned(value), read_value=False)
+        self.variables[path].assign(owned(value), read_value=False)
 
     def moment(self) -> AbstractContextManager[None]:
         """Between two updates of the averages that follow the variables."""
@@ -107,23 +101,4 @@ class RawTarget(Variables):
 
     def view(self, path: str) -> Array:
         variable = self.variables[path]
-        return _lent(raw_value(variable)) if holds_average(variable) else super().view(path)
-
-
-def _lent(tensor: Any) -> Array:
-    """A tensor's memory. Of a scalar in bfloat16, or another dtype that NumPy has from elsewhere, it gives no array."""
-    lent = np.asarray(tensor if tensor.shape.rank else tensor.numpy()).view(_Lent)
-    lent.tensor = tensor
-    return lent
-
-
-def _owned(value: Array) -> Any:
-    """What a variable may hold. TensorFlow makes copies of what it is given; of something large it takes over ours.
-
-    A whole tensor is no copy at all: variables share its memory, and one that is written moves out of it.
-    """
-    if isinstance(value, _Lent) and value.tensor is not None:
-        return value.tensor
-    if value.nbytes < LARGE or value.dtype.isbuiltin != 1:
-        return value
-    return tf.experimental.dlpack.from_dlpack(copied(value).__dlpack__())
+        return lent(raw_value(variable)) if holds_average(variable) else super().view(path)
