@@ -36,6 +36,7 @@ class Item:
         read: makes a copy, or an array that nobody else holds.
         digest: what its bytes must have, or "".
         view: the source's own memory, to be looked at within a moment; ``read`` where there is no such thing.
+        home: where the array is kept, as ``Target.home`` says it of what can be written.
         measure: computes the digest of the source's bytes and holds little of them, or None.
         places: where TensorFlow's object graph of a Keras 3 model has it (see ``polyak.transfer.places``).
         called: the variable's own name beside that, with those of layers.
@@ -46,6 +47,7 @@ class Item:
     read: Callable[[], Array]
     digest: str = ""
     view: Callable[[], Array] | None = None
+    home: Callable[[], object] = object
     measure: Callable[[], str] | None = None
     places: tuple[str, ...] = ()
     called: str = ""
@@ -175,7 +177,10 @@ class Snapshot(Mapping[str, Array]):
     def copy(self) -> Snapshot:
         """The same arrays held in memory, independent of file or model; of a live average, all of one moment."""
         with self.moment():
-            items = [replace(i, read=self[name].copy, view=None, measure=None) for name, i in self._items.items()]
+            items = [
+                replace(i, read=self[name].copy, view=None, home=object, measure=None)
+                for name, i in self._items.items()
+            ]
             states = {role: _present(told) for role, told in self._states.items()}
         return Snapshot(items, states, self.origin, self.integrity, self._written)
 

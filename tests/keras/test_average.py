@@ -831,3 +831,24 @@ def test_of_values_that_are_missing_the_first_is_named() -> None:
     with pytest.raises(MissingWeight) as error:
         ema.set_values({})
     assert f"weight {expected[0]!r}: expected a value, received none ({len(expected)} missing)" in str(error.value)
+
+
+class Named(keras.Model):
+    def __init__(self, **named: Any) -> None:
+        super().__init__()
+        for name, layer in named.items():
+            setattr(self, name, layer)
+        self.built = True
+
+
+def test_variables_that_two_models_share_are_read_before_they_are_written() -> None:
+    """Under other names, and each in the place of the other."""
+    one, other = keras.layers.Dense(3), keras.layers.Dense(3)
+    for layer in (one, other):
+        layer.build((None, 3))
+    source, target = Named(a=one, b=other), Named(c=one, d=other)
+    scramble(source, 1)
+    before = values(source)
+    polyak.transfer(source, target, rename={"a/*": "d/*", "b/*": "c/*"})
+    changed = {f"{'ba'['ab'.index(path[0])]}{path[1:]}": value for path, value in before.items()}
+    assert_same_bits(values(source), changed)

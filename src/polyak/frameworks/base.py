@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
@@ -355,7 +356,8 @@ def snapshot_of(target: Target, role: str, state: Told = None) -> Snapshot:
 
     def item(path: str, weight: Weight) -> Item:
         known = replace(weight, path=path)
-        return Item(role, known, lambda: target.read(weight.path), view=lambda: target.view(weight.path))
+        read, view = partial(target.read, weight.path), partial(target.view, weight.path)
+        return Item(role, known, read, view=view, home=partial(target.home, weight.path))
 
     held = {w.path: w for w in target.weights}
     items = [*((w.path, w) for w in target.weights), *((a, held[first]) for a, first in target.aliases.items())]

@@ -112,6 +112,10 @@ class Engine(ABC):
     def view(self, array: Any) -> Array:
         """The array's own memory where it can be had, to be looked at only."""
 
+    def home(self, variable: Any) -> object:
+        """Where the variable's array is kept: see ``Target.home``."""
+        return id(variable)
+
     def is_parted(self, array: Any) -> bool:
         """Whether other processes hold parts of it, which this one cannot read."""
         del array

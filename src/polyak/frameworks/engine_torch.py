@@ -14,7 +14,7 @@ from polyak.frameworks.engine import Arrays, Engine, Held, Program
 from polyak.frameworks.exchange import Hands
 from polyak.frameworks.torch_kernel import are_tame, is_served, move_all
 from polyak.frameworks.torch_layout import Layout, Paths, Shadows, laid_out
-from polyak.frameworks.torch_target import copied, dtype_of, to_torch, view
+from polyak.frameworks.torch_target import copied, dtype_of, home_of, to_torch, view
 from polyak.snapshot import Array
 
 Flats = Mapping[Paths, Any]
@@ -71,6 +71,9 @@ class TorchEngine(Engine):
 
     def view(self, array: Any) -> Array:
         return view(array)
+
+    def home(self, variable: Any) -> object:
+        return home_of(variable._value)
 
     def wrapped(self, value: Array, like: Any) -> Any:
         return to_torch(value, like.dtype)

@@ -51,6 +51,9 @@ class KerasVariables(Target):
             )
         return _seen(self._engine, value, f"weight {path!r} of {self.label}")
 
+    def home(self, path: str) -> object:
+        return self._engine.home(self.variables[path])
+
     def write(self, path: str, value: Array) -> None:
         variable = self.variables[path]
         self._engine.hands.put(variable, self._engine.wrapped(value, self._engine.value(variable)))

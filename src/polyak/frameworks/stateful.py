@@ -362,6 +362,9 @@ class ShadowTarget(Target):
     def view(self, path: str) -> Any:
         return self._shadows.view(path)
 
+    def home(self, path: str) -> object:
+        return self._shadows.home(path)
+
     def write(self, path: str, value: Any) -> None:
         self._shadows.write(path, value)
 

@@ -70,6 +70,9 @@ class Variables(Target):
                     "reduced; go on from a file",
                 )
 
+    def home(self, path: str) -> object:
+        return id(self.variables[path])
+
     def write(self, path: str, value: Array) -> None:
         self.variables[path].assign(owned(value), read_value=False)
 

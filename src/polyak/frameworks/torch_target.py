@@ -38,6 +38,9 @@ class Tensors(Target):
     def view(self, path: str) -> Array:
         return view(self.tensors[path])
 
+    def home(self, path: str) -> object:
+        return home_of(self.tensors[path])
+
     def write(self, path: str, value: Array) -> None:
         tensor = self.tensors[path]
         with torch.no_grad():
@@ -82,6 +85,11 @@ def dtype_of(tensor: torch.Tensor) -> str:
     except TypeError:
         raise ModelError(f"a tensor of {tensor.dtype}: expected a dtype of numbers that NumPy can hold") from None
     return name
+
+
+def home_of(tensor: torch.Tensor) -> object:
+    """Where the memory begins that the tensor is a part of."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

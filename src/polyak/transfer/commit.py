@@ -83,21 +83,14 @@ def _overwritten(source: Snapshot, target: Target, moves: Moves) -> list[str]:
 
     A model may be its own source, and two models may share variables, under whatever names.
     """
-    names, places = set[str](), set[int]()
+    names, homes = set[str](), set[object]()
     late = []
     for source_path, target_path, _ in moves:
-        live = source.items_by_path[source_path].view is not None
-        if source_path in names or (live and _place(source.view(source_path)) in places):
+        if source_path in names or source.items_by_path[source_path].home() in homes:
             late.append(source_path)
         names.add(target_path)
-        if live:
-            places.add(_place(target.view(target_path)))
+        homes.add(target.home(target_path))
     return late
-
-
-def _place(array: Array) -> int:
-    """Where its memory begins."""
-    return int(array.__array_interface__["data"][0])
 
 
 def _verify(target: Target, moved: Moved) -> None:

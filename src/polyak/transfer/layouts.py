@@ -67,7 +67,8 @@ def _known(layout: str) -> Layout | None:
 
 def said_layout(held: Snapshot, asked: str | None) -> Layout | None:
     """The layout of a source, as the caller says or as it is known. Raises WeightError if they disagree."""
-    stated = _known(held.manifest.layout) if held.manifest.tool.startswith("polyak") else None
+    known = held.manifest
+    stated = _known(known.layout) if known.tool.startswith("polyak") else None
     wanted = _known(asked or "")
     if stated and wanted and stated != wanted:
         raise WeightError(

@@ -51,6 +51,10 @@ class Target(ABC):
         """The present value to look at within a ``moment``: the weight's own memory, where it can be had."""
         return self.read(path)
 
+    def home(self, path: str) -> object:
+        """Where the value is kept: equal for weights that are kept in one place, also those of another target."""
+        return self, path
+
     @abstractmethod
     def write(self, path: str, value: Array) -> None:
         """Set one weight; shape and dtype are the weight's own. The array stays the caller's."""
