@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -213,23 +214,40 @@ def test_who_waits_for_an_average_gets_the_lock_that_it_has_by_then(
     thread.join()
 
 
-def test_values_are_taken_away_in_any_order_and_the_raw_one_comes_back() -> None:
-    hands = Hands(lambda v: v.value, lambda v, value: setattr(v, "value", value))
-    variable, one, other = SimpleNamespace(value=1), object(), object()
-    enter(variable, one, 2, hands)
-    enter(variable, other, 3, hands)
-    leave(variable, one, hands)
-    assert (variable.value, raw_value(variable, hands)) == (3, 1)
-    leave(variable, one, hands)
-    leave(variable, other, hands)
-    assert vars(variable) == {"value": 1}
-
-
 def put(variable: Any, value: Any) -> None:
     variable.value = value
 
 
-PLAIN = Hands(lambda variable: variable.value, put)
+def take(variable: Any) -> Any:
+    return variable.value
+
+
+PLAIN = Hands(take, put, mark=take, same=lambda over, found: over.mark == found)
+
+
+def test_values_are_taken_away_in_any_order_and_the_raw_one_comes_back() -> None:
+    variable, one, other = SimpleNamespace(value=1), object(), object()
+    enter(variable, one, lambda: 2, PLAIN)
+    enter(variable, other, lambda: 3, PLAIN)
+    leave(variable, one, PLAIN)
+    assert (variable.value, raw_value(variable, PLAIN)) == (3, 1)
+    leave(variable, one, PLAIN)
+    leave(variable, other, PLAIN)
+    assert vars(variable) == {"value": 1}
+
+
+def test_what_was_written_over_a_value_is_found_when_its_owner_leaves() -> None:
+    variable, one, other = SimpleNamespace(value=1), object(), object()
+    enter(variable, one, lambda: 2, PLAIN)
+    enter(variable, other, lambda: 3, PLAIN)
+    put(variable, 4)
+    assert [_as_put(variable, owner) for owner in (other, one, one)] == [False, True, None]
+    assert vars(variable) == {"value": 1}
+
+
+def _as_put(variable: Any, owner: object) -> bool | None:
+    left = leave(variable, owner, PLAIN)
+    return left and PLAIN.same(*left)
 
 
 class Meanwhile:
@@ -237,7 +255,7 @@ class Meanwhile:
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.thread = threading.Thread(target=work)
-        self.hands = Hands(self.take, self.put)
+        self.hands = replace(PLAIN, take=self.take, put=self.put)
 
     def take(self, variable: Any) -> Any:
         self._wait()
@@ -255,8 +273,8 @@ class Meanwhile:
 
 def test_what_another_thread_puts_there_meanwhile_is_not_taken_for_the_raw_value() -> None:
     variable, one, other = SimpleNamespace(value=1), object(), object()
-    meanwhile = Meanwhile(lambda: enter(variable, other, 3, PLAIN))
-    enter(variable, one, 2, meanwhile.hands)
+    meanwhile = Meanwhile(lambda: enter(variable, other, lambda: 3, PLAIN))
+    enter(variable, one, lambda: 2, meanwhile.hands)
     meanwhile.thread.join()
     assert raw_value(variable, PLAIN) == 1
     leave(variable, one, PLAIN)
@@ -266,8 +284,8 @@ def test_what_another_thread_puts_there_meanwhile_is_not_taken_for_the_raw_value
 
 def test_the_raw_value_comes_back_after_another_thread_that_entered_while_the_last_one_left() -> None:
     variable, one, other = SimpleNamespace(value=1), object(), object()
-    enter(variable, one, 2, PLAIN)
-    meanwhile = Meanwhile(lambda: enter(variable, other, 3, PLAIN))
+    enter(variable, one, lambda: 2, PLAIN)
+    meanwhile = Meanwhile(lambda: enter(variable, other, lambda: 3, PLAIN))
     leave(variable, one, meanwhile.hands)
     meanwhile.thread.join()
     assert (variable.value, raw_value(variable, PLAIN)) == (3, 1)
@@ -277,7 +295,7 @@ def test_the_raw_value_comes_back_after_another_thread_that_entered_while_the_la
 
 def test_the_raw_value_is_raw_where_another_thread_puts_an_average_there_meanwhile() -> None:
     variable = SimpleNamespace(value=1)
-    meanwhile = Meanwhile(lambda: enter(variable, meanwhile, 3, PLAIN))
+    meanwhile = Meanwhile(lambda: enter(variable, meanwhile, lambda: 3, PLAIN))
     assert raw_value(variable, meanwhile.hands) == 1
     meanwhile.thread.join()
     assert variable.value == 3
@@ -287,7 +305,7 @@ def test_the_raw_value_is_raw_where_another_thread_puts_an_average_there_meanwhi
 def test_a_copy_of_a_variable_is_followed_by_nobody_and_what_it_holds_is_its_own(copied: Callable[[Any], Any]) -> None:
     variable, watcher = SimpleNamespace(value=1), Watcher()
     watch([variable], watcher)
-    enter(variable, watcher, 2, PLAIN)
+    enter(variable, watcher, lambda: 2, PLAIN)
     twin = copied(variable)
     leave(variable, watcher, PLAIN)
     assert watchers([variable]) == [watcher]

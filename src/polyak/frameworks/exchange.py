@@ -103,7 +103,7 @@ def enter(variable: Any, owner: object, make: Callable[[], Any], hands: Hands) -
         exchange = noted(variable) or Exchange(hands.take(variable), [])
         exchange.over.append(Over(owner, make))
         setattr(variable, NOTE, exchange)
-        _put_last(variable, exchange, hands)
+        _put_last(variable, exchange.over, hands)
 
 
 def leave(variable: Any, owner: object, hands: Hands) -> Left | None:
@@ -117,21 +117,21 @@ def leave(variable: Any, owner: object, hands: Hands) -> Left | None:
         if exchange is None or all(over.owner is not owner for over in exchange.over):
             return None
         last, found = exchange.over[-1], hands.mark(variable)
-        left = Exchange(exchange.raw, [over for over in exchange.over if over.owner is not owner])
-        if left.over:
-            _put_last(variable, left, hands)
-            setattr(variable, NOTE, left)
+        over = [each for each in exchange.over if each.owner is not owner]
+        if over:
+            _put_last(variable, over, hands)
         else:
-            hands.put(variable, left.raw)
+            hands.put(variable, exchange.raw)
+        exchange.over = over  # in place: a shallow copy of the variable has the same note
+        if not over:
             delattr(variable, NOTE)
         return last, found
 
 
-def _put_last(variable: Any, exchange: Exchange, hands: Hands) -> None:
+def _put_last(variable: Any, over: list[Over], hands: Hands) -> None:
     """Put the newest value into the variable."""
-    last = exchange.over[-1]
-    hands.put(variable, last.make())
-    exchange.over[-1] = replace(last, mark=hands.mark(variable))
+    hands.put(variable, over[-1].make())
+    over[-1] = replace(over[-1], mark=hands.mark(variable))
 
 
 def raw_value(variable: Any, hands: Hands) -> Any:
