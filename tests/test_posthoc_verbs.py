@@ -527,3 +527,20 @@ def test_the_command_says_what_it_made_and_of_what(tmp_path: Path, monkeypatch: 
     assert figures.splitlines()[2] == "norm of the coefficients  2.236"
     assert "1 weight (8 bytes) moved and verified" in receipt
     assert polyak.open("late.safetensors")["w"].tolist() == [150.5, 1.0]
+
+
+def test_a_view_of_a_live_average_is_taken_as_it_is_now() -> None:
+    model, random = Walk(), np.random.default_rng(3)
+    kept = [polyak.PowerEMA(model, s) for s in (0.05, 0.10)]
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            model.step(random)
+            for average in kept:
+                average.update()
+
+    run(50)
+    made = polyak.synthesize([average.snapshot() for average in kept], WANTED, tolerance=1.0)
+    values = made["w"].tolist()
+    run(50)
+    assert made["w"].tolist() == values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -80,10 +80,17 @@ def average(
     Args:
         sources: paths, snapshots, models or averages of one structure.
         weights: a share for each; equal ones by default. ``role`` says which set of each source is meant.
-        out: written there; the end of the name says in which format. Without it the answer is a lazy snapshot.
+        out: written there; the end of the name says in which format. Without it the answer is a snapshot: a lazy one
+            of files, and of members that are live, which may be trained or written, one that is computed at once.
     """
-    mean = many.mean(_members(sources, role), weights, watch)
-    return mean if out is None else written(mean, out, writer(out))
+    members = _members(sources, role)
+    mean = many.mean(members, weights, watch)
+    with ExitStack() as moments:
+        for member in members:
+            moments.enter_context(member.moment())
+        if out is not None:
+            return written(mean, out, writer(out))
+        return mean.copy() if any(member.live for member in members) else mean
 
 
 def distances(
@@ -96,8 +103,11 @@ def distances(
 def greedy_soup(
     sources: Sequence[Any], score: Callable[[Snapshot], float], role: str | None = None
 ) -> tuple[Snapshot, tuple[int, ...]]:
-    """The mean of those members that help, and their indices; see ``polyak.combine.soup``."""
-    return greedy(_members(sources, role), score)
+    """The mean of those members that help, and their indices; see ``polyak.combine.soup``.
+
+    Members that are live are copied first: ``score`` may write into them.
+    """
+    return greedy([member.still() for member in _members(sources, role)], score)
 
 
 def shared(writer: Writer, source: Any) -> Writer:

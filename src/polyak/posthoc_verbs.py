@@ -109,7 +109,7 @@ def _members(source: Any) -> Iterator[_Member]:
     """Each average of a source; a live one moves on, so it is copied."""
     if isinstance(source, (str, os.PathLike)):
         source = open_file(source)
-    held = source if isinstance(source, Snapshot) else source_of(source, None).copy()
+    held = (source if isinstance(source, Snapshot) else source_of(source, None)).still()
     roles = [r for r in held.roles if r.partition(":")[0] == AVERAGE]
     if not roles:
         raise AmbiguousRole(

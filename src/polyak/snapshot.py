@@ -174,6 +174,15 @@ class Snapshot(Mapping[str, Array]):
         states = {chosen: self._states[chosen]}
         return Snapshot(items, states, self.origin, self.integrity, self._written, self.moment)
 
+    @property
+    def live(self) -> bool:
+        """Whether it shows a model or an average of this process, which may be another one when it is read."""
+        return self.moment is not nullcontext
+
+    def still(self) -> Snapshot:
+        """Itself; of what is live a copy."""
+        return self.copy() if self.live else self
+
     def copy(self) -> Snapshot:
         """The same arrays held in memory, independent of file or model; of a live average, all of one moment."""
         with self.moment():

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -308,3 +309,33 @@ def test_a_mean_lies_as_its_members_do() -> None:
     assert polyak.greedy_soup([laid_out("torch")], lambda soup: 1.0)[0].manifest.layout == "torch"
     with pytest.raises(AmbiguousMatch, match="members of one layout, received 'keras' from keras beside 'torch'"):
         polyak.average([laid_out("torch"), laid_out("keras")])
+
+
+class Live(tf.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.w = tf.Variable([value])
+
+
+def test_a_mean_of_live_models_stays_what_it_was(tmp_path: Path) -> None:
+    """Also when it goes into one of them."""
+    one, other = Live(1.0), Live(3.0)
+    mean = polyak.average([one, other])
+    polyak.transfer(mean, one)
+    other.w.assign([9.0])
+    assert mean["w"].tolist() == [2.0] == one.w.numpy().tolist()
+    polyak.average([polyak.EMA(one, decay=0.5), polyak.EMA(other, decay=0.5)], out=tmp_path / "mean.npz")
+    assert polyak.open(tmp_path / "mean.npz")["w"].tolist() == [5.5]
+
+
+def test_a_soup_may_be_scored_in_one_of_its_members() -> None:
+    models = [Live(value) for value in (0.0, 3.0, 9.0)]
+
+    def score(held: Snapshot) -> float:
+        polyak.transfer(held, models[1])
+        return -abs(float(models[1].w[0]) - 2.0)
+
+    soup, chosen = polyak.greedy_soup(models, score)
+    assert (soup["w"].tolist(), chosen) == ([1.5], (1, 0))
+    models[0].w.assign([100.0])
+    assert soup["w"].tolist() == [1.5]

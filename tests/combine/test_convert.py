@@ -86,6 +86,7 @@ def test_the_format_may_be_asked_for(two: Snapshot, tmp_path: Path) -> None:
         ({"rename": {re.compile("nat"): ""}}, WeightError, "rename='nat': expected a pattern of weights"),
         ({"rename": {re.compile("net"): r"\3"}}, WeightError, "rename='net': .* is no replacement"),
         ({"rename": lambda path: "one"}, UnexpectedWeight, "two weights of arrays would have this name"),
+        ({"rename": lambda path: path if "net" in path else ""}, UnexpectedWeight, "expected a name, received none"),
         ({"cast": "int8"}, DtypeMismatch, "cast='int8': expected a floating-point dtype"),
         ({"cast": "flat32"}, DtypeMismatch, "cast='flat32'"),
         ({"includ": "*"}, TypeError, "a conversion has no argument 'includ'; it has cast, exclude, include"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from polyak.errors import (
     PolyakError,
     ShapeMismatch,
     UnexpectedWeight,
+    WeightsChanged,
 )
 
 
@@ -457,3 +459,22 @@ def test_skips_of_a_restored_state_are_not_reported_again(tmp_path, recwarn) -> 
     restored.update()
     assert (restored.skipped, restored.count) == (1, 1)
     assert not [w for w in recwarn if issubclass(w.category, polyak.PolyakWarning)]
+
+
+class Scaled(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.half = tf.Variable(2.0), tf.Variable(1.0, dtype=tf.bfloat16)
+        self.bias = tf.Variable([1.0, 2.0])
+
+
+@pytest.mark.parametrize("name", ["scale", "half", "bias"])
+def test_a_write_into_a_weight_of_any_rank_within_the_block_is_told(name: str) -> None:
+    module = Scaled()
+    ema = polyak.EMA(module, decay=0.5, start="initial")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ema.applied():
+            _ = module.scale * module.bias
+    with pytest.warns(WeightsChanged, match=f"weight '{name}': written while"), ema.applied():
+        getattr(module, name).assign_add(tf.ones_like(getattr(module, name)))

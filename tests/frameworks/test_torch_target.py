@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import AmbiguousMatch, ModelError, NonFinite, ShapeMismatch, TransferError, UnbuiltModel
+from polyak.errors import (
+    AmbiguousMatch,
+    ModelError,
+    NonFinite,
+    NotAWeight,
+    PolyakError,
+    ShapeMismatch,
+    TransferError,
+    UnbuiltModel,
+)
 from polyak.weights import Kind
 
 torch = pytest.importorskip("torch")
@@ -154,19 +163,90 @@ def test_a_failure_in_the_middle_leaves_every_bit_as_it_was() -> None:
     assert bits(target) == before
 
 
-def test_tensors_that_pytorch_does_not_write_are_refused_and_nothing_is_said_to_be_lost() -> None:
+def test_a_tensor_made_in_inference_mode_is_written_and_put_back() -> None:
     with torch.inference_mode():
         frozen = nn.Linear(2, 2)
     mixed = nn.ModuleList([nn.Linear(2, 2), frozen])
     source = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     before = bits(mixed)
-    with pytest.raises(ModelError, match=r"weight '1.weight': expected a tensor that can be written, .* mode"):
-        polyak.transfer(source, mixed)
+    spoiled = {n: t.numpy() for n, t in source.state_dict().items()}
+    spoiled["1.bias"] = np.full(2, np.nan, np.float32)
+    with pytest.raises(NonFinite):
+        polyak.transfer(polyak.Snapshot.from_arrays(spoiled), mixed)
     assert bits(mixed) == before
-    with torch.inference_mode():
-        polyak.transfer(source, mixed)
+    polyak.transfer(source, mixed)
     assert bits(mixed) == bits(source)
+    assert frozen.weight.is_inference()
 
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_that_packs_its_weights_is_refused_also_if_it_is_one_of_several() -> None:
+    made = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    packed = torch.ao.quantization.quantize_dynamic(made, {nn.Linear}, dtype=torch.qint8)
+    for verb in (polyak.snapshot, lambda module: polyak.transfer(made, module)):
+        with pytest.raises(ModelError, match=r"module '0' \(Linear\), which keeps quantised weights") as error:
+            verb(packed)
+        assert "quantise the result" in error.value.hint
+
+
+class Counting(nn.Linear):
+    calls = 0
+
+    def get_extra_state(self) -> Any:
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.calls = state["calls"]
+
+
+def test_an_extra_state_is_said_to_stay_where_it_is() -> None:
+    source, target = nn.Sequential(Counting(2, 2)), nn.Sequential(Counting(2, 2))
+    with pytest.warns(NotAWeight, match=r"module '0' \(Counting\) has an extra state: it is neither"):
+        polyak.transfer(source, target)
+
+
+def test_what_a_weight_is_computed_from_is_paired_with_no_plain_weight() -> None:
+    """A direction without its length is another weight, of the same shape."""
+    plain, parts = nn.Linear(3, 2), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    for source, target in ((plain, parts), (parts, plain)):
+        with pytest.raises(PolyakError) as error:
+            polyak.transfer(source, target)
+        assert "remove_parametrizations(layer, name)" in error.value.hint
+        assert "rename" not in error.value.hint
+    named = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    with pytest.raises(PolyakError) as error:
+        polyak.transfer(parts, named)
+    assert 'rename={"*": "0.*"}' in error.value.hint
+    nn.utils.parametrize.remove_parametrizations(parts, "weight")
+    polyak.transfer(parts, plain)
+    assert torch.equal(parts.weight, plain.weight)
+
+
+def test_counters_of_other_names_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
+    with pytest.raises(PolyakError, match="weight 'n_averaged': expected") as error:
+        polyak.transfer(tmp_path / "averaged.pt", averaged)
+    assert error.value.hint == 'leave it as it is with exclude="n_averaged"'
+
+
+def test_a_tensor_of_which_each_process_has_a_part_is_refused(tmp_path: Path) -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        parted = distribute_module(nn.Linear(2, 2), init_device_mesh("cpu", (1,)))
+        for verb in (polyak.snapshot, lambda module: polyak.transfer(nn.Linear(2, 2), module)):
+            with pytest.raises(ModelError, match=r"weight 'weight': .* received a DTensor") as error:
+                verb(parted)
+            assert "full_tensor()" in error.value.hint
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_an_expanded_tensor_is_refused_and_read() -> None:
     norm = nn.BatchNorm1d(3)
     norm.running_mean = torch.zeros(1).expand(3)
     with pytest.raises(ModelError, match=r"weight 'running_mean': expected memory for each element, .* expanded"):

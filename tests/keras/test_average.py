@@ -809,6 +809,39 @@ def test_counters_that_the_backend_keeps_wider_are_saved_and_written(tmp_path: P
     polyak.transfer(tmp_path / "both.safetensors", built(), weights="average")
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch alone has a mode whose tensors nobody writes outside of it")
+@pytest.mark.parametrize("rule", ["ema:0.9,start=initial", "ema:0.5", "mean", "ema:0.5,every=2"])
+@pytest.mark.parametrize("inside", [(0,), (1,), (0, 2), (0, 1, 2)])
+def test_updates_in_inference_mode_and_outside_of_it_are_alike(rule: str, inside: tuple[int, ...]) -> None:
+    import torch
+
+    averages = []
+    for within in ((), inside):
+        model = ZOO["Attributes"].built()
+        scramble(model, 7)
+        ema = polyak.track(model, rule)
+        for update in range(4):
+            scramble(model, update)
+            with torch.inference_mode(update in within):
+                ema.update()
+        averages.append(ema.values())
+    assert_same_bits(*averages)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch alone has a mode whose tensors nobody writes outside of it")
+def test_a_model_made_in_inference_mode_is_followed_and_written() -> None:
+    import torch
+
+    with torch.inference_mode():
+        model = ZOO["Attributes"].built()
+    ema = polyak.EMA(model, decay=0.5, start="initial")
+    raw = values(model)
+    with ema.applied():
+        assert_same_bits(values(model), ema.values())
+    assert_same_bits(values(model), raw)
+    polyak.transfer(ema, model)
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="a Keras model is a module on PyTorch alone")
 def test_what_runs_a_keras_model_is_not_taken_for_a_module_of_pytorch() -> None:
     """Its names there differ between instances, each weight has two, and its arrays do not lie as in PyTorch."""

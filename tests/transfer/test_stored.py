@@ -77,6 +77,13 @@ def test_a_stored_plan_is_the_plan(tmp_path: Path) -> None:
     )
 
 
+def test_a_plan_that_an_editor_has_marked_as_unicode_is_read(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    plain = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + plain)
+    assert polyak.transfer(source(), Net(), plan=path).moved == polyak.transfer(source(), Net(), cast="target").moved
+
+
 def test_a_move_can_be_left_out_or_get_another_source(tmp_path: Path) -> None:
     lines = moves(tmp_path)
     net = Net()

@@ -29,6 +29,7 @@ from polyak.errors import (
     WeightError,
 )
 from polyak.manifest import AVERAGE, RAW, Manifest, State
+from polyak.numbers import rounded
 from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
 from polyak.weights import Kind, Weight, numpy_dtype
 
@@ -108,7 +109,10 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
         )
     given = tuple(float(w) for w in weights) if weights is not None else (1.0,) * members
     if len(given) != members:
-        raise WeightError(f"expected {members} weights, one for each member, received {len(given)}")
+        raise WeightError(
+            f"expected {members} weights, one for each member, received {len(given)}",
+            hint="leave weights out for equal shares; a share of 0 leaves a member out",
+        )
     try:
         total = math.fsum(given)
     except OverflowError:
@@ -116,7 +120,7 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
     if any(w < 0 for w in given) or not 0 < total < math.inf:
         raise WeightError(
             f"expected weights of at least 0 with a positive sum, received {', '.join(f'{w:g}' for w in given)}",
-            hint="a negative share would leave the range of the members",
+            hint="leave weights out for equal shares; a negative one would leave the range of the members",
         )
     return tuple(w / total for w in given)
 
@@ -276,10 +280,10 @@ def finite(member: Snapshot, w: Weight) -> Array:
 def _narrowed(mean: Array, dtype: np.dtype[Any]) -> Array:
     """The same memory in another dtype: block by block, forward, so that nothing is overwritten unread."""
     if dtype.itemsize > 8:
-        return mean.astype(dtype)
+        return rounded(mean, dtype)
     narrow = mean.view(np.uint8)[: mean.size * dtype.itemsize].view(dtype)
     for out, x in blocks(narrow, mean):
-        out[...] = x.astype(dtype)
+        out[...] = rounded(x, dtype)
     return narrow
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from polyak.combine.blocks import Array, count_nonfinite
 from polyak.errors import DtypeMismatch, MissingWeight, UnexpectedWeight, UnknownFormat
+from polyak.numbers import rounded
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Item, Snapshot, refuse_unmatched
 from polyak.weights import Globs, glob_match, is_floating, numpy_dtype
@@ -120,6 +121,7 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     if paths and not kept:
         raise MissingWeight(f"{held.origin}: expected at least one weight to take, received none of {len(paths):,}")
     items = [_item(held, name, rename, cast) for name in kept]
+    _refuse_nameless(zip(kept, items, strict=True), held.origin)
     _refuse_twins(items, held.origin)
     view = Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)
     chosen = set(kept)
@@ -144,7 +146,7 @@ def _item(held: Snapshot, name: str, rename: Callable[[str], str], cast: str | N
 
 def _narrowed(name: str, array: Array, dtype: str, origin: str) -> Array:
     with np.errstate(over="ignore"):
-        value: Array = array.astype(numpy_dtype(dtype))
+        value = rounded(array, numpy_dtype(dtype))
     if count_nonfinite(value) != count_nonfinite(array):
         raise DtypeMismatch(
             f"weight {name!r}: expected values in the range of {dtype}, received larger ones from {origin}",
@@ -166,6 +168,15 @@ def _renamer(paths: list[str], rename: Rename | None, origin: str) -> Callable[[
     """The new name of each path; every entry must match something."""
     refuse_unused_renames(paths, rename, origin)
     return {path: apply_rename(path, rename) for path in paths}.__getitem__
+
+
+def _refuse_nameless(items: Iterable[tuple[str, Item]], origin: str) -> None:
+    for name, item in items:
+        if not item.weight.path:
+            raise UnexpectedWeight(
+                f"weight {name!r} of {origin}: expected a name, received none from rename=",
+                hint=f'leave a weight out with exclude="{name}"',
+            )
 
 
 def _refuse_twins(items: list[Item], origin: str) -> None:

@@ -11,7 +11,13 @@ from polyak.weights import Kind, Weight, glob_match
 
 
 class Knows(Protocol):
-    """A framework."""
+    """A framework.
+
+    Attributes:
+        aside_hint: what to do about what it holds beside its weights.
+    """
+
+    aside_hint: str
 
     def aside(self, model: Any) -> list[str]:
         """What a built model holds beside its weights, in words."""
@@ -23,8 +29,8 @@ def tell_aside(framework: Knows, model: Any) -> None:
     if found:
         notify(
             NotAWeight(
-                f"{describe(model)}: {listed(found)}, which Keras 3 does not count among the weights: it is neither "
-                "averaged nor handed over; hint: make it with self.add_weight(...)"
+                f"{describe(model)}: {listed(found)}: it is neither averaged nor handed over; "
+                f"hint: {framework.aside_hint}"
             )
         )
 

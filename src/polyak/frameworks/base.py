@@ -88,6 +88,8 @@ class Framework(ABC):
     def build(self, model: Any, sample: Any) -> None:
         """Create the model's weights from an input shape (a tuple of ints and None) or a sample input."""
 
+    aside_hint: str = "make it with self.add_weight(...)"
+
     def aside(self, model: Any) -> list[str]:
         """What a built model holds beside its weights, in words: it stays as it is."""
         del model
@@ -121,7 +123,11 @@ class Average(ABC):
 
     @abstractmethod
     def applied(self) -> AbstractContextManager[None]:
-        """The model with the averaged weights; on every exit the raw ones are back, bit for bit."""
+        """The model with the averaged weights; on every exit the raw ones are back, bit for bit.
+
+        What is trained within is dropped then, and ``WeightsChanged`` says so. A write into the ``.data`` of a tensor
+        of PyTorch is not noticed.
+        """
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import keras
 import numpy as np
@@ -14,10 +15,23 @@ from polyak.frameworks.engine import Arrays, Engine, Held, Program
 from polyak.frameworks.exchange import Hands
 from polyak.frameworks.torch_kernel import are_tame, is_served, move_all
 from polyak.frameworks.torch_layout import Layout, Paths, Shadows, laid_out
-from polyak.frameworks.torch_target import copied, dtype_of, home_of, to_torch, view
+from polyak.frameworks.torch_target import copied, dtype_of, home_of, put, to_torch, view
 from polyak.snapshot import Array
 
 Flats = Mapping[Paths, Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _plainly(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that makes or writes shadows: none of them may be one that is written in inference mode alone."""
+
+    @wraps(method)
+    def plainly(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return plainly
 
 
 class TorchEngine(Engine):
@@ -39,9 +53,11 @@ class TorchEngine(Engine):
         """Not detached one by one: what reads them records no gradients."""
         return {path: variable._value for path, variable in variables.items()}
 
+    @_plainly
     def start(self, array: Any, dtype: str, zeros: bool) -> Any:
         return torch.zeros_like(array, dtype=_dtype(dtype)) if zeros else self.cast(array, dtype)
 
+    @_plainly
     def cast(self, array: Any, dtype: str) -> Any:
         return copied(array) if array.dtype == _dtype(dtype) else array.detach().to(_dtype(dtype))
 
@@ -78,9 +94,11 @@ class TorchEngine(Engine):
     def wrapped(self, value: Array, like: Any) -> Any:
         return to_torch(value, like.dtype)
 
+    @_plainly
     def from_numpy(self, value: Array, like: Any) -> Any:
         return to_torch(np.array(value, order="C"), like.dtype).to(like.device)
 
+    @_plainly
     def beside(self, array: Any, like: Any) -> Any:
         return self.from_numpy(array, like) if isinstance(array, np.ndarray) else copied(array).to(like.device)
 
@@ -90,7 +108,7 @@ class TorchEngine(Engine):
     def counter(self, value: int, beside: Any) -> int:
         return value
 
-    @torch.no_grad()
+    @_plainly
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays) -> list[Held]:
         turns = [_Turn.of(program, one, values) for program, one in zip(programs, held, strict=True)]
         moving = [turn for turn in turns if turn.moving]
@@ -104,6 +122,7 @@ class TorchEngine(Engine):
             _copy([turn.shadows[p] for p in turn.program.copied], [values[p] for p in turn.program.copied])
         return [turn.after(safe.get(turn.program.guarded, True)) for turn in turns]
 
+    @_plainly
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
         copies = {path: copied(shadow) for path, shadow in held.shadows.items()}
         new: Held = self.step([program], [Held(copies, held.count, held.skipped)], values)[0]
@@ -251,8 +270,7 @@ def _is_within(value: Any) -> bool:
 
 def _put(variable: Any, value: Any) -> None:
     """Keras' own ``assign`` casts to the dtype that the variable was made with, and loses bits of a wider tensor."""
-    with torch.no_grad():
-        variable._value.copy_(value)
+    put(variable._value, value)
 
 
 def _mark(variable: Any) -> tuple[int, int]:

@@ -45,6 +45,8 @@ class Host(Protocol):
     def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
         """The model's weights."""
 
+    aside_hint: str
+
     def aside(self, model: Any) -> list[str]:
         """What the model holds beside its weights, in words."""
 

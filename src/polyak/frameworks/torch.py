@@ -40,6 +40,8 @@ class Found:
 class TorchFramework(Framework):
     """``torch.nn.Module`` and everything built on it, except Keras' own models."""
 
+    aside_hint = "hand it over with set_extra_state(), or hold its tensors as buffers"
+
     def owns(self, obj: object) -> bool:
         return isinstance(obj, nn.Module)
 
@@ -52,6 +54,7 @@ class TorchFramework(Framework):
         """
         module = _bare(model)
         _refuse_keras(model, module)
+        _refuse_packed(module)
         first: dict[int, Found] = {}
         aliases: dict[str, str] = {}
         for found in _walk(module, "", "", frozenset()):
@@ -78,6 +81,11 @@ class TorchFramework(Framework):
             hint="average it with torch.optim.swa_utils.AveragedModel; polyak.save(averaged, path) saves the result, "
             'and polyak.transfer(averaged, module, rename={"module.*": "*"}, exclude="n_averaged") hands it over',
         )
+
+    def aside(self, model: Any) -> list[str]:
+        """Modules with a state beside their tensors, which ``state_dict()`` has as ``_extra_state``."""
+        named = ((name, inner) for name, inner in _bare(model).named_modules() if _has_extra_state(inner))
+        return [f"module {name!r} ({type(inner).__name__}) has an extra state" for name, inner in named]
 
     def company(self, model: Any) -> Company:
         return company()
@@ -112,6 +120,22 @@ def _bare(model: Any) -> nn.Module:
             model = model._modules[_COMPILED]
         else:
             return model
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _refuse_packed(module: nn.Module) -> None:
+    """Raise ModelError for quantised modules that keep their weights elsewhere than in tensors of their own."""
+    for name, inner in module.named_modules():
+        packs = type(inner)._save_to_state_dict is not nn.Module._save_to_state_dict
+        if packs and ".quantized." in f"{type(inner).__module__}.":
+            raise ModelError(
+                f"{type(module).__name__}: expected tensors, received module {name!r} ({type(inner).__name__}), which "
+                "keeps quantised weights in a form of its own",
+                hint="transfer between modules that are not quantised yet, and quantise the result",
+            )
 
 
 def _refuse_keras(model: Any, module: nn.Module) -> None:
@@ -176,13 +200,23 @@ def _refuse_unbuilt(module: nn.Module, found: Found) -> None:
             if lazy
             else 'create its values first, for example with module.to_empty(device="cpu")',
         )
-    if found.tensor.layout is not torch.strided or found.tensor.is_quantized:
-        _refuse_form(module, found)
+    if (form := _odd_form(found.tensor)) is not None:
+        raise ModelError(
+            f"{type(module).__name__}: weight {found.name!r}: expected a dense tensor, received {form[0]}", hint=form[1]
+        )
 
 
-def _refuse_form(module: nn.Module, found: Found) -> NoReturn:
-    form = "a quantised tensor" if found.tensor.is_quantized else f"one of layout {found.tensor.layout}"
-    raise ModelError(f"{type(module).__name__}: weight {found.name!r}: expected a dense tensor, received {form}")
+def _odd_form(tensor: torch.Tensor) -> tuple[str, str] | None:
+    """What a tensor is whose numbers do not lie in memory of its own, and what to do instead."""
+    if hasattr(tensor, "full_tensor"):
+        gathered = "gather it first: tensor.full_tensor(); files of torch.distributed.checkpoint are read as they are"
+        return f"a {type(tensor.data).__name__}, of which each process has a part", gathered
+    whole = "transfer before it gets this form"
+    if tensor.is_quantized:
+        return "a quantised tensor", whole
+    if hasattr(tensor, "__tensor_flatten__"):  # the protocol of those that are made of other tensors
+        return f"a {type(tensor.data).__name__}", whole
+    return None if tensor.layout is torch.strided else (f"one of layout {tensor.layout}", whole)
 
 
 FRAMEWORK = TorchFramework()

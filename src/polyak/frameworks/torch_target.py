@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,8 +44,7 @@ class Tensors(Target):
 
     def write(self, path: str, value: Array) -> None:
         tensor = self.tensors[path]
-        with torch.no_grad():
-            tensor.copy_(to_torch(value, tensor.dtype))
+        put(tensor, to_torch(value, tensor.dtype))
 
     def hold(self, path: str) -> PutBack:
         """A copy on the tensor's own device; copying it back keeps every bit.
@@ -56,20 +56,11 @@ class Tensors(Target):
         _refuse_fixed(self.label, path, tensor)
         held = copied(tensor)
 
-        def put_back() -> None:
-            with torch.no_grad():
-                tensor.copy_(held)
-
-        return put_back
+        return partial(put, tensor, held)
 
 
 def _refuse_fixed(label: str, path: str, tensor: torch.Tensor) -> None:
     """Raise ModelError for a tensor that PyTorch does not write in place: it could not be put back, either."""
-    if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        raise ModelError(
-            f"{label}: weight {path!r}: expected a tensor that can be written, received one made in inference mode",
-            hint="transfer within torch.inference_mode(), or make the module outside of it",
-        )
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise ModelError(
             f"{label}: weight {path!r}: expected memory for each element, received an expanded tensor",
@@ -85,6 +76,12 @@ def dtype_of(tensor: torch.Tensor) -> str:
     except TypeError:
         raise ModelError(f"a tensor of {tensor.dtype}: expected a dtype of numbers that NumPy can hold") from None
     return name
+
+
+def put(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Write a value into the tensor's memory. What was made in inference mode is written in none but that."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(value)
 
 
 def home_of(tensor: torch.Tensor) -> object:

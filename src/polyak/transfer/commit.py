@@ -8,7 +8,7 @@ import numpy as np
 
 from polyak.errors import DtypeMismatch, NonFinite, TransferError
 from polyak.manifest import digest
-from polyak.numbers import is_tame
+from polyak.numbers import is_tame, rounded
 from polyak.snapshot import Array, Snapshot
 from polyak.transfer.receipt import Moved
 from polyak.transfer.target import PutBack, Target
@@ -139,7 +139,7 @@ def _converted(path: str, array: Array, dtype: str, origin: str) -> Array:
     if array.dtype.name == dtype:
         return array
     with np.errstate(over="ignore", invalid="ignore"):
-        value: Array = array.astype(numpy_dtype(dtype))
+        value = rounded(array, numpy_dtype(dtype))
     if not _in_range(array, value):
         raise DtypeMismatch(
             f"weight {path!r}: expected values in the range of {dtype}, received up to {_peak(array)} from {origin}",

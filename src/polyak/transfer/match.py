@@ -20,6 +20,12 @@ from polyak.renaming import Rename, apply_rename
 from polyak.weights import Kind, Weight, glob_match
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
+# PyTorch keeps what a weight is computed from under this name, and the weight itself nowhere.
+_PARAMETRISED = "parametrizations."
+_PLAIN = (
+    "one side computes this weight from others: make it a plain one first with "
+    "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+)
 _STEP = re.compile(r"[^/.]*[/.]")
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
@@ -304,19 +310,22 @@ def _missing(
         f"weight {first.path!r}: expected {first.shape} {first.dtype} for {target}, received nothing from {source}"
         f"{_others(missing)}"
     )
+    nearly = "" if near is None else f"; nearest: {near.path!r}"
+    if sum(_PARAMETRISED in w.path for w in (first, near) if w is not None) == 1:
+        return MissingWeight(message + nearly, hint=_PLAIN)
     if near is None:
         return MissingWeight(message)
     if near.path == first.path:
         return MissingWeight(f"{message}, where rename= gave it another name", hint="leave it out of rename=")
     other = _framework([near]) or _framework(unexpected)
     if other and (_framework([first]) or _framework(missing)) not in ("", other):
-        return MissingWeight(f"{message}; nearest: {near.path!r}", hint=f'say how the source lies: layout="{other}"')
+        return MissingWeight(message + nearly, hint=f'say how the source lies: layout="{other}"')
     globs = _prefixes(near.path, first.path, missing, unexpected)
     if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
         globs = near.path, first.path
     old, new = globs
     hint = f'pair them with rename={{"{old}": "{new}"}}{_whole(missing, unexpected)}'
-    return MissingWeight(f"{message}; nearest: {near.path!r}", hint=hint)
+    return MissingWeight(message + nearly, hint=hint)
 
 
 def _prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
@@ -376,7 +385,7 @@ def _unexpected(unexpected: list[Weight], source: str, target: str) -> Unexpecte
     return UnexpectedWeight(
         f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
         f"from {source}{_others(unexpected)}",
-        hint=f'leave it out with exclude="{first.path}"',
+        hint=_PLAIN if _PARAMETRISED in first.path else f'leave it out with exclude="{first.path}"',
     )
 
 
@@ -387,7 +396,8 @@ def _others(weights: list[Weight]) -> str:
 def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:
     """The candidate of the same shape at the most similar path, or the most similar path of any shape."""
     same_shape = [c for c in candidates if c.shape == weight.shape]
-    for pool, cutoff in ((same_shape, 0.0), (candidates, 0.6)):
+    # Counters and the like are all of one shape.
+    for pool, cutoff in ((same_shape, 0.0 if weight.size > 1 else 0.6), (candidates, 0.6)):
         close = difflib.get_close_matches(weight.path, [c.path for c in pool], 1, cutoff)
         if close:
             return next(c for c in pool if c.path == close[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -163,7 +164,7 @@ def read_plan(path: Path) -> StoredPlan:
     if path.is_file() and path.stat().st_size > _LARGEST:
         raise FileError(f"file {str(path)!r}: expected a plan of at most {_LARGEST:,} bytes, received a larger file")
     try:
-        return StoredPlan.from_json(path.read_bytes(), f"file {str(path)!r}")
+        return StoredPlan.from_json(path.read_bytes().removeprefix(BOM_UTF8), f"file {str(path)!r}")
     except FileNotFoundError:
         raise FileError(f"file {str(path)!r}: there is nothing at this path") from None
 
