@@ -18,7 +18,7 @@ def components(variable: tf.Variable) -> Sequence[tf.Variable]:
 
 
 def _take(variable: tf.Variable) -> tuple[tf.Tensor, ...]:
-    return tuple(part.read_value() for part in components(variable))
+    return tuple(part.value() for part in components(variable))
 
 
 def _put(variable: tf.Variable, values: tuple[tf.Tensor, ...]) -> None:
