@@ -500,6 +500,8 @@ def test_numbers_of_bema_that_are_out_of_range_are_refused(form: Any, asked: dic
 def test_a_burn_in_that_no_rule_can_follow_is_refused() -> None:
     with pytest.raises(RuleError, match="burn_in=150: expected a multiple of every=100"):
         AuthorsBEMA(burn_in=150)
+    with pytest.raises(RuleError, match=r"rule 'FigureBEMA': expected a Rule inside, received 'ema:0\.9'"):
+        FigureBEMA("ema:0.9")  # type: ignore[arg-type]
     with pytest.raises(RuleError, match="FigureBEMA: ratio"):
         FigureBEMA(polyak.parse("mean"), 0)
 

@@ -11,6 +11,7 @@ from typing import Any
 from polyak.combine.average import Watch
 from polyak.errors import ModelError
 from polyak.frameworks import Average, framework_of
+from polyak.frameworks.base import refuse_written
 from polyak.manifest import RAW
 from polyak.snapshot import Array, Snapshot
 from polyak.transfer.plan import make_plan
@@ -46,6 +47,7 @@ def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | 
     Raises:
         ModelError: no Keras model, no such layer in it, no data, or fewer batches than ``steps``.
         NonFinite: a statistic becomes NaN or infinite.
+        Applied: the average is applied to its model; recalibrate the model then.
 
     Source: Izmailov et al., arXiv 1803.05407, section 3.2.
 
@@ -57,6 +59,8 @@ def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | 
         [[1.0], [0.0], [2.0], [1.0]]
     """
     recomputed = _way_of(model)
+    if isinstance(model, Average):
+        refuse_written(model)
     target = model.target if isinstance(model, Average) else framework_of(model).target(model)
     batches = import_module("polyak.frameworks.keras_data").Batches(data, steps)
     found = recomputed(model, batches, watch or _silent)

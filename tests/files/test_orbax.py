@@ -243,6 +243,14 @@ def test_what_polyak_has_not_finished_or_has_replaced_is_no_item_of_the_director
         polyak.open(tmp_path)
 
 
+def test_checkpoints_beside_each_other_are_no_items_of_one(tmp_path: Path) -> None:
+    for name in ("a.orbax", "b.orbax"):
+        polyak.save(Snapshot.from_arrays({"w": np.float32([1])}), tmp_path / name)
+    with pytest.raises(UnknownFormat, match="expected one checkpoint, received 2 beside each other") as error:
+        polyak.open(tmp_path)
+    assert str(tmp_path / "a.orbax") in error.value.hint
+
+
 def test_a_directory_holds_a_checkpoint_once_while_the_one_that_it_replaced_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.orbax"
     polyak.save(Snapshot.from_arrays({"w": np.float32([1])}), path)

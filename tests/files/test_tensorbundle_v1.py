@@ -67,6 +67,32 @@ def test_several_files(tmp_path):
     assert polyak.open(tmp_path / "model.ckpt")["w"].tobytes() == VALUES["net/kernel"].tobytes()
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_the_saver_answers_and_its_state_file_name_it(tmp_path, sharded):
+    """By question marks where there are several files."""
+    tf.train.Checkpoint(old=tf.Variable([7.0])).write(str(tmp_path / "an-older-one"))
+    with tf.Graph().as_default(), tf1.Session() as session:
+        tf1.get_variable("w", initializer=tf.constant(VALUES["net/kernel"]))
+        session.run(tf1.global_variables_initializer())
+        saver = tf1.train.Saver(write_version=tf1.train.SaverDef.V1, sharded=sharded)
+        answered = saver.save(session, str(tmp_path / "model.ckpt"))
+    assert ("?" in answered) is sharded
+    for path in (answered, tf.train.latest_checkpoint(tmp_path), tmp_path, tmp_path / "model.ckpt"):
+        assert polyak.open(path)["w"].tobytes() == VALUES["net/kernel"].tobytes()
+
+
+def test_one_file_of_several_leads_to_all(tmp_path):
+    with tf.Graph().as_default(), tf1.Session() as session:
+        tf1.get_variable("w", initializer=tf.constant(VALUES["net/kernel"]))
+        session.run(tf1.global_variables_initializer())
+        tf1.train.Saver(write_version=tf1.train.SaverDef.V1, sharded=True).save(session, str(tmp_path / "model.ckpt"))
+    (shard,) = tmp_path.glob("model.ckpt-0*")
+    assert polyak.open(shard)["w"].tobytes() == VALUES["net/kernel"].tobytes()
+    half = shard.rename(tmp_path / "model.ckpt-00000-of-00002")
+    with pytest.raises(FileError, match="expected 2 files, received 1"):
+        polyak.open(half)
+
+
 def test_a_missing_file_of_several_is_named(tmp_path):
     _save(tmp_path / "model.ckpt", {"w": VALUES["net/kernel"]}, sharded=True)
     shard = next(tmp_path.glob("model.ckpt-*"))

@@ -141,6 +141,19 @@ def test_a_layer_that_runs_twice_counts_twice_and_a_frozen_one_keeps_its_statist
     assert [v.numpy().tolist() for v in frozen.weights] == [[0.0], [1.0]]
 
 
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 4}])
+def test_the_layer_of_tensorflow_1_is_one_too(options: dict[str, int]) -> None:
+    """It is no kind of the later one."""
+    from tf_keras.src.layers.normalization.batch_normalization_v1 import BatchNormalization
+
+    first = BatchNormalization(**options)
+    model = tf_keras.Sequential([tf_keras.Input((5,)), first, tf_keras.layers.BatchNormalization(scale=False)])
+    polyak.recalibrate(model, [X[:32]])
+    np.testing.assert_allclose(
+        first.moving_mean.numpy().reshape(-1), X[:32].astype("float64").mean(0), rtol=1e-5, atol=1e-6
+    )
+
+
 class Block(tf_keras.layers.Layer):
     """A layer within a layer, called without a word about training."""
 

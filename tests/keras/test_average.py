@@ -483,6 +483,29 @@ def test_what_only_reads_an_applied_model_is_no_change(tmp_path: Path) -> None:
     assert_same_bits(values(model), raw)
 
 
+@pytest.mark.parametrize("verb", ["transfer", "set_values", "recalibrate"])
+def test_an_average_is_not_written_while_its_model_holds_its_values(verb: str) -> None:
+    """The model would go on with the old ones, and a file of it would call them the new ones."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    ema, other = (polyak.EMA(model, decay=0.5, start="initial") for _ in range(2))
+    scramble(model, 1)
+    other.update()
+    before = ema.values()
+    write = {
+        "transfer": lambda: polyak.transfer(other, ema),
+        "set_values": lambda: ema.set_values(other.values()),
+        "recalibrate": lambda: polyak.recalibrate(ema, np.ones((8, 4), np.float32)),
+    }[verb]
+    with ema.applied():
+        with pytest.raises(Applied, match="is applied to its model") as error:
+            write()
+        assert "leave the `with ema.applied()` block first" in error.value.hint
+        assert_same_bits(ema.values(), before)
+    write()
+    with other.applied():  # the values in the model are those of another average
+        write()
+
+
 def test_odd_bits_survive() -> None:
     """Infinities, NaN with a payload, negative zero and subnormal numbers come back bit for bit."""
     model, ema = followed("OwnWeights")

@@ -255,6 +255,7 @@ def test_an_exception_on_the_way_leaves_everything_as_it_was() -> None:
     [
         ([], None, ModelError, "expected batches, received 0"),
         ([X], 3, ModelError, "expected 3 batches, received 1"),
+        ((X, X), None, ModelError, "received a tuple of 2 arrays, such as x and y"),
         ([X], 0, ModelError, "steps=0: expected a number of batches, at least 1"),
         ([X * np.float32(np.nan)], None, NonFinite, "expected finite statistics, received NaN or infinity"),
     ],

@@ -77,6 +77,11 @@ def test_a_stored_plan_is_the_plan(tmp_path: Path) -> None:
     )
 
 
+def test_a_directory_is_no_plan(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="cannot be read: Is a directory"):
+        polyak.read_plan(tmp_path)
+
+
 def test_a_plan_that_an_editor_has_marked_as_unicode_is_read(tmp_path: Path) -> None:
     path = stored(tmp_path)
     plain = path.read_bytes()

@@ -352,9 +352,37 @@ def test_a_rename_that_takes_a_name_away_is_named_as_the_cause() -> None:
     source, target = chain("one", "two"), chain("one", "two")
     assert refused(MissingWeight, source, target, rename={"two/*": "three/*"}) == (
         f"weight 'two/kernel': expected (3, 3) float32 for Sequential '{target.name}', received nothing from "
-        f"Sequential '{source.name}' (and 1 more), where rename= gave it another name\n"
-        "hint: leave it out of rename="
+        f"Sequential '{source.name}' (and 1 more), where rename= or by= gave it another name\n"
+        'hint: leave it out of rename=, or pair by="path"'
     )
+
+
+def test_names_that_say_nothing_are_paired_by_their_order_in_the_hint() -> None:
+    source, target = chain("enc", "mid"), chain("first", "second")
+    for old, new in (("enc", "first"), ("mid", "second")):
+        said = refused(MissingWeight, source, target, rename={"enc/*": "first/*"} if old == "mid" else None)
+        assert f'pair them with rename={{"{old}/' in said
+        assert f': "{new}/' in said
+    said = refused(MissingWeight, chain("decoder", "encoder"), chain("enc", "dec"))
+    assert 'rename={"encoder/kernel": "enc/kernel"}' in said  # these names do say something
+
+
+def test_the_order_is_a_hint_only_where_it_would_be_taken() -> None:
+    class Two(tf.Module):
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            for name in names:
+                setattr(self, name, tf.Variable([1.0, 2.0]))
+
+    said = refused_module(Two("p", "q"), Two("a", "b"))
+    assert 'rename={"p": "a"}' in said
+    assert "by=" not in said
+
+
+def refused_module(source: Any, target: Any) -> str:
+    with pytest.raises(MissingWeight) as caught:
+        polyak.transfer(source, target)
+    return str(caught.value)
 
 
 def test_a_missing_weight() -> None:

@@ -17,7 +17,7 @@ from polyak.averaging.base import Rule, count, real
 from polyak.averaging.means import Copy
 from polyak.averaging.ramps import InversePower
 from polyak.averaging.splice import Splice
-from polyak.averaging.wrappers import Delayed
+from polyak.averaging.wrappers import Delayed, check_inner
 from polyak.errors import RuleError
 
 
@@ -217,6 +217,7 @@ class FigureBEMA(Form):
     ratio: float = 0.4
 
     def __post_init__(self) -> None:
+        check_inner("FigureBEMA", self.of)
         object.__setattr__(self, "ratio", real("FigureBEMA: ratio", self.ratio, "(0, inf)", lambda x: x > 0))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -135,10 +136,18 @@ def _as_options(hint: str) -> str:
         'say which: --weights raw, or leave it out: --exclude head/*'
         >>> _as_options('pair them with rename={"a/kernel": "b/kernel"}')
         "pair them with --rename '^a/kernel$=b/kernel'"
+        >>> _as_options('leave it out with exclude="my head"')
+        "leave it out with --exclude 'my head'"
     """
-    said = re.sub(r"""\b(?:weights|role)=["']([^"']+)["']""", r"--weights \1", hint)
-    said = re.sub(r"""\b(format|exclude|by|cast|nonfinite|layout)=["']([^"']+)["']""", r"--\1 \2", said)
+    said = re.sub(r"""\b(weights|role)=["']([^"']+)["']""", lambda m: f"--weights {_word(m[2])}", hint)
+    options = r"""\b(format|exclude|by|cast|nonfinite|layout)=["']([^"']+)["']"""
+    said = re.sub(options, lambda m: f"--{m[1]} {_word(m[2])}", said)
     return re.sub(r"""\brename=\{["']([^"']+)["']: ["']([^"']+)["']\}""", _rename_option, said)
+
+
+def _word(value: str) -> str:
+    """A value as a shell takes it for one word."""
+    return value if re.fullmatch(r"[\w.*/:+-]+", value, re.ASCII) else shlex.quote(value)
 
 
 def _rename_option(found: re.Match[str]) -> str:

@@ -31,9 +31,10 @@ _MOST = 10_000_000
 def profile(rules: tuple[str, ...], steps: tuple[int, ...], force: bool, as_json: bool, **pictures: str | None) -> None:
     """Show what a RULE such as ema:0.999 remembers after runs of several lengths.
 
-    Mean age and half-life are in updates. Effective samples: how many equally weighted values would be as
-    smooth. Immaturity: the share of the average, in percent, that still is the value it started from. Below, for
-    the longest run: which part of the run the values are from that the average holds, oldest left.
+    Mean age and half-life are in updates, and of these alone: the start is in neither. Effective samples: how many
+    equally weighted values would be as smooth. Immaturity: the share of the average, in percent, that still is the
+    value it started from. Below, for the longest run: which part of the run the values are from that the average
+    holds, oldest left.
     """
     import polyak
 

@@ -34,10 +34,10 @@ def find_prefix(path: Path) -> Path:
         if any((path / f"saved_model.{kind}").is_file() for kind in ("pb", "pbtxt")):
             return _existing(path / "variables" / "variables", path)
         if (path / "checkpoint").is_file():
-            return _existing(_latest(path / "checkpoint"), path / "checkpoint")
+            return _existing(latest(path / "checkpoint"), path / "checkpoint")
     stem = path.with_name(re.sub(rf"\.index$|{_DATA}", "", path.name)) if path.name else path
     for prefix in (path, stem):
-        if _has_index(prefix):
+        if has_index(prefix):
             return prefix
     if path.is_file():
         raise _no_checkpoint(path, stem)
@@ -46,7 +46,8 @@ def find_prefix(path: Path) -> Path:
     raise FileError(f"file {str(path)!r}: expected a TensorFlow checkpoint, received {received}", hint=hint)
 
 
-def _has_index(prefix: Path) -> bool:
+def has_index(prefix: Path) -> bool:
+    """Whether a checkpoint of the V2 format has this prefix."""
     try:
         return Path(f"{prefix}.index").is_file()
     except OSError:  # a name longer than the system allows
@@ -54,7 +55,7 @@ def _has_index(prefix: Path) -> bool:
 
 
 def _existing(prefix: Path, source: Path) -> Path:
-    if _has_index(prefix):
+    if has_index(prefix):
         return prefix
     message = f"file {str(source)!r}: expected the checkpoint {str(prefix)!r}, received no {prefix.name}.index"
     raise FileError(message, hint=_names(prefix.parent))
@@ -75,7 +76,7 @@ def _names(directory: Path) -> str | None:
     return f"name one of {listed(found, 3)}" if found else None
 
 
-def _latest(state: Path) -> Path:
+def latest(state: Path) -> Path:
     """The checkpoint that a ``checkpoint`` state file (a text protocol buffer) names, inside the file's directory."""
     if (size := state.stat().st_size) > _STATE_LIMIT:
         raise DamagedFile(f"file {str(state)!r}: expected at most {_STATE_LIMIT} bytes, received {size}")

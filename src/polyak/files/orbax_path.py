@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyak.errors import DamagedFile, FileError, UnknownFormat
+from polyak.errors import DamagedFile, FileError, UnknownFormat, listed
 from polyak.files.failures import failures_named
 from polyak.files.partial import is_hidden
 
@@ -115,7 +115,14 @@ def _items(path: Path, origin: str) -> dict[str, Path]:
     """The trees directly below a step, by name."""
     for item in _below(path):
         _refuse_unfinished(item, origin)
-    return {p.name: p for p in _below(path) if _is_item(p)}
+    items = {p.name: p for p in _below(path) if _is_item(p)}
+    whole = [p for p in items.values() if (p / STEP_METADATA).is_file()]
+    if len(whole) > 1 and not (path / STEP_METADATA).is_file():
+        raise UnknownFormat(
+            f"{origin}: expected one checkpoint, received {len(whole)} beside each other",
+            hint=f"open the one that is meant: {listed([repr(str(p)) for p in whole], 3)}",
+        )
+    return items
 
 
 def _steps(path: Path) -> dict[int, list[Path]]:

@@ -7,6 +7,7 @@ Source: ``tensorflow/core/util/saved_tensor_slice.proto`` and ``tensorflow/core/
 
 from __future__ import annotations
 
+import glob
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,11 +21,13 @@ import numpy as np
 from polyak.contents import Contents, Tensor
 from polyak.errors import DamagedFile, FileError
 from polyak.files.bundle_entries import DTYPES, NON_NUMERIC, Region, decode_region, no_numbers, region_slices
+from polyak.files.bundle_path import has_index, latest
 from polyak.files.protobuf import Bytes, Message, WireError, decode
 from polyak.files.sstable import has_magic, read_table
 from polyak.weights import numpy_dtype
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+# Of a set in several files; the Saver itself, and its state file, call the set by question marks.
+_SHARD = re.compile(r"-(\d{5}|\?{5})-of-(\d{5})$")
 # Field of TensorProto in which a dtype's values are, and how they lie there; all others are varints in field 7.
 _FIXED = {"float32": (5, "<f4"), "float64": (6, "<f8"), "complex64": (9, "<c8"), "complex128": (12, "<c16")}
 _VARINTS = {"int64": 10, "bool": 11, "float16": 13, "bfloat16": 13, "uint32": 16, "uint64": 17}
@@ -68,14 +71,20 @@ def read(path: Path) -> Contents:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
+    """The one file, or all of the set that the path is the prefix, a file or the common name of."""
+    if (state := path / "checkpoint").is_file() and not has_index(named := latest(state)):
+        path = named
+    shard = _SHARD.search(path.name)
+    if not shard and path.is_file():
         return [path]
-    return sorted(p for p in path.parent.glob(f"{path.name}-*") if _SHARD.search(p.name)) if path.name else []
+    of = f"-of-{shard[2]}" if shard else ""
+    stem = glob.escape(path.name[: shard.start()] if shard else path.name)
+    return sorted(p for p in path.parent.glob(f"{stem}-*{of}") if _SHARD.search(p.name)) if stem else []
 
 
 def _refuse_missing_shards(path: Path, files: Sequence[Path]) -> None:
     found = _SHARD.search(files[0].name)
-    if found and not path.is_file() and len(files) != int(found[2]):
+    if found and len(files) != int(found[2]):
         raise FileError(f"checkpoint {str(path)!r}: expected {int(found[2])} files, received {len(files)}")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from polyak.averaging.kernel import shadow_dtype
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import MissingWeight, ModelError, UnexpectedWeight
+from polyak.errors import Applied, MissingWeight, ModelError, UnexpectedWeight
 from polyak.frameworks.company import ALONE, Company
 from polyak.manifest import AVERAGE, RAW, Manifest, State
 from polyak.snapshot import Array, Item, Snapshot, Told, tool, versions
@@ -128,6 +128,11 @@ class Average(ABC):
         What is trained within is dropped then, and ``WeightsChanged`` says so. A write into the ``.data`` of a tensor
         of PyTorch is not noticed.
         """
+
+    @property
+    @abstractmethod
+    def is_applied(self) -> bool:
+        """Whether it is applied to its model now."""
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -343,6 +348,15 @@ def traffic(averages: Iterable[Average]) -> int:
     weights = {w.path: w for average in averages for w in average.source.weights}
     read = {w.path: weights[w.path].nbytes * (1 + w.floating) for w in shadows}
     return sum(read.values()) + sum(w.nbytes * (1 + (w.kind is Kind.TRAINABLE)) for w in shadows)
+
+
+def refuse_written(average: Average) -> None:
+    """Raise Applied where the model would go on with the values from before, which a file of it would call the new."""
+    if average.is_applied:
+        raise Applied(
+            f"average {average.label} is applied to its model, which would keep the values from before",
+            hint="leave the `with ema.applied()` block first",
+        )
 
 
 def _stateful(average: Average, method: str, instead: str) -> ModelError:

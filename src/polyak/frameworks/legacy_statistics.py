@@ -23,6 +23,8 @@ from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.snapshot import Array
 
 Calls = dict[str, list[tf.Tensor]]
+# What that of TensorFlow 1 and that of TensorFlow 2 are made of; tf_keras has no public name for it.
+_NORMALISING = tf_keras.layers.BatchNormalization.__mro__[1]
 
 
 def recomputed(source: Any, batches: Batches, told: Told) -> dict[str, Array]:
@@ -47,7 +49,7 @@ class _Normalised:
     @classmethod
     def of(cls, model: Any) -> _Normalised:
         variables = TensorFlowFramework().variables(model, {}).variables
-        normalising = [x for x in model._flatten_layers() if isinstance(x, tf_keras.layers.BatchNormalization)]
+        normalising = [x for x in model._flatten_layers() if isinstance(x, _NORMALISING)]
         layers = trained(describe(model), normalising)
         own = {id(s) for layer in layers for s in statistics_of(layer)}
         return cls(model, layers, {path: v for path, v in variables.items() if id(v) in own})

@@ -22,7 +22,7 @@ from polyak.errors import (
     listed,
     notify,
 )
-from polyak.frameworks.base import Average, Tracking
+from polyak.frameworks.base import Average, Tracking, refuse_written
 from polyak.frameworks.exchange import Left, Locks, Over, moment, together, watch
 from polyak.frameworks.locks import Lock
 from polyak.manifest import State, decode_memo, encode_memo
@@ -366,6 +366,7 @@ class ShadowTarget(Target):
         return self._shadows.home(path)
 
     def write(self, path: str, value: Any) -> None:
+        refuse_written(self._average)
         self._shadows.write(path, value)
 
     def hold(self, path: str) -> PutBack:

@@ -20,6 +20,8 @@ from polyak.renaming import Rename, apply_rename
 from polyak.weights import Kind, Weight, glob_match
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
+# From here on two names are taken for one that was changed, in [0, 1].
+_ALIKE = 0.6
 # PyTorch keeps what a weight is computed from under this name, and the weight itself nowhere.
 _PARAMETRISED = "parametrizations."
 _PLAIN = (
@@ -305,7 +307,7 @@ def _missing(
     missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str
 ) -> MissingWeight:
     first = missing[0]
-    near = nearest(first, unexpected)
+    near = _partner(first, missing, unexpected)
     message = (
         f"weight {first.path!r}: expected {first.shape} {first.dtype} for {target}, received nothing from {source}"
         f"{_others(missing)}"
@@ -316,7 +318,8 @@ def _missing(
     if near is None:
         return MissingWeight(message)
     if near.path == first.path:
-        return MissingWeight(f"{message}, where rename= gave it another name", hint="leave it out of rename=")
+        why = "where rename= or by= gave it another name"
+        return MissingWeight(f"{message}, {why}", hint='leave it out of rename=, or pair by="path"')
     other = _framework([near]) or _framework(unexpected)
     if other and (_framework([first]) or _framework(missing)) not in ("", other):
         return MissingWeight(message + nearly, hint=f'say how the source lies: layout="{other}"')
@@ -326,6 +329,23 @@ def _missing(
     old, new = globs
     hint = f'pair them with rename={{"{old}": "{new}"}}{_whole(missing, unexpected)}'
     return MissingWeight(message + nearly, hint=hint)
+
+
+def _partner(first: Weight, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> Weight | None:
+    """The nearest by name; of several alike whose names say nothing, the one at the same place in the order."""
+    near = nearest(first, unexpected)
+    alike, ours = ([w for w in weights if w.shape == first.shape] for weights in (unexpected, missing))
+    if near not in alike or len(alike) != len(ours) or _likeness(first.path, near.path) >= _ALIKE:
+        return near
+    return alike[ours.index(first)]
+
+
+def _likeness(one: str, other: str) -> float:
+    """How alike two names are in [0, 1], less the last steps that both have."""
+    ours, theirs = (re.split("[/.]", name) for name in (one, other))
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours.pop(), theirs.pop()
+    return difflib.SequenceMatcher(None, "/".join(ours), "/".join(theirs)).ratio()
 
 
 def _prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
@@ -350,9 +370,7 @@ def _framework(weights: Sequence[Weight]) -> str:
 def refuse_other_local(p: Pair, where: str) -> None:
     """Raise AmbiguousMatch where a position pairs a kernel with a bias of the same shape."""
     ours, theirs = p.target.evidence, p.source.evidence
-    if not (ours and theirs and theirs.local) or p.target.kind is Kind.SEED or _UNNAMED.fullmatch(theirs.local):
-        return
-    if ours.local != theirs.local:
+    if ours and theirs and _have_other_locals(p.target, p.source):
         raise AmbiguousMatch(
             f"weight {p.target.path!r}: expected {ours.local!r} at position {ours.position}, "
             f"received {theirs.local!r} ({p.source.path!r}) from {where}",
@@ -360,12 +378,21 @@ def refuse_other_local(p: Pair, where: str) -> None:
         )
 
 
+def _have_other_locals(target: Weight, source: Weight) -> bool:
+    """Whether the names of two weights within their layers are known, and differ."""
+    ours, theirs = target.evidence, source.evidence
+    if not (ours and theirs and theirs.local) or target.kind is Kind.SEED or _UNNAMED.fullmatch(theirs.local):
+        return False
+    return ours.local != theirs.local
+
+
 def _whole(missing: list[Weight], unexpected: list[Weight]) -> str:
     """Another kind of evidence that pairs all the rest, as a second suggestion."""
     kinds: tuple[tuple[Key, str], ...] = (("structure", "structure"), ("name", "name"), ("position", "order"))
     for by, word in kinds:
         found = {key_of(w, by): w for w in unexpected if w.evidence is not None}
-        if all((s := found.get(key_of(t, by))) is not None and s.shape == t.shape for t in missing):
+        pairs = [(t, found.get(key_of(t, by))) for t in missing]
+        if all(s and s.shape == t.shape and not (by == "position" and _have_other_locals(t, s)) for t, s in pairs):
             return f', or all by their {word} with by="{by}"'
     return ""
 
@@ -397,7 +424,7 @@ def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:
     """The candidate of the same shape at the most similar path, or the most similar path of any shape."""
     same_shape = [c for c in candidates if c.shape == weight.shape]
     # Counters and the like are all of one shape.
-    for pool, cutoff in ((same_shape, 0.0 if weight.size > 1 else 0.6), (candidates, 0.6)):
+    for pool, cutoff in ((same_shape, 0.0 if weight.size > 1 else _ALIKE), (candidates, _ALIKE)):
         close = difflib.get_close_matches(weight.path, [c.path for c in pool], 1, cutoff)
         if close:
             return next(c for c in pool if c.path == close[0])

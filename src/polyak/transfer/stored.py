@@ -164,9 +164,12 @@ def read_plan(path: Path) -> StoredPlan:
     if path.is_file() and path.stat().st_size > _LARGEST:
         raise FileError(f"file {str(path)!r}: expected a plan of at most {_LARGEST:,} bytes, received a larger file")
     try:
-        return StoredPlan.from_json(path.read_bytes().removeprefix(BOM_UTF8), f"file {str(path)!r}")
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise FileError(f"file {str(path)!r}: there is nothing at this path") from None
+    except OSError as error:
+        raise FileError(f"file {str(path)!r}: cannot be read: {error.strerror or error}") from error
+    return StoredPlan.from_json(raw.removeprefix(BOM_UTF8), f"file {str(path)!r}")
 
 
 def _held(weights: Mapping[str, Weight], name: str, where: str) -> Weight:
