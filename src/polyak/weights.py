@@ -15,6 +15,7 @@ import ml_dtypes  # noqa: F401 - registers bfloat16, float8 and others with NumP
 import numpy as np
 
 Globs = str | Sequence[str]
+_DTYPE = re.compile(r"[a-z]\w*", re.ASCII | re.IGNORECASE)
 
 
 class Kind(StrEnum):
@@ -92,6 +93,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         >>> numpy_dtype("bfloat16").itemsize
         2
     """
+    if not _DTYPE.fullmatch(name):  # NumPy would take it for a list of several, and evaluate what is in it
+        raise TypeError(f"{name!r:.120}: expected the name of a dtype")
     return np.dtype(name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
 from collections.abc import Mapping
 from io import BytesIO
@@ -22,10 +21,6 @@ MAGIC = zips.MAGIC
 NOTE = "polyak.json"
 _PICKLE = "data.pkl"
 _ENCRYPTED = 1
-_FAILURES = (
-    zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error, OverflowError, KeyError,
-    IndexError, OSError, MemoryError,
-)  # fmt: skip
 
 
 def recognises(path: Path, start: bytes) -> bool:
@@ -33,7 +28,7 @@ def recognises(path: Path, start: bytes) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _pickle_name(archive.namelist()) is not None
-    except _FAILURES:
+    except zips.FAILURES:
         first = start[zips.LOCAL.size : zips.LOCAL.size + int.from_bytes(start[26:28], "little")]
         return first.endswith(b"/" + _PICKLE.encode())
 
@@ -79,7 +74,7 @@ def _members(data: PositionedFile, origin: str) -> Mapping[str, zipfile.ZipInfo]
             members = archive.infolist()
     except DamagedFile:
         raise
-    except _FAILURES as error:
+    except zips.FAILURES as error:
         raise DamagedFile(
             f"{origin}: the list of its members is not readable: {error!s:.80}",
             hint="it is truncated or damaged; restore it from a copy",

@@ -28,6 +28,11 @@ _LONGEST_COMMENT = 0xFFFF
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ELSEWHERE = (0xFFFF, 0xFFFFFFFF)  # a number that does not fit stands in the record of zip64
+# What the standard library raises for the directory or a member of a damaged zip.
+FAILURES = (
+    zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error, OverflowError, KeyError,
+    IndexError, OSError, MemoryError,
+)  # fmt: skip
 _HINT = "it is truncated or damaged; restore it from a copy"
 
 
@@ -36,7 +41,7 @@ def opened(source: Path | BinaryIO, origin: str) -> zipfile.ZipFile:
 
     Raises:
         DamagedFile: it contradicts itself, or has more members than a file of weights.
-        zipfile.BadZipFile, OSError: its directory is not readable; the caller, who knows the format, says so.
+        One of FAILURES: its directory is not readable; the caller, who knows the format, says so.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:
