@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -81,16 +81,13 @@ def average(
         sources: paths, snapshots, models or averages of one structure.
         weights: a share for each; equal ones by default. ``role`` says which set of each source is meant.
         out: written there; the end of the name says in which format. Without it the answer is a snapshot: a lazy one
-            of files, and of members that are live, which may be trained or written, one that is computed at once.
+            of files, one that is computed at once where members are live. These are copied first, each in one moment.
     """
     members = _members(sources, role)
-    mean = many.mean(members, weights, watch)
-    with ExitStack() as moments:
-        for member in members:
-            moments.enter_context(member.moment())
-        if out is not None:
-            return written(mean, out, writer(out))
-        return mean.copy() if any(member.live for member in members) else mean
+    mean = many.mean([member.still() for member in members], weights, watch)
+    if out is not None:
+        return written(mean, out, writer(out))
+    return mean.copy() if any(member.live for member in members) else mean
 
 
 def distances(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,27 @@ def test_a_mean_of_live_models_stays_what_it_was(tmp_path: Path) -> None:
     assert mean["w"].tolist() == [2.0] == one.w.numpy().tolist()
     polyak.average([polyak.EMA(one, decay=0.5), polyak.EMA(other, decay=0.5)], out=tmp_path / "mean.npz")
     assert polyak.open(tmp_path / "mean.npz")["w"].tolist() == [5.5]
+
+
+def test_live_members_are_read_one_after_another_whoever_holds_which() -> None:
+    """Two threads that ask for two averages in two orders would wait for each other."""
+    averages = [polyak.EMA(Live(value), decay=0.5) for value in (1.0, 3.0)]
+    failed: list[BaseException] = []
+
+    def mean(members: list[Any]) -> None:
+        try:
+            for _ in range(50):
+                assert polyak.average(members)["w"].tolist() == [2.0]
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=mean, args=(members,)) for members in (averages, averages[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_soup_may_be_scored_in_one_of_its_members() -> None:

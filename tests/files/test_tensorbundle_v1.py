@@ -81,6 +81,22 @@ def test_what_the_saver_answers_and_its_state_file_name_it(tmp_path, sharded):
         assert polyak.open(path)["w"].tobytes() == VALUES["net/kernel"].tobytes()
 
 
+def test_sets_with_step_numbers_beside_it_are_others(tmp_path):
+    for name, value in (("model.ckpt", 1.0), ("model.ckpt-100", 2.0), ("model.ckpt-200", 3.0)):
+        _save(tmp_path / name, {"w": np.float32([value])}, sharded=True)
+    for name, value in (("model.ckpt", 1.0), ("model.ckpt-00000-of-00001", 1.0), ("model.ckpt-100", 2.0)):
+        assert polyak.open(tmp_path / name)["w"].tolist() == [value]
+    assert polyak.open(tmp_path / "model.ckpt-?????-of-00001")["w"].tolist() == [1.0]
+
+
+def test_a_saved_model_may_hold_another_file_called_checkpoint(tmp_path):
+    module = tf.Module()
+    module.w = tf.Variable([1.0, 2.0])
+    tf.saved_model.save(module, str(tmp_path / "served"))
+    (tmp_path / "served" / "checkpoint").write_bytes(b"not a word of TensorFlow's")
+    assert polyak.open(tmp_path / "served")["w"].tolist() == [1.0, 2.0]
+
+
 def test_one_file_of_several_leads_to_all(tmp_path):
     with tf.Graph().as_default(), tf1.Session() as session:
         tf1.get_variable("w", initializer=tf.constant(VALUES["net/kernel"]))

@@ -468,6 +468,31 @@ class Scaled(tf.Module):
         self.bias = tf.Variable([1.0, 2.0])
 
 
+def test_a_weight_that_takes_another_shape_within_the_block_is_told() -> None:
+    module = tf.Module()
+    module.w = tf.Variable([1.0, 2.0], shape=tf.TensorShape(None))
+    ema = polyak.EMA(module, decay=0.5, start="initial")
+    with pytest.warns(WeightsChanged, match="weight 'w': written while"), ema.applied():
+        module.w.assign([3.0])
+    assert module.w.numpy().tolist() == [1.0, 2.0]
+
+
+def test_the_exception_of_a_block_is_the_user_s_own() -> None:
+    module = Scaled()
+    ema = polyak.EMA(module, decay=0.5, start="initial")
+
+    def fail() -> None:
+        with ema.applied():
+            module.bias.assign([5.0, 5.0])
+            raise KeyError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KeyError):
+            fail()
+    assert module.bias.numpy().tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("name", ["scale", "half", "bias"])
 def test_a_write_into_a_weight_of_any_rank_within_the_block_is_told(name: str) -> None:
     module = Scaled()

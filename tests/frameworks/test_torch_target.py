@@ -189,6 +189,21 @@ def test_a_module_that_packs_its_weights_is_refused_also_if_it_is_one_of_several
         assert "quantise the result" in error.value.hint
 
 
+class Own(nn.Linear):
+    """A module of somebody's own, in a package of such a name, which saves more than its tensors."""
+
+    __module__ = "mine.quantized.layers"
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        super()._save_to_state_dict(*args)
+
+
+def test_a_module_of_plain_tensors_is_none_that_packs_whatever_it_is_called() -> None:
+    source, target = nn.Sequential(Own(2, 2)), nn.Sequential(Own(2, 2))
+    polyak.transfer(source, target)
+    assert torch.equal(source[0].weight, target[0].weight)
+
+
 class Counting(nn.Linear):
     calls = 0
 

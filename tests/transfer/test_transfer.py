@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -365,6 +367,31 @@ def test_names_that_say_nothing_are_paired_by_their_order_in_the_hint() -> None:
         assert f': "{new}/' in said
     said = refused(MissingWeight, chain("decoder", "encoder"), chain("enc", "dec"))
     assert 'rename={"encoder/kernel": "enc/kernel"}' in said  # these names do say something
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("kqv", ["query", "key", "value"]), (["k_proj", "q_proj", "v_proj"], "qkv"), ("ab", ["x", "y"])]
+)
+def test_a_hint_that_is_followed_pairs_what_is_meant(old: Any, new: Any) -> None:
+    """A name that begins the other one is it; of names that have nothing in common the order tells."""
+    source, target = chain(*old), chain(*new)
+    rename: dict[str, str] = {}
+    while more := hinted(source, target, rename):
+        rename |= more
+    found = bits(target)
+    for path, value in bits(source).items():
+        layer, _, local = path.partition("/")
+        begun = [n for n in new if n.startswith(layer) or layer.startswith(n)]
+        assert found[f"{begun[0] if begun else list(new)[list(old).index(layer)]}/{local}"] == value
+
+
+def hinted(source: Any, target: Any, rename: dict[str, str]) -> dict[str, str]:
+    """What else to rename; nothing once it has worked."""
+    try:
+        polyak.transfer(source, target, rename=rename)
+    except MissingWeight as error:
+        return ast.literal_eval(re.search(r"rename=({.*?})", str(error))[1])  # type: ignore[index, no-any-return]
+    return {}
 
 
 def test_the_order_is_a_hint_only_where_it_would_be_taken() -> None:

@@ -72,14 +72,25 @@ def read(path: Path) -> Contents:
 
 def _files(path: Path) -> list[Path]:
     """The one file, or all of the set that the path is the prefix, a file or the common name of."""
-    if (state := path / "checkpoint").is_file() and not has_index(named := latest(state)):
-        path = named
+    path = _named(path) or path
     shard = _SHARD.search(path.name)
     if not shard and path.is_file():
         return [path]
-    of = f"-of-{shard[2]}" if shard else ""
-    stem = glob.escape(path.name[: shard.start()] if shard else path.name)
-    return sorted(p for p in path.parent.glob(f"{stem}-*{of}") if _SHARD.search(p.name)) if stem else []
+    stem, of = (path.name[: shard.start()], f"-of-{shard[2]}") if shard else (path.name, "")
+    beside = path.parent.glob(f"{glob.escape(stem)}-*{of}") if stem else ()
+    return sorted(p for p in beside if (found := _SHARD.search(p.name)) and p.name[: found.start()] == stem)
+
+
+def _named(path: Path) -> Path | None:
+    """What the state file in a directory names, unless that is of the V2 format; others find what is wrong with it."""
+    state = path / "checkpoint"
+    if not state.is_file() or any(path.glob("saved_model.pb*")):
+        return None
+    try:
+        named = latest(state)
+    except FileError:
+        return None
+    return None if has_index(named) else named
 
 
 def _refuse_missing_shards(path: Path, files: Sequence[Path]) -> None:

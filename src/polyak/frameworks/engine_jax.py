@@ -163,11 +163,13 @@ class JaxEngine(Engine):
 
 
 def _are_same(put: Over, found: Any) -> bool:
-    """Whether it is the same array, or another one of the same numbers, which evaluations leave behind."""
-    if found is put.mark or found is None or not found.is_fully_addressable:
+    """Whether it is the same array, or another one of the same numbers, which evaluations leave behind.
+
+    Of what a step that failed has taken away, or other processes hold, nobody can tell here.
+    """
+    if found is put.mark or found is None or found.is_deleted() or not found.is_fully_addressable:
         return True
-    made = put.make()
-    return made.shape == found.shape and bool(jnp.array_equal(made, found))
+    return bool(jnp.array_equal(put.make(), found, equal_nan=True))
 
 
 class JaxHostEngine(JaxEngine):

@@ -72,7 +72,7 @@ def _source(data: Any) -> tuple[Iterable[Any], int | None]:
         starts = range(0, size, _BATCH)
         cut = (keras.tree.map_structure(lambda a, i=i: a[i : i + _BATCH], data) for i in starts)
         return cut, len(starts)
-    if isinstance(data, tuple) and all(map(_is_array, data)):
+    if isinstance(data, tuple) and len(data) > 1 and all(map(_is_array, data)):
         raise ModelError(
             f"expected inputs, or batches of them, received a tuple of {len(data)} arrays, such as x and y",
             hint="give the inputs alone; batches are a list or a generator",

@@ -247,7 +247,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         finally:
             if owner in self._entered.value:  # an interrupt came in before the first line of `surely`
                 surely(lambda: self._leave(raw, owner, left))
-            self.tell_dropped(left, self.engine.hands.same)
+        self.tell_dropped(left, self.engine.hands.same)
 
     def _leave(self, raw: Described, owner: object, left: dict[str, Left]) -> None:
         with patiently([self], -1.0):  # raw weights come back also where threads wait for each other for ever

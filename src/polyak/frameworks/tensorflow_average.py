@@ -214,7 +214,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         finally:
             if owner in self._entered.value:  # an interrupt came in before the first line of `surely`
                 surely(lambda: self._leave(bound, owner, left))
-            self.tell_dropped(left, HANDS.same)
+        self.tell_dropped(left, HANDS.same)
 
     def _leave(self, bound: Bound, owner: object, left: dict[str, Left]) -> None:
         with patiently([self], -1.0):  # raw weights come back also where threads wait for each other for ever

@@ -38,10 +38,9 @@ def owned(value: Array) -> Any:
 
 def is_same(one: tf.Tensor, other: tf.Tensor) -> bool:
     """Whether two tensors are one memory, or hold the same numbers."""
-    here = all("CPU" in tensor.backing_device for tensor in (one, other))
-    return (here and _begins_with(lent(one), lent(other))) or bool(tf.reduce_all(tf.equal(one, other)))
-
-
-def _begins_with(one: Array, other: Array) -> bool:
-    """Whether two arrays that both are there begin at one address."""
-    return bool(one.__array_interface__["data"][0] == other.__array_interface__["data"][0])
+    if one.shape != other.shape:
+        return False
+    if any("CPU" not in tensor.backing_device for tensor in (one, other)):
+        return bool(tf.reduce_all(tf.equal(one, other)))
+    a, b = lent(one), lent(other)
+    return a.__array_interface__["data"][0] == b.__array_interface__["data"][0] or a.tobytes() == b.tobytes()

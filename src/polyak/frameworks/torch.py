@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -22,6 +23,8 @@ from polyak.weights import Evidence, Kind, Weight, is_floating
 _NUMBERED = (nn.Sequential, nn.ModuleList)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _COMPILED = "_orig_mod"
+# PyTorch's own modules that keep their weights packed; those of reference keep them as they are.
+_QUANTISED = re.compile(r"torch\.(ao\.)?nn\.(\w+\.)*quantized\b(?!\.reference)")
 _OF_KERAS = "_torch_params"  # where a layer of Keras on PyTorch keeps its variables
 
 
@@ -130,7 +133,7 @@ def _refuse_packed(module: nn.Module) -> None:
     """Raise ModelError for quantised modules that keep their weights elsewhere than in tensors of their own."""
     for name, inner in module.named_modules():
         packs = type(inner)._save_to_state_dict is not nn.Module._save_to_state_dict
-        if packs and ".quantized." in f"{type(inner).__module__}.":
+        if packs and _QUANTISED.match(type(inner).__module__):
             raise ModelError(
                 f"{type(module).__name__}: expected tensors, received module {name!r} ({type(inner).__name__}), which "
                 "keeps quantised weights in a form of its own",

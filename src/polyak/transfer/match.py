@@ -335,17 +335,30 @@ def _partner(first: Weight, missing: Sequence[Weight], unexpected: Sequence[Weig
     """The nearest by name; of several alike whose names say nothing, the one at the same place in the order."""
     near = nearest(first, unexpected)
     alike, ours = ([w for w in weights if w.shape == first.shape] for weights in (unexpected, missing))
-    if near not in alike or len(alike) != len(ours) or _likeness(first.path, near.path) >= _ALIKE:
+    shortened = [w for w in alike if _is_shortened(*_apart(first.path, w.path))]
+    if len(shortened) == 1:
+        return shortened[0]
+    if near not in alike or len(alike) != len(ours) or _likeness(*_apart(first.path, near.path)) >= _ALIKE:
         return near
     return alike[ours.index(first)]
 
 
-def _likeness(one: str, other: str) -> float:
-    """How alike two names are in [0, 1], less the last steps that both have."""
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """Two names less the last steps that both have."""
     ours, theirs = (re.split("[/.]", name) for name in (one, other))
     while ours and theirs and ours[-1] == theirs[-1]:
         ours.pop(), theirs.pop()
-    return difflib.SequenceMatcher(None, "/".join(ours), "/".join(theirs)).ratio()
+    return "/".join(ours), "/".join(theirs)
+
+
+def _is_shortened(one: str, other: str) -> bool:
+    """Whether one name is how the other begins: ``q`` and ``query``, ``enc`` and ``encoder``."""
+    return bool(one and other) and (one.startswith(other) or other.startswith(one))
+
+
+def _likeness(one: str, other: str) -> float:
+    """How alike two names are, in [0, 1]."""
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def _prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
