@@ -60,6 +60,16 @@ def test_an_action_waits_while_another_thread_is_within_a_moment(action: str) ->
     assert (state.rule, state.count) == (polyak.parse(RULE).to_json(), 1)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="only a step of JAX takes memory away")
+def test_no_array_that_a_step_has_taken_away_is_needed_to_say_whether_a_function_is_compiled() -> None:
+    average = polyak.track(small(), RULE)
+    average.update()
+    count = average.held.count
+    average.update()
+    assert count.is_deleted()
+    average.engine.refuse_traced(count)
+
+
 def a_step(model: Any, average: Any, value: float) -> None:
     with average.moment():
         fill(model, value)

@@ -159,7 +159,12 @@ class JaxEngine(Engine):
         return held_from(stepped_alone([program], [tree_of(held)], values)[0])
 
     def refuse_traced(self, array: Any) -> None:
-        _refuse_traced(jnp.array(array, copy=True))  # whatever is computed while a function is compiled is traced
+        """Whatever is computed while a function is compiled is traced.
+
+        Nothing is computed from the array: the step of another thread may take its memory away just now.
+        """
+        _refuse_traced(array)
+        _refuse_traced(jnp.zeros(()))
 
 
 def _are_same(put: Over, found: Any) -> bool:
