@@ -81,6 +81,18 @@ def test_statistics_that_a_layer_would_not_compute_with_are_refused() -> None:
     polyak.transfer(polyak.EMA(normalised(0.0), 0.5), ema)
 
 
+def test_an_average_that_is_applied_takes_no_values_over() -> None:
+    ema, other = average(), average()
+    other.update()
+    before = {path: value.tobytes() for path, value in ema.values().items()}
+    with (
+        ema.applied(),
+        pytest.raises(Applied, match="is applied to its model, which would keep the values from before"),
+    ):
+        polyak.transfer(other, ema)
+    assert {path: value.tobytes() for path, value in ema.values().items()} == before
+
+
 @pytest.mark.parametrize("counts", [(2**62 + 1, 0), (5, 2**62 + 1)])
 def test_counts_that_cannot_go_on_are_not_taken_over(counts: tuple[int, int]) -> None:
     ema = average()
