@@ -98,6 +98,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py"),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/locks.py": ("tests/frameworks/test_exchange.py",),
+    "frameworks/shadow_target.py": ("tests/frameworks/test_stateful.py",),
     "frameworks/stateful.py": ("tests/frameworks/test_stateful.py",),
     "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
     "renaming.py": ("tests/test_renaming.py",),

@@ -15,7 +15,8 @@ from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, WeightErro
 from polyak.manifest import State
 from polyak.renaming import apply_rename
 from polyak.snapshot import Array, Item, Snapshot
-from polyak.transfer.match import Pairing, key_of, nearest, pair
+from polyak.transfer.match import Pairing, key_of, pair
+from polyak.transfer.nearest import nearest
 from polyak.transfer.plan import make_plan
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Evidence, Kind, Weight

@@ -37,7 +37,8 @@ from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows, as_held
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
-from polyak.frameworks.stateful import Ref, ShadowTarget, refuse_grown, undisturbed
+from polyak.frameworks.shadow_target import ShadowTarget
+from polyak.frameworks.stateful import Ref, refuse_grown, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.transfer.target import Target

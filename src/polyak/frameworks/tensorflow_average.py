@@ -17,7 +17,8 @@ from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import EXCHANGING, Left, holds_average, patiently, together, watchers
 from polyak.frameworks.growth import Growth, joined
 from polyak.frameworks.keras_derived import strangers
-from polyak.frameworks.stateful import Ref, ShadowTarget, StatefulAverage, refuse_grown, undisturbed
+from polyak.frameworks.shadow_target import ShadowTarget
+from polyak.frameworks.stateful import Ref, StatefulAverage, refuse_grown, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_fit, restart
 from polyak.frameworks.tensorflow_exchange import HANDS, enter, leave
 from polyak.frameworks.tensorflow_moving import Moving

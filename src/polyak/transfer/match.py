@@ -7,28 +7,24 @@ every other key that exists on both sides may object. An objection is an error, 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Literal
 
 from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
 from polyak.renaming import Rename, apply_rename
+from polyak.transfer.nearest import partner, prefixes
 from polyak.weights import Kind, Weight, glob_match
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
-# From here on two names are taken for one that was changed, in [0, 1].
-_ALIKE = 0.6
 # PyTorch keeps what a weight is computed from under this name, and the weight itself nowhere.
 _PARAMETRISED = "parametrizations."
 _PLAIN = (
     "one side computes this weight from others: make it a plain one first with "
     "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
 )
-_STEP = re.compile(r"[^/.]*[/.]")
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
 # What is a matrix in both frameworks, with its axes in another order.
@@ -307,7 +303,7 @@ def _missing(
     missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str
 ) -> MissingWeight:
     first = missing[0]
-    near = _partner(first, missing, unexpected)
+    near = partner(first, missing, unexpected)
     message = (
         f"weight {first.path!r}: expected {first.shape} {first.dtype} for {target}, received nothing from {source}"
         f"{_others(missing)}"
@@ -323,54 +319,12 @@ def _missing(
     other = _framework([near]) or _framework(unexpected)
     if other and (_framework([first]) or _framework(missing)) not in ("", other):
         return MissingWeight(message + nearly, hint=f'say how the source lies: layout="{other}"')
-    globs = _prefixes(near.path, first.path, missing, unexpected)
+    globs = prefixes(near.path, first.path, missing, unexpected)
     if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
         globs = near.path, first.path
     old, new = globs
     hint = f'pair them with rename={{"{old}": "{new}"}}{_whole(missing, unexpected)}'
     return MissingWeight(message + nearly, hint=hint)
-
-
-def _partner(first: Weight, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> Weight | None:
-    """The nearest by name; of several alike whose names say nothing, the one at the same place in the order."""
-    near = nearest(first, unexpected)
-    alike, ours = ([w for w in weights if w.shape == first.shape] for weights in (unexpected, missing))
-    shortened = [w for w in alike if _is_shortened(*_apart(first.path, w.path))]
-    if len(shortened) == 1:
-        return shortened[0]
-    if near not in alike or len(alike) != len(ours) or _likeness(*_apart(first.path, near.path)) >= _ALIKE:
-        return near
-    return alike[ours.index(first)]
-
-
-def _apart(one: str, other: str) -> tuple[str, str]:
-    """Two names less the last steps that both have."""
-    ours, theirs = (re.split("[/.]", name) for name in (one, other))
-    while ours and theirs and ours[-1] == theirs[-1]:
-        ours.pop(), theirs.pop()
-    return "/".join(ours), "/".join(theirs)
-
-
-def _is_shortened(one: str, other: str) -> bool:
-    """Whether one name is how the other begins: ``q`` and ``query``, ``enc`` and ``encoder``."""
-    return bool(one and other) and (one.startswith(other) or other.startswith(one))
-
-
-def _likeness(one: str, other: str) -> float:
-    """How alike two names are, in [0, 1]."""
-    return difflib.SequenceMatcher(None, one, other).ratio()
-
-
-def _prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
-    """Globs that pair all that is missing, if its names differ from the source's in their first steps alone."""
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(old), reversed(new), strict=False)))
-    before, after = (name[: len(name) - same] for name in (old, new))
-    if not all(start == "" or start.endswith(("/", ".")) for start in (before, after)):
-        step = _STEP.match(old[len(before) :])  # the rest of the step in which they differ
-        before, after = (start + (step.group() if step else "") for start in (before, after))
-    known = {w.path: w.shape for w in unexpected}
-    pair_all = all(w.path.startswith(after) and known.get(before + w.path[len(after) :]) == w.shape for w in missing)
-    return (f"{before}*", f"{after}*") if pair_all and len(missing) > 1 else None
 
 
 def _framework(weights: Sequence[Weight]) -> str:
@@ -431,14 +385,3 @@ def _unexpected(unexpected: list[Weight], source: str, target: str) -> Unexpecte
 
 def _others(weights: list[Weight]) -> str:
     return f" (and {len(weights) - 1} more)" if len(weights) > 1 else ""
-
-
-def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:
-    """The candidate of the same shape at the most similar path, or the most similar path of any shape."""
-    same_shape = [c for c in candidates if c.shape == weight.shape]
-    # Counters and the like are all of one shape.
-    for pool, cutoff in ((same_shape, 0.0 if weight.size > 1 else _ALIKE), (candidates, _ALIKE)):
-        close = difflib.get_close_matches(weight.path, [c.path for c in pool], 1, cutoff)
-        if close:
-            return next(c for c in pool if c.path == close[0])
-    return None

@@ -17,6 +17,7 @@ from polyak.transfer import match, names, places
 from polyak.transfer.commit import commit
 from polyak.transfer.layout_asked import change, refuse_unsaid
 from polyak.transfer.match import Key, Pair, Pairing
+from polyak.transfer.nearest import nearest
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.shared import without_twins
 from polyak.transfer.target import Target
@@ -308,7 +309,7 @@ def _refuse_shape(p: Pair, source: Snapshot) -> None:
     if p.source.shape == p.target.shape:
         return
     others = [w for w in source.weights if w.shape == p.target.shape and w.path != p.source.path]
-    near = match.nearest(p.target, others)
+    near = nearest(p.target, others)
     tail = f"; nearest: {near.path!r}" if near else ""
     raise ShapeMismatch(
         f"weight {p.target.path!r}: expected {p.target.shape}, received {p.source.shape} from {source.origin}{tail}",

@@ -1,0 +1,67 @@
+"""Names that are near: what an error offers in the place of a weight that is missing."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+
+from polyak.weights import Weight
+
+# From here on two names are taken for one that was changed, in [0, 1].
+_ALIKE = 0.6
+_STEP = re.compile(r"[^/.]*[/.]")
+
+
+def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:
+    """The candidate of the same shape at the most similar path, or the most similar path of any shape."""
+    same_shape = [c for c in candidates if c.shape == weight.shape]
+    # Counters and the like are all of one shape.
+    for pool, cutoff in ((same_shape, 0.0 if weight.size > 1 else _ALIKE), (candidates, _ALIKE)):
+        close = difflib.get_close_matches(weight.path, [c.path for c in pool], 1, cutoff)
+        if close:
+            return next(c for c in pool if c.path == close[0])
+    return None
+
+
+def partner(first: Weight, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> Weight | None:
+    """The nearest by name; of several alike whose names say nothing, the one at the same place in the order."""
+    near = nearest(first, unexpected)
+    alike, ours = ([w for w in weights if w.shape == first.shape] for weights in (unexpected, missing))
+    shortened = [w for w in alike if _is_shortened(*_apart(first.path, w.path))]
+    if len(shortened) == 1:
+        return shortened[0]
+    if near not in alike or len(alike) != len(ours) or _likeness(*_apart(first.path, near.path)) >= _ALIKE:
+        return near
+    return alike[ours.index(first)]
+
+
+def prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
+    """Globs that pair all that is missing, if its names differ from the source's in their first steps alone."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(old), reversed(new), strict=False)))
+    before, after = (name[: len(name) - same] for name in (old, new))
+    if not all(start == "" or start.endswith(("/", ".")) for start in (before, after)):
+        step = _STEP.match(old[len(before) :])  # the rest of the step in which they differ
+        before, after = (start + (step.group() if step else "") for start in (before, after))
+    known = {w.path: w.shape for w in unexpected}
+    pair_all = all(w.path.startswith(after) and known.get(before + w.path[len(after) :]) == w.shape for w in missing)
+    return (f"{before}*", f"{after}*") if pair_all and len(missing) > 1 else None
+
+
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """Two names less the last steps that both have."""
+    ours, theirs = (re.split("[/.]", name) for name in (one, other))
+    while ours and theirs and ours[-1] == theirs[-1]:
+        ours.pop(), theirs.pop()
+    return "/".join(ours), "/".join(theirs)
+
+
+def _is_shortened(one: str, other: str) -> bool:
+    """Whether one name is how the other begins: ``q`` and ``query``, ``enc`` and ``encoder``."""
+    return bool(one and other) and (one.startswith(other) or other.startswith(one))
+
+
+def _likeness(one: str, other: str) -> float:
+    """How alike two names are, in [0, 1]."""
+    return difflib.SequenceMatcher(None, one, other).ratio()
