@@ -6,7 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-_NOT_THE_CALLER = ("polyak", "contextlib")
+# Keras and the others call polyak for the user, whose own line is further out.
+_NOT_THE_CALLER = ("polyak", "contextlib", "keras", "tf_keras", "tensorflow", "jax", "torch")
 
 
 class PolyakError(Exception):
@@ -116,6 +117,10 @@ class RuleChanged(PolyakWarning):
 
 class WeightsChanged(PolyakWarning):
     """A model has other weights, or other values in them, than when its average last saw it."""
+
+
+class BegunLate(PolyakWarning):
+    """An average begins on a model that was trained before, and knows nothing of it."""
 
 
 class NotAveraged(PolyakWarning):

@@ -11,11 +11,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from tests.keras import peers
 from tests.keras.peers import BACKEND, adam, network, train
 
 import polyak
 from polyak.averaging.parts import Parts
-from polyak.errors import PolyakWarning, RuleError, WeightsChanged
+from polyak.errors import BegunLate, PolyakWarning, RuleError, WeightsChanged
 from polyak.keras import Averaging
 
 COPY = "ema:0.9,start=copy"
@@ -240,9 +241,24 @@ def test_an_average_is_begun_on_a_file_that_has_none(tmp_path: Any) -> None:
     again = keras.models.load_model(tmp_path / "old.keras")
     averaging, record = Averaging(COPY), Steps()
     record._seen = 2
-    train(again, 3, averaging, record)
+    with pytest.warns(BegunLate, match=r"start=copy of Sequential .* the optimizer has made 2 updates"):
+        train(again, 3, averaging, record)
     assert averaging.average.count == 3
     assert_follows(averaging.average, record.steps)
+
+
+def test_an_average_that_goes_on_or_was_made_for_it_is_not_late() -> None:
+    model = network(adam())
+    first = Averaging(COPY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BegunLate)
+        train(model, 2, first)
+        train(model, 2, first)
+        train(model, 2, Averaging(first.average))
+        train(model, 2, Averaging(polyak.track(model, "mean")))
+    with pytest.warns(BegunLate, match="8 updates") as said:
+        train(model, 2, Averaging(first.average), Averaging(COPY, name="anew"))
+    assert [each.filename for each in said if each.category is BegunLate] == [peers.__file__]  # where fit is called
 
 
 @pytest.fixture(params=["mixed_bfloat16", "mixed_float16", "bfloat16"])

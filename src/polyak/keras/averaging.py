@@ -18,6 +18,7 @@ from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets
+from polyak.keras.late import tell_late
 from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
 from polyak.keras.refusals import (
     nested,
@@ -185,6 +186,7 @@ class Averaging(keras.callbacks.Callback):
                 raise own_loop(self.model)
             self._move_by_rule()
             self._stand("evaluate", self._validate)
+            tell_late(self.model, [c.average for c in self._all if c._given is None])
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._noted is None:
