@@ -25,8 +25,9 @@ from polyak.files.object_graph import TrackedTensor
 from polyak.files.tensorbundle import TensorBundle
 from polyak.files.tensorbundle_format import NOTE
 from polyak.frameworks import Average, framework_of
-from polyak.frameworks.tensorflow import TensorFlowFramework
+from polyak.frameworks.tensorflow import FRAMEWORK, TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.walk import leaves
 from polyak.manifest import AVERAGE, RAW, Stored, digest, encode_note
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Array, Snapshot
@@ -212,7 +213,15 @@ class _Served(tf.Module):
         averaged = average.bound.shadows.variables
         self.average = {path: v for path, v in variables.items() if path in averaged}
         self.others = {path: v for path, v in variables.items() if path not in averaged}
+        self.resources = _resources(call if isinstance(call, tf.Module) else average.followed())
         self.serve = tf.function(lambda *inputs: call(*inputs), input_signature=specs)
+
+
+def _resources(model: Any) -> list[Any]:
+    """What a model's function needs beside variables, such as tables of words: TensorFlow saves no function without."""
+    held = (kv for module in FRAMEWORK.within(model) for kv in vars(module).items())
+    resource = tf.saved_model.experimental.TrackableResource
+    return [leaf for key, value in held for _, leaf in leaves(key, value) if isinstance(leaf, resource)]
 
 
 def _spec(example: Any, name: str | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +10,12 @@ import keras
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.distribute.sharded_variable import ShardedVariable
+from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 from tests.frameworks.zoo import LEGACY, NAMES, ZOO, Affine, Blocks, dense, in_another_process, inventory, vectors
 
 import polyak
-from polyak.errors import ModelError, UnbuiltModel
+from polyak.errors import ModelError, NotAWeight, UnbuiltModel
 from polyak.frameworks import framework_of
 
 
@@ -175,9 +178,10 @@ def test_a_layer_alone_is_a_model() -> None:
 
 
 def test_unbuilt_models_are_refused() -> None:
-    for name in ("Blocks", "sequential_deferred", "LegacySubclassed"):
+    deferred = tf_keras.Sequential([tf_keras.layers.Dense(2)])
+    for model in (*(ZOO[name].new() for name in ("Blocks", "sequential_deferred", "LegacySubclassed")), deferred):
         with pytest.raises(UnbuiltModel, match="expected a built model, received one without weights yet"):
-            polyak.snapshot(ZOO[name].new())
+            polyak.snapshot(model)
 
 
 def test_what_is_no_model_or_has_no_weights_is_refused() -> None:
@@ -299,13 +303,57 @@ def test_a_keras_layer_whose_list_holds_itself_is_tracked() -> None:
 
 
 @pytest.mark.parametrize("verb", [lambda m: polyak.track(m, "mean"), polyak.snapshot])
-@pytest.mark.parametrize("dtype", ["string", "qint8"])
-def test_a_variable_that_holds_no_numbers_is_refused_by_its_name(verb: Any, dtype: str) -> None:
+def test_a_variable_that_holds_no_numbers_is_refused_by_its_name(verb: Any) -> None:
     module = tf.Module(name="net")
     module.w = tf.Variable([1.0])
-    words = tf.constant(["a", "b"])
-    module.words = tf.Variable(words if dtype == "string" else tf.quantization.quantize([1.0], 0.0, 2.0, tf.qint8)[0])
-    with pytest.raises(ModelError, match=f"'net': weight 'words': expected numbers, received a variable of .* {dtype}"):
+    quantised = tf.quantization.quantize([1.0], 0.0, 2.0, tf.qint8)[0]
+    module.few = tf.Variable(quantised)
+    with pytest.raises(ModelError, match=r"'net': weight 'few': expected numbers, received a variable of .* qint8"):
         verb(module)
-    module.words = words  # as the hint says
+    module.few = quantised  # as the hint says
     assert list(polyak.track(module, "mean").values()) == ["w"]
+
+
+def test_a_variable_of_texts_is_left_where_it_is_and_that_is_said() -> None:
+    one, other = tf.Module(), tf.Module()
+    for module, number in ((one, 1.0), (other, 2.0)):
+        module.w, module.words = tf.Variable([number]), tf.Variable([f"{number}"])
+    with pytest.warns(NotAWeight, match="'words' is a variable of texts, which is no weight: it is neither"):
+        average = polyak.track(one, "mean")
+    with pytest.warns(NotAWeight, match="'words'"):
+        polyak.transfer(one, other)
+    assert list(average.values()) == ["w"]
+    assert other.w.numpy().tolist() == [1.0]
+    assert other.words.numpy().tolist() == [b"2.0"]
+
+
+def test_variables_in_a_queue_and_of_keras_are_weights_of_a_module() -> None:
+    module = tf.Module()
+    module.blocks = deque([tf.Variable([1.0]), tf.Variable([2.0])])
+    module.scale = keras.Variable([3.0])
+    assert {path: v.tolist() for path, v in polyak.track(module, "mean").values().items()} == {
+        "blocks/0": [1.0],
+        "blocks/1": [2.0],
+        "scale": [3.0],
+    }
+
+
+def test_variables_that_tensorflow_counts_and_nothing_names_are_refused() -> None:
+    """What a ParameterServerStrategy with a partitioner makes of one variable."""
+    module = tf.Module(name="net")
+    module.bias = tf.Variable([1.0])
+    module.table = ShardedVariable([tf.Variable([[number]], name=f"part_{number:.0f}") for number in (2.0, 3.0)])
+    with pytest.raises(ModelError, match=r"received 'part_2:0' \(1, 1\) and 1 more in something else") as refused:
+        polyak.transfer(module, module)
+    assert "self.parts = list(sharded.variables)" in str(refused.value)
+    module.parts = list(module.table.variables)
+    assert list(polyak.track(module, "mean").values()) == ["bias", "parts/0", "parts/1"]
+
+
+def test_a_variable_without_a_value_is_named() -> None:
+    module = tf.Module(name="net")
+    module.late = UninitializedVariable(shape=(2,), dtype=tf.float32, trainable=True)
+    with pytest.raises(
+        ModelError, match=r"weight 'late' of .*: expected a value, received a variable that is not init"
+    ):
+        polyak.snapshot(module)["late"]

@@ -98,6 +98,35 @@ class Keyed(keras.Model):
         return x
 
 
+def with_table():
+    class Embedding(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable([[1.0], [2.0], [4.0]])
+            words = tf.lookup.KeyValueTensorInitializer(["a", "b"], [1, 2])
+            self.words = tf.lookup.StaticHashTable(words, 0)
+
+        def __call__(self, x):
+            return tf.gather(self.w, self.words.lookup(x))
+
+    return Embedding()
+
+
+def looking_up():
+    words = keras.Input((1,), dtype="string")
+    numbers = keras.layers.StringLookup(vocabulary=["a", "b"])(words)
+    return keras.Model(words, keras.layers.Embedding(3, 2)(numbers))
+
+
+@pytest.mark.parametrize("made", [with_table, looking_up])
+def test_a_model_that_looks_words_up_is_exported(made, tmp_path):
+    ema = polyak.EMA(made(), 0.5)
+    polyak.tensorflow.export(ema, tmp_path / "served", tf.constant([["a"]]))
+    served = tf.saved_model.load(str(tmp_path / "served")).signatures["serving_default"]
+    (found,) = served(tf.constant([["b"]])).values()
+    np.testing.assert_array_equal(found, ema(tf.constant([["b"]])))
+
+
 @pytest.mark.parametrize("key", ["größe", "_private", "a b", "*"])
 def test_weights_of_any_path_are_exported(tmp_path, key):
     x = np.ones((1, 3), "float32")

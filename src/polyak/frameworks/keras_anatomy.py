@@ -250,7 +250,8 @@ def is_complete(model: Any) -> bool:
     if model.built:
         return True
     makes_none = getattr(type(model).build, "_is_default", False)
-    return makes_none and bool(model.weights) and all(x.built for x in model._flatten_layers(include_self=False))
+    # Asked last: a Sequential of Keras 2 raises while one of its layers is not built.
+    return makes_none and all(x.built for x in model._flatten_layers(include_self=False)) and bool(model.weights)
 
 
 def user_attributes(layer: Any, own_names: frozenset[str]) -> list[tuple[str, Any]]:

@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import UnbuiltModel
+from polyak.errors import ModelError, UnbuiltModel, listed
 from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.company import Company
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.exchange import holds_average, watchers
-from polyak.frameworks.keras_anatomy import Flavour, contained, is_complete, kind_of
+from polyak.frameworks.keras_anatomy import Flavour, contained, dtype_name, is_complete, kind_of
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
@@ -40,9 +40,28 @@ class TensorFlowFramework(Framework):
     def variables(self, model: Any, kinds: Mapping[str, Kind]) -> Variables:
         """The model's weights; ``kinds`` overrides kinds by glob."""
         self.refuse_unbuilt(model)
-        made = described(model, list(self.find(model)), self.ordered(model), kinds, self.saved(model))
+        found, ordered = list(self.find(model)), self.ordered(model)
+        self._refuse_unfound(model, found, ordered)
+        made = described(model, [f for f in found if not _is_text(f)], ordered, kinds, self.saved(model))
         native = {path: self.native(variable) for path, variable in made.variables.items()}
         return Variables(made.label, native, made.weights, made.variables)
+
+    def _refuse_unfound(self, model: Any, found: Sequence[Found], ordered: Sequence[Any]) -> None:
+        """Raise ModelError for variables that TensorFlow counts and the walk has not come to: it has no path for them.
+
+        What Keras' layers hold beside their weights, such as metrics, is left to them.
+        """
+        known = {id(f.own.variable) for f in found}
+        unfound = [v for v in ordered if id(v) not in known]
+        if unfound:
+            left = {id(v) for x in self.within(model) if flavour_of(x) is not None for v in x.variables}
+            words = [f"{v.name!r} {tuple(v.shape)}" for v in unfound if id(v) not in left]
+            if words:
+                raise ModelError(
+                    f"{describe(model)}: expected each variable in an attribute, a list, a tuple or a dictionary, "
+                    f"received {listed(words)} in something else",
+                    hint="hold it in a list, too: of a variable in parts, `self.parts = list(sharded.variables)`",
+                )
 
     def role(self, model: Any) -> tuple[str, State | None]:
         """What the model holds now: raw weights, or the values of an average that is applied to it."""
@@ -55,6 +74,11 @@ class TensorFlowFramework(Framework):
     def find(self, model: Any) -> Iterator[Found]:
         """The variables of the model, by the walk."""
         return walk(model, Anatomy(own, children))
+
+    aside_hint = "set it yourself in the other instance"
+
+    def aside(self, model: Any) -> list[str]:
+        return [f"{f.step.path!r} is a variable of texts, which is no weight" for f in self.find(model) if _is_text(f)]
 
     def within(self, model: Any) -> list[Any]:
         """The model and all modules and layers in it, each once."""
@@ -121,7 +145,8 @@ class TensorFlowFramework(Framework):
     def is_variable(self, obj: object) -> bool:
         """Whether an object is a variable that ``native`` takes."""
         keras = sys.modules.get("keras")
-        return isinstance(obj, tf.Variable) or (keras is not None and isinstance(obj, keras.Variable))
+        wrapped = obj._value if keras is not None and isinstance(obj, keras.Variable) else obj
+        return isinstance(wrapped, tf.Variable)
 
 
 class ModelVariables(Variables):
@@ -196,13 +221,17 @@ def _attributes(obj: Any) -> list[tuple[str, Any]]:
     return [(name, value) for name, (_, _, value) in zip(called(held), held, strict=True)]
 
 
+def _is_text(found: Found) -> bool:
+    return dtype_name(found.own.variable) == "string"
+
+
 def _is_held(leaf: object) -> bool:
-    return isinstance(leaf, (tf.Variable, tf.random.Generator)) or _is_module(leaf)
+    return FRAMEWORK.is_variable(leaf) or isinstance(leaf, tf.random.Generator) or _is_module(leaf)
 
 
 def _variables(key: str, value: object) -> Iterator[tuple[str, Any, Kind]]:
     for path, leaf in leaves(key, value):
-        if isinstance(leaf, tf.Variable):
+        if FRAMEWORK.is_variable(leaf):
             yield path, leaf, kind_of(leaf, leaf.trainable)
         elif isinstance(leaf, tf.random.Generator):
             yield f"{path}/state", leaf.state, Kind.SEED

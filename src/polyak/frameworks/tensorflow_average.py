@@ -266,7 +266,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         except Exception as error:
             raise ModelError(
                 f"{bound.raw.label}: expected a model that can be copied, received {type(error).__name__}: {error}",
-                hint="use `with ema.applied(): model(x)` instead",
+                hint="use `with ema.applied(): model(x)`, or polyak.transfer(ema, other) and the other instance; a "
+                "class of tf_keras can be copied once it is registered",
             ) from error
         return Twin(self.followed(), model), self.framework.variables(model, self.tracking.kinds).variables
 

@@ -56,9 +56,19 @@ class Variables(Target):
     def view(self, path: str) -> Array:
         """TensorFlow lends the memory of a tensor, and writes a variable elsewhere while somebody looks at it."""
         first, *others = (lent(part.value()) for part in components(self.variables[path]))
+        if not first.size:
+            self._refuse_uninitialised(path)
         if others and self._trained[path]:
             self._refuse_drift(path, first, others)
         return first
+
+    def _refuse_uninitialised(self, path: str) -> None:
+        """TensorFlow reads no numbers from a variable that has none."""
+        if not all(part.is_initialized() for part in components(self.variables[path])):
+            raise ModelError(
+                f"weight {path!r} of {self.label}: expected a value, received a variable that is not initialised",
+                hint="assign its first value, then do this",
+            )
 
     def _refuse_drift(self, path: str, first: Array, others: Sequence[Array]) -> None:
         for replica, other in enumerate(others, 1):

@@ -30,7 +30,7 @@ _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 # What is a matrix in both frameworks, with its axes in another order.
 _KERNEL = re.compile(r"(\w+_)?kernel")
 _NUMBER = re.compile(r"(arr_)?\d+")  # what NumPy and Keras call arrays that have no name
-_UNNAMED = re.compile(r"variable(_\d+)?")  # what Keras calls a variable that was given no name
+_UNNAMED = re.compile(r"variable(_\d+)?|(.*/)?\d+")  # what Keras calls a variable without a name; a place in a list
 _WEIGHT = re.compile(r"weight(_[ih]h_l\d+(_reverse)?)?|in_proj_weight|[qkv]_proj_weight")
 
 
@@ -348,9 +348,9 @@ def refuse_other_local(p: Pair, where: str) -> None:
 def _have_other_locals(target: Weight, source: Weight) -> bool:
     """Whether the names of two weights within their layers are known, and differ."""
     ours, theirs = target.evidence, source.evidence
-    if not (ours and theirs and theirs.local) or target.kind is Kind.SEED or _UNNAMED.fullmatch(theirs.local):
+    if not (ours and theirs and theirs.local) or target.kind is Kind.SEED:
         return False
-    return ours.local != theirs.local
+    return ours.local != theirs.local and not any(_UNNAMED.fullmatch(local) for local in (ours.local, theirs.local))
 
 
 def _whole(missing: list[Weight], unexpected: list[Weight]) -> str:
