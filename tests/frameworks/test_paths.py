@@ -353,7 +353,5 @@ def test_variables_that_tensorflow_counts_and_nothing_names_are_refused() -> Non
 def test_a_variable_without_a_value_is_named() -> None:
     module = tf.Module(name="net")
     module.late = UninitializedVariable(shape=(2,), dtype=tf.float32, trainable=True)
-    with pytest.raises(
-        ModelError, match=r"weight 'late' of .*: expected a value, received a variable that is not init"
-    ):
+    with pytest.raises(ModelError, match=r"weight 'late' of .*: expected a value, received a variable that is not"):
         polyak.snapshot(module)["late"]
