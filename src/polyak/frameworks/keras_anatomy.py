@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from polyak.errors import ModelError
+from polyak.frameworks.keras_wrapped import Buffer, tensors_of
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, called, entries, leaves, numbered, steps, walk
 from polyak.weights import Kind, is_floating, is_numeric
 
@@ -56,12 +57,16 @@ class Flavour:
     def own(self, layer: Any) -> list[Own]:
         """A layer's own variables, random seeds included, under names that are unique in it."""
         trainable, others = (list(getattr(layer, name)) for name in self.lists)
-        variables = [(v, True) for v in trainable] + [(v, False) for v in others]
+        inner = tensors_of(layer)
+        known = set(map(id, inner.values()))
+        listed = [(v, True) for v in trainable] + [(v, False) for v in others]
+        variables = [(v, trained) for v, trained in listed if id(v) not in known]
         held = _attribute_names(layer, self.own_names)
         names = [self._without_number(v.name, layer) for v, _ in variables]
         _refuse_orphans(layer, names, [id(v) in held for v, _ in variables])
         locals_ = _local_names(names, [held.get(id(v), "variable") for v, _ in variables])
-        own = [Own(name, v, kind_of(v, moved)) for name, (v, moved) in zip(locals_, variables, strict=True)]
+        own = [Own(name.replace(".", "/"), v, kind_of(v, not isinstance(v, Buffer))) for name, v in inner.items()]
+        own += [Own(name, v, kind_of(v, moved)) for name, (v, moved) in zip(locals_, variables, strict=True)]
         return own + [
             Own(f"{held.get(id(s), 'seed_generator')}/state", s.state, Kind.SEED)
             for s in getattr(layer, "_seed_generators", ())

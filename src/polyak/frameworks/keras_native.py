@@ -37,6 +37,7 @@ from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows, as_held
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
+from polyak.frameworks.keras_wrapped import in_order
 from polyak.frameworks.shadow_target import ShadowTarget
 from polyak.frameworks.stateful import Ref, refuse_grown, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
@@ -68,7 +69,7 @@ class KerasNative(Framework):
         """The model's weights; ``kinds`` overrides kinds by glob. Raises UnbuiltModel."""
         self.refuse_unbuilt(model)
         found = list(found_in(model, self._flavour))
-        named = described(model, found, list(model.variables), kinds, saved_places(model, self._flavour))
+        named = described(model, found, in_order(model), kinds, saved_places(model, self._flavour))
         return as_held(named, self.engine)
 
     def aside(self, model: Any) -> list[str]:

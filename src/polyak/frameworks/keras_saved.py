@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from polyak.frameworks.keras_anatomy import Flavour, snake_case
+from polyak.frameworks.keras_wrapped import tensors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def _keras3(keras: ModuleType) -> Manner:
             layer.save_own_variables(store)
         except Exception:  # the user's own way to store may want a real file; what it stores has no place then
             return {}
-        return store
+        return {**store, **tensors_of(layer)}
 
     return Manner(lambda item: isinstance(item, KerasSaveable), own, order, nested=True, again=True)
 

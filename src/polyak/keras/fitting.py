@@ -35,16 +35,21 @@ def fitting() -> Fitting:
 
 
 def optimizers(model: Any) -> list[Any]:
-    """The optimizers of a model: the compiled one, and those that a model with a step of its own holds."""
-    held = [v for value in vars(model).values() for v in _held_in(value) if isinstance(v, keras.optimizers.Optimizer)]
-    compiled = [model.optimizer] if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer) else []
-    found = list({id(o): o for one in (*compiled, *held) for o in counting(one)}.values())
+    """The optimizers of a model: the compiled ones, of models in it too, and those that are held in an attribute."""
+    layers = model._flatten_layers()  # the model first
+    held = [v for x in layers for value in (_compiled(x), *vars(x).values()) for v in _held_in(value)]
+    used = [v for v in held if isinstance(v, keras.optimizers.Optimizer)]
+    found = list({id(o): o for one in used for o in counting(one)}.values())
     if not found:
         raise ModelError(
             f"{type(model).__name__}: expected an optimizer, whose updates the average follows, received none",
             hint="compile the model with one, hold it in an attribute, or call ema.update() in your own train_step",
         )
     return found
+
+
+def _compiled(layer: Any) -> Any:
+    return getattr(layer, "optimizer", None) if isinstance(layer, keras.Model) else None
 
 
 def _held_in(value: Any) -> Iterator[Any]:
