@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.keras.zoo import (
 )
 
 import polyak
-from polyak.errors import ImmatureWarning, ModelError
+from polyak.errors import BegunLate, ImmatureWarning, ModelError
 from polyak.keras import Averaging, Snapshots
 
 BATCH, STEPS = 4, 6
@@ -177,6 +178,55 @@ def test_a_model_that_is_never_called_itself_is_followed() -> None:
     assert not model.built
     assert averaging.average.count == len(record.raw) == 2 * STEPS
     assert_followed(averaging, record)
+
+
+class Compiled(Autoencoder):
+    """As a GAN whose discriminator is compiled by itself: its step uses the inner optimizer more often than its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder.compile(keras.optimizers.SGD(0.05))
+
+    def train_step(self, data: Any) -> Any:
+        x, part = data[0], self.decoder.trainable_variables
+        if BACKEND == "torch":
+            loss = keras.ops.mean((x - self.decoder(self.encoder(x))) ** 2)
+            self.zero_grad()
+            loss.backward()
+            self.decoder.optimizer.apply([v.value.grad for v in part], part)
+            return {"loss": loss}
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((x - self.decoder(self.encoder(x))) ** 2)
+        self.decoder.optimizer.apply(tape.gradient(loss, part), part)
+        return {"loss": loss}
+
+    def call(self, x: Any) -> Any:
+        return self.decoder(self.encoder(x))
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="on JAX a step is given the variables of one optimizer")
+def test_updates_of_an_optimizer_of_a_model_within_are_counted() -> None:
+    model = Compiled()
+    model.compile(keras.optimizers.SGD(0.05))
+    model(vectors(2))
+    record, averaging = Record(model), Averaging(RULE)
+    fit(model, averaging, record, epochs=2)
+    assert averaging.average.count == len(record.raw) == 2 * STEPS
+    assert_followed(averaging, record)
+
+
+def test_of_a_model_within_that_was_trained_before_nothing_is_late() -> None:
+    inner = keras.Sequential([keras.Input((WIDTH,)), layers.Dense(2)])
+    inner.compile(keras.optimizers.SGD(0.05, use_ema=True))
+    inner.optimizer.iterations.assign(7)
+    model = keras.Sequential([keras.Input((WIDTH,)), inner, layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BegunLate)
+        fit(model, averaging := Averaging(RULE))
+    assert averaging.average.count == STEPS
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")

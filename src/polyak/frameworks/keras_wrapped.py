@@ -51,7 +51,7 @@ def module_in(layer: Any) -> Any | None:
 
 
 def refuse_wrapped(model: Any) -> None:
-    """Raise ModelError for a model that would run with raw weights where Keras gives it others, which modules ignore."""
+    """Raise ModelError for a model that would run with raw weights where Keras gives it others: modules ask nobody."""
     found = next((layer.name for layer in model._flatten_layers() if tensors_of(layer)), None)
     if found is not None:
         raise ModelError(

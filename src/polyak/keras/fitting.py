@@ -35,21 +35,21 @@ def fitting() -> Fitting:
 
 
 def optimizers(model: Any) -> list[Any]:
-    """The optimizers of a model: the compiled ones, of models in it too, and those that are held in an attribute."""
-    layers = model._flatten_layers()  # the model first
-    held = [v for x in layers for value in (_compiled(x), *vars(x).values()) for v in _held_in(value)]
-    used = [v for v in held if isinstance(v, keras.optimizers.Optimizer)]
-    found = list({id(o): o for one in used for o in counting(one)}.values())
+    """The optimizers whose updates count: those of the model, and of models in it, as a GAN's step may train them."""
+    found = [o for inner in model._flatten_layers() if isinstance(inner, keras.Model) for o in own_optimizers(inner)]
     if not found:
         raise ModelError(
             f"{type(model).__name__}: expected an optimizer, whose updates the average follows, received none",
             hint="compile the model with one, hold it in an attribute, or call ema.update() in your own train_step",
         )
-    return found
+    return list({id(o): o for o in found}.values())
 
 
-def _compiled(layer: Any) -> Any:
-    return getattr(layer, "optimizer", None) if isinstance(layer, keras.Model) else None
+def own_optimizers(model: Any) -> list[Any]:
+    """The optimizers of a model: the compiled one, and those that a model with a step of its own holds."""
+    held = [v for value in vars(model).values() for v in _held_in(value)]
+    known = [o for o in (getattr(model, "optimizer", None), *held) if isinstance(o, keras.optimizers.Optimizer)]
+    return list({id(o): o for one in known for o in counting(one)}.values())
 
 
 def _held_in(value: Any) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from polyak.errors import BegunLate, notify
 from polyak.frameworks import Average
-from polyak.keras.fitting import optimizers, updates
+from polyak.keras.fitting import own_optimizers, updates
 
 
 def tell_late(model: Any, averages: Iterable[Average]) -> None:
@@ -15,7 +15,7 @@ def tell_late(model: Any, averages: Iterable[Average]) -> None:
 
     A model of ``load_model`` has its optimizer's count and no average: Keras hands that over to nobody.
     """
-    made = max(int(count) for count in updates(optimizers(model)))
+    made = max((int(count) for count in updates(own_optimizers(model))), default=0)
     late = [each.label for each in averages if not each.count + each.skipped]
     if made and late:
         notify(

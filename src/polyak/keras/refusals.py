@@ -7,7 +7,7 @@ from typing import Any, cast
 from polyak.errors import ModelError
 from polyak.frameworks import Average
 from polyak.frameworks.stateful import StatefulAverage
-from polyak.keras.fitting import optimizers
+from polyak.keras.fitting import own_optimizers
 
 
 def one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
@@ -67,7 +67,7 @@ def refuse_applied(average: Average) -> None:
 
 def refuse_use_ema(model: Any) -> None:
     """Raise ModelError for an optimizer that keeps an average of its own."""
-    for optimizer in optimizers(model):
+    for optimizer in own_optimizers(model):
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if inner.use_ema:
             raise ModelError(
