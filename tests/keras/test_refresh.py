@@ -12,7 +12,8 @@ from tests.keras.peers import adam, network
 
 import polyak
 from polyak.averaging.parts import Parts
-from polyak.errors import RuleError
+from polyak.errors import RuleError, WeightsChanged
+from polyak.keras import Averaging
 
 COPY = "ema:0.9,start=copy"
 
@@ -256,3 +257,46 @@ def test_a_late_beginning_that_was_asked_for_stays_where_the_average_begins_agai
     ema.refresh()
     ema.reset()
     assert ema.rule == plain
+
+
+class Partly(keras.Model):
+    """Built before its layers are, as one whose ``build`` makes a weight; one layer is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.spare = layers.Dense(1), layers.Dense(3)
+
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
+
+    def call(self, x: Any) -> Any:
+        return self.head(x) * self.scale
+
+
+def partly() -> Any:
+    model = Partly()
+    model.compile("sgd", "mse")
+    model.build((None, 3))
+    return model
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_what_the_first_step_of_fit_builds_is_followed(eagerly: bool) -> None:
+    model, x = partly(), np.ones((8, 3), "float32")
+    model.run_eagerly = eagerly
+    averaging = Averaging("ema:0.9", finish="average")
+    model.fit(x, x[:, :1], 4, 2, verbose=0, callbacks=[averaging])
+    assert list(averaging.average.values()) == ["scale", "head/kernel", "head/bias"]
+    assert averaging.average.count == 4
+
+
+def test_what_the_first_step_of_a_loop_builds_is_followed_and_a_late_start_is_said() -> None:
+    model, x = partly(), np.ones((4, 3), "float32")
+    copied, started = polyak.EMA(model, 0.9), polyak.EMA(model, 0.9, start="initial")
+    model.train_on_batch(x, x[:, :1])
+    copied.update()
+    with pytest.warns(WeightsChanged, match="'head/kernel' and 1 more new, averaged from update 1 on"):
+        started.update()
+    for ema in (copied, started):
+        assert list(ema.values()) == ["scale", "head/kernel", "head/bias"]
+        assert ema.count == 1

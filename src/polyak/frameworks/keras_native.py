@@ -29,7 +29,7 @@ from polyak.frameworks.exchange import (
     watchers,
 )
 from polyak.frameworks.growth import Growth, followed_by, joined
-from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete
+from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete, is_partly_built
 from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_moving import update_all
@@ -325,6 +325,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
+        self.note_built(is_partly_built(self.followed()))
         tell_aside(self._framework.value, self.followed())
         tell_copied(self.followed(), self.shadow_weights(), raw.variables, self.tracking.kinds)
 

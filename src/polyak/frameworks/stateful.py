@@ -84,6 +84,7 @@ class StatefulAverage(Average):
         self._locks: Ref = Ref((Lock(),))
         self._beginnings = Ref(0)
         self._grown: Ref = Ref((None, None))
+        self._partly = Ref(False)
 
     @property
     @abstractmethod
@@ -315,14 +316,28 @@ class StatefulAverage(Average):
 
     def refuse_start_without_weights(self) -> None:
         """Raise UnbuiltModel for a rule that remembers weights which are not there yet."""
+        if rule := self._starts_at_weights():
+            raise UnbuiltModel(
+                f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} is not built yet",
+                hint='build the model first, which a model that is never called says by "self.built = True", or '
+                'use a rule whose first update copies, such as start="copy"',
+            )
+
+    def _starts_at_weights(self) -> Rule | None:
         rules = self.rule.rules if isinstance(self.rule, Parts) else (self.rule,)
-        for rule in rules:
-            if float(rule.weight(1.0)) < 1 and rule.origin == "weights":
-                raise UnbuiltModel(
-                    f"rule {rule} starts at the initial weights; {type(self.followed()).__name__} is not built yet",
-                    hint='build the model first, which a model that is never called says by "self.built = True", or '
-                    'use a rule whose first update copies, such as start="copy"',
-                )
+        return next((r for r in rules if float(r.weight(1.0)) < 1 and r.origin == "weights"), None)
+
+    def complete(self) -> None:
+        """At an update: follow the rest of a model of which only a part was built when the average was begun."""
+        if self._partly.value:
+            self._partly.value = False
+            said = self.refresh()
+            if said and (self.count or self._starts_at_weights()):
+                notify(WeightsChanged(said))
+
+    def note_built(self, partly: bool) -> None:
+        """Note whether some of the model's layers have no weights yet, now that the others are followed."""
+        self._partly.value = partly
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StatefulAverage:
         raise self._uncopied("copied with its model")

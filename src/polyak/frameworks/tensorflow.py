@@ -16,7 +16,7 @@ from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.company import Company
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.exchange import holds_average, watchers
-from polyak.frameworks.keras_anatomy import Flavour, contained, dtype_name, is_complete, kind_of
+from polyak.frameworks.keras_anatomy import Flavour, contained, dtype_name, is_complete, is_partly_built, kind_of
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
@@ -109,6 +109,9 @@ class TensorFlowFramework(Framework):
 
     def is_complete(self, model: Any) -> bool:
         return self.is_built(model) or is_complete(model)
+
+    def is_partly_built(self, model: Any) -> bool:
+        return flavour_of(model) is not None and is_partly_built(model)
 
     def refuse_unbuilt(self, model: Any) -> None:
         if not self.is_complete(model):

@@ -48,6 +48,9 @@ class Host(Protocol):
 
     aside_hint: str
 
+    def is_partly_built(self, model: Any) -> bool:
+        """Whether a layer in a built model may still make weights when it is called."""
+
     def aside(self, model: Any) -> list[str]:
         """What the model holds beside its weights, in words."""
 
@@ -140,6 +143,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     def update(self) -> None:
         self._moving.value()
+
+    def complete(self) -> None:
+        if self._partly.value:
+            with tf.init_scope():  # what a traced step has built is there, outside of it, with its first values
+                super().complete()
 
     def note_traced(self) -> None:
         """A function of the user's own contains the present rule from now on."""
@@ -325,6 +333,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
+        self.note_built(self.framework.is_partly_built(self.followed()))
         tell_aside(self.framework, self.followed())
         tell_copied(self.followed(), self.shadow_weights(), raw.trackables, self.tracking.kinds)
 

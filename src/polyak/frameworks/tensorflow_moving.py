@@ -33,6 +33,7 @@ class Moved(Watcher, Protocol):
     @property
     def tracking(self) -> Tracking: ...
     def note_traced(self) -> None: ...
+    def complete(self) -> None: ...
     def refuse_applied(self) -> None: ...
     def report_skips(self) -> None: ...
 
@@ -47,12 +48,14 @@ class Moving:
     @tf.autograph.experimental.do_not_convert
     def __call__(self) -> None:
         if not tf.executing_eagerly():
+            self._complete()
             for average in self._averages:
                 average.note_traced()
             self._trace(move, True)
             return
         for average in self._averages:
             average.bound  # noqa: B018 - its locks are those of the weights from here on
+        self._complete()
         with together(self._averages):
             for average in self._averages:
                 average.refuse_applied()
@@ -66,10 +69,15 @@ class Moving:
     def update_if(self, real: tf.Tensor) -> None:
         """Update inside a traced function, where a truth value says whether there is something to follow."""
         if not tf.executing_eagerly():
+            self._complete()
             # Not noted as traced: such a function lives no longer than a `fit`, which makes it anew for another rule.
             self._trace(move, real)
         elif bool(real):
             self()
+
+    def _complete(self) -> None:
+        for average in self._averages:
+            average.complete()
 
     def _step(self) -> None:
         """An eager update. The few with large weights take the general way; the many others one small program."""
