@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from typing import Any
 
 import keras
@@ -58,6 +59,31 @@ def test_an_average_of_another_model_is_not_replaced_by_a_new_one() -> None:
     ema = polyak.track(model(), RULE)
     with pytest.raises(ModelError, match="received another"):
         fit(model(), Averaging(ema))
+
+
+@pytest.mark.parametrize("finishing_first", [True, False])
+@pytest.mark.parametrize("asked", [{"finish": "average"}, {"evaluate": "both", "best": "val_fin_loss"}])
+def test_what_another_callback_puts_into_the_model_is_no_jump(finishing_first: bool, asked: dict[str, str]) -> None:
+    made, fin, other = model(), Averaging(RULE, name="fin", **asked), Averaging("mean", name="other")  # type: ignore[arg-type]
+    listed = (fin, other) if finishing_first else (other, fin)
+    validated: dict[str, Any] = {"validation_split": 0.25}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WeightsChanged)
+        for _ in range(3):
+            fit(made, *listed, **validated)
+    made.set_weights([w + 1 for w in weights(made)])
+    with pytest.warns(WeightsChanged, match="of mean of .* have been changed since"):
+        fit(made, *listed, **validated)
+
+
+@pytest.mark.parametrize("stops_first", [True, False])
+def test_that_early_stopping_left_the_average_behind_is_said_at_the_next_fit(stops_first: bool) -> None:
+    """The largest loss is that of the first epoch: to its weights the model goes back."""
+    made, averaging = model(keras.optimizers.SGD(0.05)), Averaging(RULE)
+    stop = keras.callbacks.EarlyStopping("loss", mode="max", patience=1, restore_best_weights=True)
+    fit(made, *((stop, averaging) if stops_first else (averaging, stop)), epochs=4)
+    with pytest.warns(WeightsChanged, match="have been changed since the last update"):
+        fit(made, averaging)
 
 
 @pytest.mark.parametrize("how", ["set", "trained", "left"])

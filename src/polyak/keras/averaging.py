@@ -15,9 +15,9 @@ from polyak.frameworks import Average, framework_of
 from polyak.frameworks.adopting import Adopted
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.hand_over import warn_if_immature
-from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared
+from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared, restores
 from polyak.keras.fitting import fitting, optimizers, postpones
-from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets
+from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets, go_back, into_model
 from polyak.keras.late import tell_late
 from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
 from polyak.keras.refusals import (
@@ -104,6 +104,8 @@ class Averaging(keras.callbacks.Callback):
         self._made: tuple[tuple[Any, ...], Callable[..., Any]] | None = None
         self._stands: dict[str, Stand] = {}
         self._marks: Marks | None = None
+        self._ended: Marks | None = None
+        self._may_be_restored = False
         self._finished: Marks
         self._noted: tuple[tuple[int, ...], Marks] | None = None
         self._validating = False
@@ -141,8 +143,7 @@ class Averaging(keras.callbacks.Callback):
         """
         receipt = recalibrate(self.average, data, steps, watch)
         if self.raw is not None:
-            held = self.average.snapshot()
-            make_plan(held, framework_of(self.model).target(self.model), _partly(held, self.average)).apply()
+            into_model(self.model, self.average.snapshot(), self.average)
         return receipt
 
     # Called by Keras
@@ -152,6 +153,7 @@ class Averaging(keras.callbacks.Callback):
         listed = neighbours()
         refuse_conflicts(listed, self)
         refuse_several(_of(listed))
+        self._may_be_restored = any(map(restores, listed))
         if self._average is None:
             self._average = self._follow(model)
         elif self._average.followed() is not model:
@@ -172,9 +174,11 @@ class Averaging(keras.callbacks.Callback):
         refuse_shared({c.name: c.average for c in self._all})
         if self.evaluate == "both":
             refuse_used_up(self.model, fit_argument(self, "val_x"))
-        self._go_on_with_raw()
+        if self._all[0] is self:
+            for each in self._all:  # before any of them looks at the weights
+                each._go_on_with_raw()
         jumped = "" if self._marks is None else self._marks.jumped(self.average)
-        self._noted = None
+        self._noted = self._ended = None
         grown = self.average.refresh()
         if grown:
             self._all[-1]._made = None
@@ -208,6 +212,8 @@ class Averaging(keras.callbacks.Callback):
             raise own_loop(self.model)
         self.average.report_skips()
         self._refuse_unseen_updates()
+        if self._may_be_restored:
+            self._ended = Marks.of(self.average)
         if self._judge is None or self._is_without_metrics(epoch, logs or {}):
             return
         value = self._judge.value(logs or {})
@@ -217,14 +223,22 @@ class Averaging(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._leave()
-        if self.best_epoch is not None:
-            self._go_back(self.best_epoch)
-        self._marks = Marks.of(self.average)
+        if not self._serves_all:
+            return
+        for each in self._all:
+            if each.best_epoch is not None:
+                each._go_back(each.best_epoch)
+        for each in self._all:
+            each._marks = each._ended or Marks.of(each.average)
+        for each in self._all:
+            each._finish()
+
+    def _finish(self) -> None:
         held = self.average.snapshot()
         warn_if_immature(held)
         if self.finish == "average" and self.average.count:
             self.raw = both_sets(self.average)[0]
-            make_plan(held, framework_of(self.model).target(self.model), _partly(held, self.average)).apply()
+            into_model(self.model, held, self.average)
             self._finished = Marks.of(self.average)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -258,12 +272,12 @@ class Averaging(keras.callbacks.Callback):
         One that holds other weights by now, which somebody has loaded or trained, keeps them.
         """
         if self.raw is not None and Marks.of(self.average).raw == self._finished.raw:
-            make_plan(self.raw, self.average.source, {"nonfinite": "allow"}).apply()
+            go_back(self.raw, self.average)
         self.raw = None
 
     def _go_back(self, best: Best) -> None:
         """To an epoch, with all averages of the list: what they follow goes back."""
-        make_plan(best.raw, self.average.source, {"nonfinite": "allow"}).apply()
+        go_back(best.raw, self.average)
         for name, held in {self.name: best.average, **best.others}.items():
             average = next(c.average for c in self._all if c.name == name)
             make_plan(held, average.target, {}).apply()
@@ -382,9 +396,3 @@ def _are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 def _of(callbacks: Iterable[Any]) -> list[Averaging]:
     return [c for c in callbacks if isinstance(c, Averaging)]
-
-
-def _partly(held: Snapshot, average: Average) -> Any:
-    """Weights that the average leaves out stay as they are."""
-    left = [w.path for w in average.source.weights if w.path not in held]
-    return {"exclude": left} if left else {}

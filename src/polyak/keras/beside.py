@@ -34,11 +34,16 @@ def refuse_conflicts(callbacks: Iterable[Any], asked: Asked) -> None:
         if isinstance(other, _WRITES) and other.filepath.endswith(".h5") and not other.save_weights_only:
             why = f"writes {other.filepath!r} in Keras' legacy format, without the average"
             _refuse(other, why, "let the name end in .keras, or in .weights.h5 with save_weights_only=True")
-        if isinstance(other, _RESTORES) and other.restore_best_weights:
+        if restores(other):
             _refuse_restoring(other, asked)
         if isinstance(other, _WRITES) and other.save_best_only and judges_average(other.monitor, asked):
             why = f"chooses by {other.monitor!r}, a metric of the average, and Keras loads the raw weights of its file"
             _refuse(other, why, _CHOOSES.format(metric=other.monitor))
+
+
+def restores(other: Any) -> bool:
+    """Whether a callback puts other raw weights into the model at the end of ``fit``, and leaves the average."""
+    return isinstance(other, _RESTORES) and other.restore_best_weights
 
 
 def refuse_several(averagings: Sequence[Asked]) -> None:

@@ -1,4 +1,4 @@
-"""Keeping the best: both sets of weights as they were when a metric was at its best."""
+"""Both sets of weights as they were: kept when a metric was at its best, put back, and told apart later."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyak.errors import ModelError
-from polyak.frameworks import Average, snapshot_of
+from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.manifest import AVERAGE, RAW, digest
 from polyak.snapshot import Snapshot
+from polyak.transfer.plan import make_plan
 from polyak.weights import Kind
 
 _LARGER = re.compile(r"acc|auc|precision|recall|f1|f_beta|iou|r2|similarity|true_(pos|neg)")
@@ -86,6 +87,18 @@ def both_sets(average: Average) -> tuple[Snapshot, Snapshot]:
 def averaged(average: Average) -> Snapshot:
     """A copy of the average, with its rule and counts."""
     return snapshot_of(average.target, AVERAGE, average.state).copy()
+
+
+def go_back(raw: Snapshot, average: Average) -> None:
+    """Give the model raw weights that it had before, whatever they were."""
+    make_plan(raw, average.source, {"nonfinite": "allow"}).apply()
+
+
+def into_model(model: Any, held: Snapshot, average: Average) -> None:
+    """Give the model its average; weights that this leaves out stay as they are."""
+    left = [w.path for w in average.source.weights if w.path not in held]
+    asked: Any = {"exclude": left} if left else {}
+    make_plan(held, framework_of(model).target(model), asked).apply()
 
 
 @dataclass(frozen=True, slots=True)
