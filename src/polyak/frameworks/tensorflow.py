@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -218,10 +219,13 @@ def _sibling(key: str, module: Any) -> Sibling:
 
 def _attributes(obj: Any) -> list[tuple[str, Any]]:
     """A module's attributes that hold weights or modules, without TensorFlow's own, public ones first."""
-    ours = (kv for kv in vars(obj).items() if not kv[0].startswith(("_self_", "_tf_", "_TF_", "_obj_")))
+    held = (
+        (k, list(v) if isinstance(v, deque) else v) for k, v in vars(obj).items()
+    )  # TensorFlow goes into these, too
+    ours = (kv for kv in held if not kv[0].startswith(("_self_", "_tf_", "_TF_", "_obj_")))
     ordered = sorted(ours, key=lambda kv: (kv[0].startswith("_"), kv[0]))
-    held = [(k, k.lstrip("_"), v) for k, v in ordered if any(_is_held(leaf) for _, leaf in leaves(k, v))]
-    return [(name, value) for name, (_, _, value) in zip(called(held), held, strict=True)]
+    found = [(k, k.lstrip("_"), v) for k, v in ordered if any(_is_held(leaf) for _, leaf in leaves(k, v))]
+    return [(name, value) for name, (_, _, value) in zip(called(found), found, strict=True)]
 
 
 def _is_text(found: Found) -> bool:

@@ -166,7 +166,7 @@ def called(held: Sequence[tuple[str, str, object]]) -> list[str]:
 
 
 def entries(container: object) -> list[tuple[str, Any]] | None:
-    """What a list, tuple, queue or dictionary holds, with the step to each; None for what is no container.
+    """What a list, tuple or dictionary holds, with the step to each; None for what is no container.
 
     Example:
         >>> entries(["a"]), entries({3: "b"}), entries("ab")
@@ -174,7 +174,7 @@ def entries(container: object) -> list[tuple[str, Any]] | None:
     """
     if isinstance(container, Mapping):
         return [(str(key), value) for key, value in container.items()]
-    if isinstance(container, (list, tuple, deque)):
+    if isinstance(container, (list, tuple)):
         return [(str(i), value) for i, value in enumerate(container)]
     return None
 

@@ -13,6 +13,9 @@ from polyak.frameworks import Average
 from polyak.keras.loops import Stand
 
 Function = Callable[..., Any]
+# Long lists of layers and nodes, which are not looked through at each step.
+_OF_KERAS = {"_layers", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth", "_compiled_trainable_state"}
+_OF_KERAS |= {"_self_unconditional_dependency_names"}
 INSTEAD = (
     "put what it does into train_step; or call ema.update() of polyak.EMA(model, ...) after each step, and no callback"
 )
@@ -47,7 +50,7 @@ def optimizers(model: Any) -> list[Any]:
 
 def own_optimizers(model: Any) -> list[Any]:
     """The optimizers of a model: the compiled one, and those that a model with a step of its own holds."""
-    held = [v for value in vars(model).values() for v in _held_in(value)]
+    held = [v for name, value in vars(model).items() if name not in _OF_KERAS for v in _held_in(value)]
     known = [o for o in (getattr(model, "optimizer", None), *held) if isinstance(o, keras.optimizers.Optimizer)]
     return list({id(o): o for one in known for o in counting(one)}.values())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import keras
+
 from polyak.errors import BegunLate, notify
 from polyak.frameworks import Average
 from polyak.keras.fitting import own_optimizers, updates
@@ -15,7 +17,7 @@ def tell_late(model: Any, averages: Iterable[Average]) -> None:
 
     A model of ``load_model`` has its optimizer's count and no average: Keras hands that over to nobody.
     """
-    made = max((int(count) for count in updates(own_optimizers(model))), default=0)
+    made = max((int(keras.ops.convert_to_numpy(count)) for count in updates(own_optimizers(model))), default=0)
     late = [each.label for each in averages if not each.count + each.skipped]
     if made and late:
         notify(
