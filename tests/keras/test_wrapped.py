@@ -119,3 +119,31 @@ def test_a_layer_that_is_exchanged_within_a_module_is_refused() -> None:
     module[1] = nn.Identity()
     with pytest.raises(ModelError, match="received fewer"):
         ema.refresh()
+
+
+def test_a_wrapped_module_and_a_plain_one_are_paired_by_name_and_nothing_is_turned() -> None:
+    from torch import nn
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.head = net(), nn.Linear(6, 6)
+
+    class Mixed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.head = layers.TorchModuleWrapper(net()), layers.Dense(6)
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            return self.head(self.net(x, training=training))
+
+    plain, mixed = Plain(), Mixed()
+    mixed(INPUTS, training=True)
+    polyak.transfer(mixed, plain)
+    for name, tensor in mixed.net.module.state_dict().items():
+        assert tensor.equal(plain.net.state_dict()[name]), name
+    np.testing.assert_array_equal(plain.head.weight.detach().numpy().T, keras.ops.convert_to_numpy(mixed.head.kernel))
+    other = Mixed()
+    other(INPUTS)
+    polyak.transfer(plain, other)
+    np.testing.assert_array_equal(answers(other), answers(mixed))

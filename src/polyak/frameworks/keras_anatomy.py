@@ -65,7 +65,7 @@ class Flavour:
         names = [self._without_number(v.name, layer) for v, _ in variables]
         _refuse_orphans(layer, names, [id(v) in held for v, _ in variables])
         locals_ = _local_names(names, [held.get(id(v), "variable") for v, _ in variables])
-        own = [Own(name.replace(".", "/"), v, kind_of(v, not isinstance(v, Buffer))) for name, v in inner.items()]
+        own = [_inner(name, v) for name, v in inner.items()]
         own += [Own(name, v, kind_of(v, moved)) for name, (v, moved) in zip(locals_, variables, strict=True)]
         return own + [
             Own(f"{held.get(id(s), 'seed_generator')}/state", s.state, Kind.SEED)
@@ -236,6 +236,12 @@ def _own_names(keras: ModuleType) -> frozenset[str]:
     """
     bare = (keras.layers.Layer(name="polyak"), keras.Model(name="polyak"))
     return frozenset({*vars(bare[0]), *vars(bare[1]), "_functional", "_operations", "optimizer", "_torch_params"})
+
+
+def _inner(name: str, variable: Any) -> Own:
+    """A tensor of a module of PyTorch, whose parameters are weights also while they are frozen."""
+    *within, local = name.split(".")
+    return Own(local, variable, kind_of(variable, not isinstance(variable, Buffer)), "/".join(within))
 
 
 def _attribute_names(layer: Any, own_names: frozenset[str]) -> dict[int, str]:

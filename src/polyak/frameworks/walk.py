@@ -43,11 +43,12 @@ ROOT = Step("", "", "", "")
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A variable that an object itself owns, by its local name."""
+    """A variable that an object itself owns, by its local name, ``within`` something that is no object of the walk."""
 
     local: str
     variable: Any
     kind: Kind
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def walk(root: object, anatomy: Anatomy) -> Iterator[Found]:
         for own in anatomy.own(node):
             if id(own.variable) not in seen_variables:
                 seen_variables.add(id(own.variable))
-                yield Found(step / Step.named(own.local), own, type(node).__name__)
+                yield Found(step / Step.named(_join(own.within, own.local)), own, type(node).__name__)
         for inner, child in anatomy.children(node):
             if id(child) not in seen_objects:
                 seen_objects.add(id(child))

@@ -18,6 +18,7 @@ from polyak.transfer.layout_rules import Rule
 from polyak.weights import Globs, Weight, glob_match
 
 SAME = "same"
+_WRAPPED = "TorchModuleWrapper"  # Keras runs a module of PyTorch, whose arrays it leaves as they are
 _SEPARABLE = "SeparableConv"
 _GRUS = ("GRU", "Bidirectional GRU")
 _ORDER = 'if both have their layers in one order, pair them with by="position"'
@@ -266,6 +267,8 @@ def rule_for(mine: Block, other: Block | None, layout: Layout, pairing: Pairing)
     said = pairing.said(mine, other)
     if said is not None:
         return None if said == SAME else rules.BY_KERAS[said]
+    if keras is not None and keras.layer == _WRAPPED:
+        return None
     rule = rules.BY_KERAS.get(keras.layer if keras else "")
     if rule is not None:
         if torch is not None and torch.layer and torch.layer not in rule.torch:

@@ -97,10 +97,11 @@ def seen_as(source: Snapshot, targets: Sequence[Weight], pairing: Pairing, layou
     items: list[Item] = []
     alone = [w.path for b in theirs for n, w in b.weights.items() if n in rules.UNTWINNED]
     for mine, other in pairs:
-        made, left = _seen(source, mine, other, (layout, pairing))
-        items += made
+        new, left = _seen(source, mine, other, (layout, pairing))
+        items += new
         alone += left
-    return View(_snapshot(items, source, _OTHER[layout]), tuple(dict.fromkeys(alone)))
+    made = {item.weight.path for item in items}
+    return View(_snapshot(items, source, _OTHER[layout]), tuple(p for p in dict.fromkeys(alone) if p not in made))
 
 
 def _seen(source: Snapshot, mine: Block, other: Block, how: tuple[Layout, Pairing]) -> tuple[list[Item], list[str]]:
