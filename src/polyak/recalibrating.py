@@ -35,8 +35,9 @@ def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | 
             the end of the block, as the averaged weights do. Or an average: then its own statistics are recomputed with
             its own weights and kept in its shadows; the model is not touched. The next ``update()`` copies the model's
             statistics again, so do it when training is over.
-        data: whole inputs, or anything that gives batches, of inputs alone or of ``(inputs, targets, ...)``: arrays,
-            generators, ``keras.utils.PyDataset``, ``tf.data.Dataset``, a PyTorch ``DataLoader``.
+        data: whole inputs without targets, an array or a dict of arrays by the names of inputs; or anything that gives
+            batches, of inputs alone or of ``(inputs, targets, ...)``: lists, generators, ``keras.utils.PyDataset``,
+            ``tf.data.Dataset``, a PyTorch ``DataLoader``. A batch of several inputs is a dict or ``((x1, x2),)``.
         steps: how many batches; all by default.
         watch: told before each batch: "batches", how many are done, of how many (0 if nobody knows). For a bar:
             ``bar = keras.utils.Progbar(100)``, then ``watch=lambda what, done, total: bar.update(done)``.
@@ -45,7 +46,8 @@ def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | 
     n - 1. A tf_keras model writes into its statistics during the pass; they are put back on any exit.
 
     Raises:
-        ModelError: no Keras model, no such layer in it, no data, or fewer batches than ``steps``.
+        ModelError: no Keras model, no such layer in it, no data, fewer batches than ``steps``, or data as ``fit`` takes
+            them: ``(x, y)``, or a list of whole inputs.
         NonFinite: a statistic becomes NaN or infinite.
         Applied: the average is applied to its model; recalibrate the model then.
 
@@ -62,7 +64,7 @@ def recalibrate(model: Any, data: Any, steps: int | None = None, watch: Watch | 
     if isinstance(model, Average):
         refuse_written(model)
     target = model.target if isinstance(model, Average) else framework_of(model).target(model)
-    batches = import_module("polyak.frameworks.keras_data").Batches(data, steps)
+    batches = import_module("polyak.frameworks.keras_data").Batches(data, steps, _inputs_of(model))
     found = recomputed(model, batches, watch or _silent)
     kept = {w.path for w in target.weights}
     held = Snapshot.from_arrays({path: value for path, value in found.items() if path in kept}, RAW)
@@ -81,6 +83,14 @@ def _way_of(source: Any) -> Callable[[Any, Any, Watch], dict[str, Array]]:
         f"expected a Keras model, received {type(model).__module__}.{type(model).__qualname__}",
         hint="elsewhere, run a few batches with the layers of batch normalisation in training mode",
     )
+
+
+def _inputs_of(source: Any) -> int:
+    """How many inputs a model was made of, where it says so: one of one's own may call anything ``inputs``."""
+    inputs = getattr(source.followed() if isinstance(source, Average) else source, "inputs", None)
+    if not isinstance(inputs, (list, tuple)):
+        return 1
+    return sum(type(each).__name__.endswith("KerasTensor") for each in inputs)
 
 
 def _is_layer(package: str, model: Any) -> bool:

@@ -128,14 +128,16 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
     All that is written is of one moment, also while another thread trains in ``fit`` with ``polyak.keras.Averaging``,
     or in a loop whose steps are within ``ema.moment()``. Where several processes train one model together (workers of
     TensorFlow, ``torch.distributed``, ``jax.distributed``) and all of them save, the first one writes, and the others
-    wait until the file is there and has their own averaged weights, bit for bit.
+    wait until the file is there and has their own averaged weights, bit for bit: so all of them give one path. Where
+    each is to write a file of its own, ``save(snapshot(source), path)`` waits for nobody.
 
     Args:
         weights: "raw", "average", or "both" of an average and its model; all that the source has by default,
             which for a live average is the average.
 
     Raises:
-        FileError: the path cannot be written, or its name promises a format that polyak does not write.
+        FileError: the path cannot be written, or its name promises a format that polyak does not write; or the first
+            process has not written in ten minutes what this one has.
     """
     return written(held_now(source, weights), path, shared(saver(os.fspath(path)), source))
 

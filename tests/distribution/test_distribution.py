@@ -159,6 +159,30 @@ def test_processes_of_distributed_data_parallel_have_one_average_bit_for_bit(tmp
     assert {m.target: m.digest for m in receipt.moved} == first["digests"]
 
 
+def test_a_process_that_saves_to_a_path_of_its_own_is_told_what_it_waits_for_and_how_to_save_alone(
+    tmp_path: Path,
+) -> None:
+    running = [start("ranked.py", str(rank), str(tmp_path), KERAS_BACKEND="torch") for rank in range(2)]
+    first, second = (answer(p) for p in running)
+    assert {(said["failed"], *said["told"]) for said in first.values()} == {("",)}
+    alone = "a file of its own for each waits for nobody: polyak.save(polyak.snapshot(source), path)"
+    for name, said in second.items():
+        file = f"file '{tmp_path / name}_1.safetensors'"
+        lacks = f"{file}: there is nothing at this path"
+        warned = (
+            f"{file}: process 1 of 2 waits for process 0 to write what it has, too, so far for 0.25 seconds and for 1 "
+            f"at most: {lacks}; hint: let process 0 save to this path, too; {alone}"
+        )
+        assert said["told"] == [["PolyakWarning", warned, "ranked.py"]]
+        assert said["failed"] == (
+            f"{file}: process 1 of 2 expected process 0 to write what it has, too; received none of it in 1 seconds: "
+            f"{lacks}\nhint: they have drifted apart, or each sees a disk of its own: there save in process 0 alone; "
+            f"{alone}"
+        )
+    copies = {f"copy of {name}_{rank}.safetensors" for name in first for rank in range(2)}
+    assert {path.name for path in tmp_path.glob("copy of *")} == copies
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]

@@ -217,3 +217,15 @@ def test_models_without_the_layers_or_with_renormalising_ones_are_refused() -> N
         polyak.recalibrate(renorm, X)
     with pytest.raises(ModelError, match=r"expected a Keras model, received polyak_plain"):
         polyak.recalibrate(type("Plain", (tf.Module,), {"__module__": "polyak_plain"})(), X)
+
+
+def test_several_inputs_come_by_their_names_or_in_tuples_and_one_array_for_them_is_refused() -> None:
+    inputs = [tf_keras.Input((2,), name="first"), tf_keras.Input((3,), name="second")]
+    x1, x2 = X[:32, :2], X[:32, 2:]
+    for data in ({"first": x1, "second": x2}, [((x1, x2),)]):
+        model = tf_keras.Model(inputs, tf_keras.layers.BatchNormalization()(tf_keras.layers.Concatenate()(inputs)))
+        for whole in ([x1, x2], ([x1, x2], x1)):
+            with pytest.raises(ModelError, match=r"hint: give the inputs alone, several of them as a dict"):
+                polyak.recalibrate(model, whole)
+        polyak.recalibrate(model, data)
+        np.testing.assert_allclose(model.get_weights()[2], X[:32].astype("float64").mean(0), rtol=2e-6, atol=1e-6)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -255,7 +257,7 @@ def test_an_exception_on_the_way_leaves_everything_as_it_was() -> None:
     [
         ([], None, ModelError, "expected batches, received 0"),
         ([X], 3, ModelError, "expected 3 batches, received 1"),
-        ((X, X), None, ModelError, "received a tuple of 2 arrays, such as x and y"),
+        ((X, X), None, ModelError, "received a tuple of 2 parts, such as x and y"),
         ([X], 0, ModelError, "steps=0: expected a number of batches, at least 1"),
         ([X * np.float32(np.nan)], None, NonFinite, "expected finite statistics, received NaN or infinity"),
     ],
@@ -268,6 +270,84 @@ def test_what_gives_no_statistics_is_refused_and_nothing_is_written(
     with pytest.raises(error, match=message):
         polyak.recalibrate(model, data, steps)
     assert bits(model) == before
+
+
+INPUTS = (X[:, :2], X[:, 2:])
+NAMED = dict(zip(("first", "second"), INPUTS, strict=True))
+
+
+def of_two() -> keras.Model:
+    """A model of two inputs, whose statistics are those of both beside each other."""
+    inputs = [keras.Input((2,), name="first"), keras.Input((3,), name="second")]
+    return keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Concatenate()(inputs)))
+
+
+def assert_of_both(model: keras.Model, batches: list[np.ndarray]) -> None:
+    found = [np.asarray(v) for v in model.layers[-1].non_trainable_variables]
+    for value, moment in zip(found, (np.mean, np.var), strict=True):
+        expected = np.mean([moment(b.astype("float64"), axis=0) for b in batches], axis=0)
+        np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-6)
+
+
+ROUTES: dict[str, Any] = {
+    "a batch that is a tuple": lambda: [(INPUTS,)],
+    "a batch that is a list": lambda: [(list(INPUTS),)],
+    "a batch with targets": lambda: [(INPUTS, Y)],
+    "a batch by name": lambda: [NAMED],
+    "a generator": lambda: ((INPUTS,) for _ in range(1)),
+    "whole, by name": lambda: NAMED,
+    "a mapping that is no dict": lambda: MappingProxyType(NAMED),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_several_inputs_come_by_their_names_or_in_tuples_within_batches(route: str) -> None:
+    model = of_two()
+    polyak.recalibrate(model, ROUTES[route]())
+    whole = route in ("whole, by name", "a mapping that is no dict")
+    assert_of_both(model, [X[i : i + 32] for i in range(0, 96, 32)] if whole else [X])
+
+
+HINT = (
+    "give the inputs alone, several of them as a dict by their names; or a list or a generator of batches, "
+    "[((x1, x2),)] where a batch has several inputs"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(NAMED, NAMED), (NAMED, Y), (NAMED, {"a": Y, "b": Y}), (list(INPUTS), Y), (INPUTS, [Y, Y]), INPUTS, (X, Y, Y)],
+    ids=["dicts", "dict and array", "dicts of other names", "list", "tuple and list", "inputs", "with weights"],
+)
+@pytest.mark.parametrize("made", [of_two, normalising])
+def test_a_tuple_as_fit_takes_it_is_refused(made: Callable[[], keras.Model], data: tuple[Any, ...]) -> None:
+    model = made()
+    before = bits(model)
+    with pytest.raises(ModelError) as caught:
+        polyak.recalibrate(model, data)
+    received = f"received a tuple of {len(data)} parts, such as x and y"
+    assert str(caught.value) == f"expected inputs, or batches of them, {received}\nhint: {HINT}"
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("data", [list(INPUTS), [INPUTS], X], ids=["inputs", "batch", "array"])
+@pytest.mark.parametrize("of_average", [False, True])
+def test_one_array_for_several_inputs_is_refused(data: Any, *, of_average: bool) -> None:
+    model = of_two()
+    before = bits(model)
+    with pytest.raises(ModelError) as caught:
+        polyak.recalibrate(polyak.EMA(model, 0.9) if of_average else model, data)
+    assert str(caught.value) == f"a batch: expected 2 inputs, received one array\nhint: {HINT}"
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("inputs", [7, [7, 7]])
+def test_what_a_model_of_one_s_own_calls_inputs_is_not_counted(inputs: object) -> None:
+    model = Subclassed()
+    model.inputs = inputs
+    model(X)
+    polyak.recalibrate(model, [X])
+    np.testing.assert_allclose(np.asarray(model.block.inner.moving_mean), X.astype("float64").mean(0), rtol=1e-5)
 
 
 def test_statistics_that_were_broken_are_mended() -> None:

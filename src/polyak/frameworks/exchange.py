@@ -15,7 +15,7 @@ from threading import RLock
 from typing import Any, Protocol
 
 from polyak.errors import ModelError
-from polyak.frameworks.locks import Lock
+from polyak.frameworks.locks import Lock, renewed_in_forks
 
 NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
@@ -23,7 +23,7 @@ _WATCHERS = "_polyak_averages"
 PATIENCE = 60.0
 # Held while a note is read or written together with what its variable holds: who reads one raw value takes no lock of
 # an average. Who holds this one takes none of theirs.
-EXCHANGING = RLock()
+EXCHANGING = renewed_in_forks(RLock())
 Locks = tuple[Lock, ...]
 
 

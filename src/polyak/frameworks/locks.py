@@ -1,12 +1,34 @@
-"""The locks of averages: no interrupt leaves one taken, and threads that wait for each other are noticed."""
+"""The locks of averages: interrupts and forks leave none taken, and threads that wait for each other are noticed."""
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import Any
 
+_RENEWED = weakref.WeakSet[Any]()
+
+
+def renewed_in_forks(lock: Any) -> Any:
+    """The lock, which is free in a process that is forked while another thread holds it: that thread is not in there.
+
+    What the other thread was at stays half done there. The thread that forks keeps what it holds.
+
+    Args:
+        lock: an ``RLock`` of Python, or what answers its calls for a fork.
+
+    Example:
+        >>> with renewed_in_forks(threading.RLock()) as taken:
+        ...     taken
+        True
+    """
+    _RENEWED.add(lock)
+    return lock
+
+
 # Held while one thread looks at what the others hold and wait for.
-_LOOKING = threading.Lock()
+_LOOKING = renewed_in_forks(threading.RLock())
 # What each thread that waits waits for, and whether it gives up some time.
 _WAITING: dict[int, tuple[Lock, bool]] = {}
 
@@ -31,6 +53,15 @@ class Lock:
         self._lock: Any = threading.RLock()  # it knows its thread
         self._holder: int | None = None
         self._blocks = set[object]()
+        renewed_in_forks(self)
+
+    def _is_owned(self) -> bool:
+        return self.is_mine
+
+    def _at_fork_reinit(self) -> None:
+        self._lock._at_fork_reinit()
+        self._holder = None
+        self._blocks.clear()
 
     @property
     def is_mine(self) -> bool:
@@ -87,3 +118,15 @@ class Lock:
 
 
 _FREE = Lock()
+
+
+def _renew() -> None:
+    """In a forked process, before anything else is done there."""
+    _WAITING.clear()
+    for lock in _RENEWED:
+        if not lock._is_owned():
+            lock._at_fork_reinit()
+
+
+if hasattr(os, "register_at_fork"):  # not on every platform
+    os.register_at_fork(after_in_child=_renew)
