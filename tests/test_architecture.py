@@ -25,7 +25,7 @@ MAX_LINES = 500
 # A unit is what stands directly under polyak: a module or a subpackage; `polyak` itself is the public face.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("weights", "numbers", "memory"),
+    ("weights", "numbers", "memory", "forks"),
     ("manifest",),
     ("snapshot",),
     ("renaming",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 from polyak.errors import FileError, PolyakError
 from polyak.file_verbs import PathLike, shared, written
+from polyak.forks import new_lock
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.unbroken import unbroken
 from polyak.verbs import held_now, saver
@@ -89,7 +89,7 @@ class Saver:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "polyak-save")
-        self._turn = threading.Lock()  # of the threads that change the list
+        self._turn = new_lock()  # of the threads that change the list
         self._savings: list[Saving] = []
         self._process = os.getpid()
         self._closed = False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Generic, TypeVar
 
 from polyak.errors import FileError
+from polyak.forks import new_lock
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Ahead(Generic[T]):
     def __init__(self, begin: Callable[[str], T], order: Sequence[str]) -> None:
         self._begin = begin
         self._next = dict(pairwise(order))
-        self._turn = threading.Lock()
+        self._turn = new_lock()
         self._last: str | None = None
         self._ahead: tuple[str, T] | None = None
 

@@ -12,7 +12,6 @@ import io
 import math
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import xxhash
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
 from polyak.files.stamp import stamp
+from polyak.forks import new_lock
 from polyak.snapshot import Array
 from polyak.weights import numpy_dtype
 
@@ -59,7 +59,7 @@ class PositionedFile:
                 weakref.finalize(self, self._file.close)
             status = os.fstat(self._file.fileno())
         self._opened, self.size, self._first = stamp(status), status.st_size, 0
-        self._turn = threading.Lock()
+        self._turn = new_lock()
         self._whole: PositionedFile | None = None
 
     def array(self, start: int, shape: tuple[int, ...], dtype: str) -> Array:

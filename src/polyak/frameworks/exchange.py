@@ -11,11 +11,11 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock
 from typing import Any, Protocol
 
 from polyak.errors import ModelError
-from polyak.frameworks.locks import Lock, renewed_in_forks
+from polyak.forks import new_lock
+from polyak.frameworks.locks import Lock
 
 NOTE = "_polyak_exchange"
 _WATCHERS = "_polyak_averages"
@@ -23,7 +23,7 @@ _WATCHERS = "_polyak_averages"
 PATIENCE = 60.0
 # Held while a note is read or written together with what its variable holds: who reads one raw value takes no lock of
 # an average. Who holds this one takes none of theirs.
-EXCHANGING = renewed_in_forks(RLock())
+EXCHANGING = new_lock()
 Locks = tuple[Lock, ...]
 
 

@@ -11,12 +11,12 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import RLock
 from typing import Any
 
 import keras
 
 from polyak.errors import ModelError
+from polyak.forks import new_lock
 from polyak.frameworks.described import describe
 from polyak.frameworks.exchange import patiently
 from polyak.frameworks.keras_shell import Shell, compiled_like
@@ -159,7 +159,7 @@ class View:
     """The shell of an average, made anew once the model is compiled anew or the average follows other variables."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        self.lock = new_lock()
         self.looked: Sequence[Any] = ()  # the model's variables at the last look at their names
         self._made_for: tuple[Any, ...] = ()
         self._shell: Any = None

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from typing import Any
 
-_RENEWED = weakref.WeakSet[Any]()
-
-
-def renewed_in_forks(lock: Any) -> Any:
-    """The lock, which is free in a process that is forked while another thread holds it: that thread is not in there.
-
-    What the other thread was at stays half done there. The thread that forks keeps what it holds.
-
-    Args:
-        lock: an ``RLock`` of Python, or what answers its calls for a fork.
-
-    Example:
-        >>> with renewed_in_forks(threading.RLock()) as taken:
-        ...     taken
-        True
-    """
-    _RENEWED.add(lock)
-    return lock
-
+from polyak.forks import new_lock, renewed_in_forks
 
 # Held while one thread looks at what the others hold and wait for.
-_LOOKING = renewed_in_forks(threading.RLock())
+_LOOKING = new_lock()
 # What each thread that waits waits for, and whether it gives up some time.
 _WAITING: dict[int, tuple[Lock, bool]] = {}
 
@@ -120,13 +101,5 @@ class Lock:
 _FREE = Lock()
 
 
-def _renew() -> None:
-    """In a forked process, before anything else is done there."""
-    _WAITING.clear()
-    for lock in _RENEWED:
-        if not lock._is_owned():
-            lock._at_fork_reinit()
-
-
 if hasattr(os, "register_at_fork"):  # not on every platform
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_WAITING.clear)
