@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from polyak.weights import Kind
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
+view = import_module("polyak.frameworks.torch_target").view
 
 
 class Net(nn.Module):
@@ -373,3 +375,26 @@ def test_a_tensor_of_one_element_or_none_may_have_any_stride(value: Any, tmp_pat
     polyak.save(target, tmp_path / "saved.safetensors")
     polyak.transfer(tmp_path / "saved.safetensors", source)
     assert torch.equal(source.scale, target.scale)
+
+
+@pytest.mark.parametrize("numel", [0, 3, 2**19])
+def test_memory_that_was_read_or_written_may_be_freed_by_its_owner(numel: int, tmp_path: Path) -> None:
+    """FSDP frees what it has gathered by resizing its storage, and fills it again."""
+    module, other = nn.Module(), nn.Module()
+    module.w, other.w = nn.Parameter(torch.ones(numel)), nn.Parameter(torch.zeros(numel))
+    polyak.save(module, tmp_path / "a.pt")
+    polyak.transfer(module, other)
+    polyak.transfer(other, module)
+    for held in (module, other):
+        held.w.untyped_storage().resize_(0)
+        held.w.untyped_storage().resize_(4 * numel)
+
+
+def test_a_view_keeps_the_memory_that_it_shows() -> None:
+    tensor = torch.arange(5.0)
+    shown = view(tensor)
+    tensor += 1
+    assert shown.tolist() == [1, 2, 3, 4, 5]
+    del tensor
+    torch.zeros(5)
+    assert shown.tolist() == [1, 2, 3, 4, 5]

@@ -105,11 +105,12 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
 def view(tensor: torch.Tensor) -> Array:
     """The tensor's own memory if it lies on the host in C order, else a copy.
 
-    The bytes are taken as they are, because NumPy has no bfloat16 of its own.
+    The bytes are taken as they are, because NumPy has no bfloat16 of its own. They are asked for by DLPack: what
+    ``tensor.numpy()`` has seen PyTorch never resizes again, and FSDP resizes what it gathers.
     """
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # Of one element or none PyTorch calls any stride contiguous, also one with which it gives no bytes.
-    raw: Array = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
+    raw: Array = np.from_dlpack(plain.as_strided((plain.numel(),), (1,)).view(torch.uint8))
     return raw.view(numpy_dtype(dtype_of(tensor))).reshape(tuple(tensor.shape))
 
 
