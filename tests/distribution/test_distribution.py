@@ -159,6 +159,25 @@ def test_processes_of_distributed_data_parallel_have_one_average_bit_for_bit(tmp
     assert {m.target: m.digest for m in receipt.moved} == first["digests"]
 
 
+@pytest.mark.parametrize("manner", ["original", "flat"])
+def test_fully_sharded_parameters_are_refused_and_whole_ones_are_saved_under_their_own_names(
+    tmp_path: Path, manner: str
+) -> None:
+    for rank, found in enumerate(
+        [answer(p) for p in [start("fsdp.py", str(r), str(tmp_path), manner) for r in (0, 1)]]
+    ):
+        for said in found["refused"]:
+            assert said.startswith("FullyShardedDataParallel: expected whole parameters, received those of the module")
+            assert said.endswith("within FullyShardedDataParallel.summon_full_params(model)")
+        assert not found["written"]
+        assert found["names"]
+        assert found["saved"]
+        assert found["transferred"]
+        assert bool(found["rank 0 alone"]) is (rank == 1)
+        assert "received a DTensor" in found["second"][0]
+        assert found["second"][1]
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]

@@ -296,6 +296,45 @@ def test_wrappers_do_not_change_the_names() -> None:
     assert set(polyak.snapshot(torch.compile(module))) == set(module.state_dict())
 
 
+def test_a_module_that_only_computes_anew_does_not_change_the_names_within() -> None:
+    wrap = import_module("torch.distributed.algorithms._checkpoint.checkpoint_wrapper").checkpoint_wrapper
+    wrapped = nn.Sequential(wrap(nn.Linear(2, 2)), nn.ReLU(), wrap(nn.BatchNorm1d(2)))
+    held = polyak.snapshot(wrapped)
+    assert list(held) == list(wrapped.state_dict())
+    structures = [w.evidence.structure for w in held.weights]
+    assert structures[:3] == ["#0.weight", "#0.bias", "#1.weight"]
+    assert set(polyak.snapshot(wrap(nn.Linear(2, 2)))) == {"weight", "bias"}
+
+
+@pytest.mark.filterwarnings("ignore:FSDP|.*NO_SHARD", "ignore::FutureWarning")
+@pytest.mark.parametrize("original", [True, False])
+def test_parameters_that_fsdp_keeps_flat_are_refused_until_they_are_summoned(tmp_path: Path, original: bool) -> None:
+    from torch import distributed
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    def parted(module: Any) -> Any:
+        return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=original)
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        source, target = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(2, 2))
+        target.append(nn.BatchNorm1d(2))
+        model = parted(nn.Sequential(parted(target[0]), target[1]))
+        if not original:
+            for verb in (polyak.snapshot, lambda module: polyak.transfer(source, module)):
+                with pytest.raises(ModelError, match="expected whole parameters, received those of") as error:
+                    verb(model)
+                assert "within FullyShardedDataParallel.summon_full_params(model)" in error.value.hint
+        with FullyShardedDataParallel.summon_full_params(model):
+            assert set(polyak.snapshot(model)) == set(source.state_dict())
+            polyak.transfer(source, model)
+        with FullyShardedDataParallel.summon_full_params(model):
+            polyak.transfer(model, restored := nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        assert bits(restored) == bits(source)
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_an_averaged_model_holds_an_average(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
     assert polyak.snapshot(averaged).roles == ("average",)
