@@ -20,7 +20,6 @@ from polyak.errors import (
     NotAWeight,
     PolyakError,
     ShapeMismatch,
-    TransferError,
     UnbuiltModel,
 )
 from polyak.weights import Kind
@@ -46,6 +45,14 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.decoder(x)
+
+
+def holding(*tensors: Any) -> Any:
+    """A module with these as ``a``, ``b`` and so on."""
+    module = nn.Module()
+    for name, tensor in zip("abc", tensors, strict=False):
+        module.register_buffer(name, tensor)
+    return module
 
 
 def bits(module: Any) -> dict[str, bytes]:
@@ -271,14 +278,74 @@ def test_an_expanded_tensor_is_refused_and_read() -> None:
     assert polyak.transfer(norm, nn.BatchNorm1d(3)).nbytes > 0  # as a source it is read
 
 
-def test_memory_that_two_weights_share_in_part_is_noticed_when_read_back() -> None:
-    base = torch.zeros(4)
-    target = nn.ParameterDict({"a": nn.Parameter(base[:3]), "b": nn.Parameter(base[1:])})
+@pytest.mark.parametrize(
+    "lying",
+    [
+        lambda base: (base[:3], base[1:]),
+        lambda base: (base, base[2:4]),
+        lambda base: (base, base.view(2, 2)),
+        lambda base: (base[::2], base[2:]),
+        lambda base: (base.view(2, 2).T, base.view(2, 2)[:, 1]),
+        lambda base: (base, base.view(torch.int32)),
+        lambda base: (torch.from_numpy(base.numpy()[:3]), torch.from_numpy(base.numpy()[2:])),
+        lambda base: (base.as_strided((2, 2), (2, 1)), base.as_strided((2,), (2,), 1)),
+    ],
+)
+def test_weights_that_share_memory_in_part_are_refused_by_name(lying: Any) -> None:
+    target = holding(*lying(torch.zeros(4)))
     before = bits(target)
-    arrays = {"a": np.float32([1, 2, 3]), "b": np.float32([4, 5, 6])}
-    with pytest.raises(TransferError, match="was put back"):
-        polyak.transfer(polyak.Snapshot.from_arrays(arrays), target)
+    arrays = {n: np.ones(t.shape, t.numpy().dtype) for n, t in target.state_dict().items()}
+    for asked in ({}, {"include": "b"}):
+        with pytest.raises(
+            ModelError, match=r"weight '[ab]': expected memory of its own, received some of weight"
+        ) as e:
+            polyak.transfer(polyak.Snapshot.from_arrays(arrays), target, **asked)
+        assert "one parameter under two names" in e.value.hint
     assert bits(target) == before
+    polyak.transfer(target, holding(*(t.clone() for t in target.buffers())))  # as a source it is read
+
+
+@pytest.mark.parametrize(
+    "lying",
+    [
+        lambda base: base.split([3, 5, 4]),
+        lambda base: base.view(4, 3).unbind(1),
+        lambda base: (base[::2], base[1::2], base[12:]),
+        lambda base: (base.as_strided((3, 2), (2, 3)), base[8:10], base[1:2]),
+    ],
+)
+def test_weights_in_one_memory_that_do_not_overlap_are_written(lying: Any) -> None:
+    target = holding(*lying(torch.zeros(12)))
+    source = holding(*(torch.rand(t.shape) for t in target.buffers()))
+    polyak.transfer(source, target)
+    assert bits(target) == bits(source)
+
+
+@pytest.mark.parametrize("size", [(3, 2), (2, 3)])
+def test_a_window_that_slides_over_itself_is_refused_and_read(size: tuple[int, int]) -> None:
+    target, source = holding(torch.arange(6.0).as_strided(size, (1, 1))), holding(torch.ones(size))
+    with pytest.raises(ModelError, match=r"weight 'a': expected memory for each element, .* windows that overlap"):
+        polyak.transfer(source, target)
+    polyak.transfer(target, source)
+    assert torch.equal(source.a, target.a)
+
+
+def test_two_parameters_in_one_memory_are_one_weight(tmp_path: Path) -> None:
+    def made() -> Any:
+        module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), holding(torch.ones(0), torch.ones(0)))
+        module[1].weight.data = module[0].weight.data
+        return module
+
+    torch.manual_seed(1)
+    source, target = made(), made()
+    before = bits(target)
+    with pytest.raises(AmbiguousMatch, match=r"weights '0\.weight' and '1\.weight': expected one value, because"):
+        polyak.transfer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), source[2]), target)
+    assert bits(target) == before
+    polyak.save(source, tmp_path / "a.pt")
+    assert set(polyak.open(tmp_path / "a.pt")) == set(source.state_dict())
+    polyak.transfer(tmp_path / "a.pt", target)
+    assert bits(target) == bits(source) != before
 
 
 def test_a_module_whose_list_has_shifted_is_not_paired_by_guess() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, UnbuiltModel
 from polyak.frameworks.base import Average, Framework, Tracking
 from polyak.frameworks.company import ALONE, Company
-from polyak.frameworks.torch_target import Tensors, dtype_of
+from polyak.frameworks.torch_target import Tensors, dtype_of, memory_of
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Evidence, Kind, Weight, is_floating
 
@@ -62,11 +62,11 @@ class TorchFramework(Framework):
         module = _bare(model)
         _refuse_keras(model, module)
         _refuse_packed(module)
-        first: dict[int, Found] = {}
+        first: dict[Hashable, Found] = {}
         aliases: dict[str, str] = {}
         for found in _walk(module, "", "", frozenset()):
             _refuse_unbuilt(module, found)
-            kept = first.setdefault(id(found.tensor), found)
+            kept = first.setdefault(memory_of(found.tensor), found)
             if kept.name != found.name:
                 aliases[found.name] = kept.name
         if not first:
