@@ -246,6 +246,32 @@ def test_what_a_weight_is_computed_from_is_paired_with_no_plain_weight() -> None
     assert torch.equal(parts.weight, plain.weight)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*weight_norm:DeprecationWarning")
+@pytest.mark.parametrize("way", ["spectral_norm", "weight_norm", "prune"])
+def test_what_a_weight_was_computed_from_of_old_is_paired_with_no_plain_weight(way: str, tmp_path: Path) -> None:
+    prune = import_module("torch.nn.utils.prune")
+    ways = {
+        "spectral_norm": (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+        "weight_norm": (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+        "prune": (
+            lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+            lambda layer: prune.remove(layer, "weight"),
+        ),
+    }
+    make, remove = ways[way]
+    named = "torch.nn.utils.prune.remove" if way == "prune" else f"torch.nn.utils.remove_{way}"
+    plain, parts = nn.Linear(4, 4), make(nn.Linear(4, 4))
+    torch.save(parts.state_dict(), tmp_path / "a.pt")
+    for source, target in ((plain, parts), (parts, plain), (tmp_path / "a.pt", plain)):
+        with pytest.raises(PolyakError) as error:
+            polyak.transfer(source, target)
+        assert f"{named}(layer, name)" in error.value.hint
+        assert "rename" not in error.value.hint
+    remove(parts)
+    polyak.transfer(parts, plain)
+    assert torch.equal(parts.weight, plain.weight)
+
+
 def test_counters_of_other_names_are_not_taken_for_each_other(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
