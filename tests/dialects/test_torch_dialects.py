@@ -153,6 +153,53 @@ def test_several_averages_are_told_apart_by_their_keys() -> None:
     assert held["average:ema_0.999/w"].tolist() == (3 * W).tolist()
 
 
+@pytest.mark.parametrize("keys", [("model", "ema/shadow"), ("state_dict", "ema"), ("net", "shadow")])
+def test_an_average_of_the_parameters_alone_is_completed_from_its_model(keys: tuple[str, str], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    model(torch.rand(5, 3))
+    shadow = {n: torch.nn.Parameter(p.detach() + 1) for n, p in model.named_parameters()}
+    raw, average = keys
+    owner, _, last = average.rpartition("/")
+    beside = {owner: {"decay": 0.9, last: shadow}} if owner else {last: shadow}
+    torch.save({raw: model.state_dict(), **beside}, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert (held.roles, held.manifest.confidence) == (("raw", "average"), "inferred")
+    assert held.manifest.evidence[0] == (
+        f"{average!r} has the names and shapes of {raw!r} but for 1.running_mean and 2 more, which it takes from "
+        "there, and is called an average by its writer"
+    )
+    target = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    with pytest.raises(AmbiguousRole):
+        polyak.transfer(tmp_path / "a.pt", target)
+    polyak.transfer(tmp_path / "a.pt", target, weights="average")
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, shadow.get(name, model.state_dict()[name]))
+
+
+def test_an_average_that_lacks_parameters_is_not_completed_with_raw_ones(tmp_path: Path) -> None:
+    """``named_parameters()`` has a weight with two names once, and ``state_dict()`` has it twice."""
+    torch = pytest.importorskip("torch")
+    source, target = (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)) for _ in range(2))
+    for model in (source, target):
+        model[1].weight = model[0].weight
+    shadow = {n: p.detach() + 1 for n, p in source.named_parameters()}
+    torch.save({"model": source.state_dict(), "ema": shadow}, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert set(held.select(role="average")) == set(shadow)
+    assert "but for 1.weight, which it lacks, and is called an average" in held.manifest.evidence[0]
+    polyak.transfer(tmp_path / "a.pt", target, weights="average")
+    assert all(torch.equal(p, shadow[n]) for n, p in target.named_parameters())
+
+
+def test_an_average_of_some_weights_belongs_to_the_model_that_has_no_others_if_there_is_one() -> None:
+    held = opened({"model/w": W, "model/v": V, "part/w": W, "ema/w": 2 * W})
+    assert held.roles == ("raw", "average", "training")
+    assert set(held.select(role="average")) == set(held.select(role="raw")) == {"w"}
+    assert opened({"model/w": W, "model/v": V, "other/w": W, "other/x": V, "ema/w": 2 * W}).roles == ("raw", "training")
+    assert opened({"model/w": W, "model/v": V, "ema/w": V}).roles == ("raw", "training")
+
+
 def test_an_average_beside_two_models_alike_claims_nothing() -> None:
     assert opened({"model/w": W, "teacher/w": W, "backup/w": W}).roles == ("raw",)
 

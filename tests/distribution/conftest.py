@@ -2,4 +2,13 @@
 
 from __future__ import annotations
 
-collect_ignore = ["ddp.py", "joined.py", "mirrored.py", "ranked.py", "replicated.py", "sharded.py", "workers.py"]
+collect_ignore = [
+    "ddp.py",
+    "fsdp.py",
+    "joined.py",
+    "mirrored.py",
+    "ranked.py",
+    "replicated.py",
+    "sharded.py",
+    "workers.py",
+]

@@ -183,6 +183,25 @@ def test_a_process_that_saves_to_a_path_of_its_own_is_told_what_it_waits_for_and
     assert {path.name for path in tmp_path.glob("copy of *")} == copies
 
 
+@pytest.mark.parametrize("manner", ["original", "flat"])
+def test_fully_sharded_parameters_are_refused_and_whole_ones_are_saved_under_their_own_names(
+    tmp_path: Path, manner: str
+) -> None:
+    for rank, found in enumerate(
+        [answer(p) for p in [start("fsdp.py", str(r), str(tmp_path), manner) for r in (0, 1)]]
+    ):
+        for said in found["refused"]:
+            assert said.startswith("FullyShardedDataParallel: expected whole parameters, received those of the module")
+            assert said.endswith("within FullyShardedDataParallel.summon_full_params(model)")
+        assert not found["written"]
+        assert found["names"]
+        assert found["saved"]
+        assert found["transferred"]
+        assert bool(found["rank 0 alone"]) is (rank == 1)
+        assert "received a DTensor" in found["second"][0]
+        assert found["second"][1]
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]

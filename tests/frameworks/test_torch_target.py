@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from polyak.errors import (
     NotAWeight,
     PolyakError,
     ShapeMismatch,
-    TransferError,
     UnbuiltModel,
 )
 from polyak.weights import Kind
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
+view = import_module("polyak.frameworks.torch_target").view
 
 
 class Net(nn.Module):
@@ -44,6 +45,14 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.decoder(x)
+
+
+def holding(*tensors: Any) -> Any:
+    """A module with these as ``a``, ``b`` and so on."""
+    module = nn.Module()
+    for name, tensor in zip("abc", tensors, strict=False):
+        module.register_buffer(name, tensor)
+    return module
 
 
 def bits(module: Any) -> dict[str, bytes]:
@@ -237,6 +246,32 @@ def test_what_a_weight_is_computed_from_is_paired_with_no_plain_weight() -> None
     assert torch.equal(parts.weight, plain.weight)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*weight_norm:DeprecationWarning")
+@pytest.mark.parametrize("way", ["spectral_norm", "weight_norm", "prune"])
+def test_what_a_weight_was_computed_from_of_old_is_paired_with_no_plain_weight(way: str, tmp_path: Path) -> None:
+    prune = import_module("torch.nn.utils.prune")
+    ways = {
+        "spectral_norm": (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+        "weight_norm": (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+        "prune": (
+            lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+            lambda layer: prune.remove(layer, "weight"),
+        ),
+    }
+    make, remove = ways[way]
+    named = "torch.nn.utils.prune.remove" if way == "prune" else f"torch.nn.utils.remove_{way}"
+    plain, parts = nn.Linear(4, 4), make(nn.Linear(4, 4))
+    torch.save(parts.state_dict(), tmp_path / "a.pt")
+    for source, target in ((plain, parts), (parts, plain), (tmp_path / "a.pt", plain)):
+        with pytest.raises(PolyakError) as error:
+            polyak.transfer(source, target)
+        assert f"{named}(layer, name)" in error.value.hint
+        assert "rename" not in error.value.hint
+    remove(parts)
+    polyak.transfer(parts, plain)
+    assert torch.equal(parts.weight, plain.weight)
+
+
 def test_counters_of_other_names_are_not_taken_for_each_other(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
@@ -269,14 +304,74 @@ def test_an_expanded_tensor_is_refused_and_read() -> None:
     assert polyak.transfer(norm, nn.BatchNorm1d(3)).nbytes > 0  # as a source it is read
 
 
-def test_memory_that_two_weights_share_in_part_is_noticed_when_read_back() -> None:
-    base = torch.zeros(4)
-    target = nn.ParameterDict({"a": nn.Parameter(base[:3]), "b": nn.Parameter(base[1:])})
+@pytest.mark.parametrize(
+    "lying",
+    [
+        lambda base: (base[:3], base[1:]),
+        lambda base: (base, base[2:4]),
+        lambda base: (base, base.view(2, 2)),
+        lambda base: (base[::2], base[2:]),
+        lambda base: (base.view(2, 2).T, base.view(2, 2)[:, 1]),
+        lambda base: (base, base.view(torch.int32)),
+        lambda base: (torch.from_numpy(base.numpy()[:3]), torch.from_numpy(base.numpy()[2:])),
+        lambda base: (base.as_strided((2, 2), (2, 1)), base.as_strided((2,), (2,), 1)),
+    ],
+)
+def test_weights_that_share_memory_in_part_are_refused_by_name(lying: Any) -> None:
+    target = holding(*lying(torch.zeros(4)))
     before = bits(target)
-    arrays = {"a": np.float32([1, 2, 3]), "b": np.float32([4, 5, 6])}
-    with pytest.raises(TransferError, match="was put back"):
-        polyak.transfer(polyak.Snapshot.from_arrays(arrays), target)
+    arrays = {n: np.ones(t.shape, t.numpy().dtype) for n, t in target.state_dict().items()}
+    for asked in ({}, {"include": "b"}):
+        with pytest.raises(
+            ModelError, match=r"weight '[ab]': expected memory of its own, received some of weight"
+        ) as e:
+            polyak.transfer(polyak.Snapshot.from_arrays(arrays), target, **asked)
+        assert "one parameter under two names" in e.value.hint
     assert bits(target) == before
+    polyak.transfer(target, holding(*(t.clone() for t in target.buffers())))  # as a source it is read
+
+
+@pytest.mark.parametrize(
+    "lying",
+    [
+        lambda base: base.split([3, 5, 4]),
+        lambda base: base.view(4, 3).unbind(1),
+        lambda base: (base[::2], base[1::2], base[12:]),
+        lambda base: (base.as_strided((3, 2), (2, 3)), base[8:10], base[1:2]),
+    ],
+)
+def test_weights_in_one_memory_that_do_not_overlap_are_written(lying: Any) -> None:
+    target = holding(*lying(torch.zeros(12)))
+    source = holding(*(torch.rand(t.shape) for t in target.buffers()))
+    polyak.transfer(source, target)
+    assert bits(target) == bits(source)
+
+
+@pytest.mark.parametrize("size", [(3, 2), (2, 3)])
+def test_a_window_that_slides_over_itself_is_refused_and_read(size: tuple[int, int]) -> None:
+    target, source = holding(torch.arange(6.0).as_strided(size, (1, 1))), holding(torch.ones(size))
+    with pytest.raises(ModelError, match=r"weight 'a': expected memory for each element, .* windows that overlap"):
+        polyak.transfer(source, target)
+    polyak.transfer(target, source)
+    assert torch.equal(source.a, target.a)
+
+
+def test_two_parameters_in_one_memory_are_one_weight(tmp_path: Path) -> None:
+    def made() -> Any:
+        module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), holding(torch.ones(0), torch.ones(0)))
+        module[1].weight.data = module[0].weight.data
+        return module
+
+    torch.manual_seed(1)
+    source, target = made(), made()
+    before = bits(target)
+    with pytest.raises(AmbiguousMatch, match=r"weights '0\.weight' and '1\.weight': expected one value, because"):
+        polyak.transfer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), source[2]), target)
+    assert bits(target) == before
+    polyak.save(source, tmp_path / "a.pt")
+    assert set(polyak.open(tmp_path / "a.pt")) == set(source.state_dict())
+    polyak.transfer(tmp_path / "a.pt", target)
+    assert bits(target) == bits(source) != before
 
 
 def test_a_module_whose_list_has_shifted_is_not_paired_by_guess() -> None:
@@ -292,6 +387,45 @@ def test_wrappers_do_not_change_the_names() -> None:
     module = Net(0)
     assert set(polyak.snapshot(nn.DataParallel(module))) == set(module.state_dict())
     assert set(polyak.snapshot(torch.compile(module))) == set(module.state_dict())
+
+
+def test_a_module_that_only_computes_anew_does_not_change_the_names_within() -> None:
+    wrap = import_module("torch.distributed.algorithms._checkpoint.checkpoint_wrapper").checkpoint_wrapper
+    wrapped = nn.Sequential(wrap(nn.Linear(2, 2)), nn.ReLU(), wrap(nn.BatchNorm1d(2)))
+    held = polyak.snapshot(wrapped)
+    assert list(held) == list(wrapped.state_dict())
+    structures = [w.evidence.structure for w in held.weights]
+    assert structures[:3] == ["#0.weight", "#0.bias", "#1.weight"]
+    assert set(polyak.snapshot(wrap(nn.Linear(2, 2)))) == {"weight", "bias"}
+
+
+@pytest.mark.filterwarnings("ignore:FSDP|.*NO_SHARD", "ignore::FutureWarning")
+@pytest.mark.parametrize("original", [True, False])
+def test_parameters_that_fsdp_keeps_flat_are_refused_until_they_are_summoned(tmp_path: Path, original: bool) -> None:
+    from torch import distributed
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    def parted(module: Any) -> Any:
+        return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=original)
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        source, target = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(2, 2))
+        target.append(nn.BatchNorm1d(2))
+        model = parted(nn.Sequential(parted(target[0]), target[1]))
+        if not original:
+            for verb in (polyak.snapshot, lambda module: polyak.transfer(source, module)):
+                with pytest.raises(ModelError, match="expected whole parameters, received those of") as error:
+                    verb(model)
+                assert "within FullyShardedDataParallel.summon_full_params(model)" in error.value.hint
+        with FullyShardedDataParallel.summon_full_params(model):
+            assert set(polyak.snapshot(model)) == set(source.state_dict())
+            polyak.transfer(source, model)
+        with FullyShardedDataParallel.summon_full_params(model):
+            polyak.transfer(model, restored := nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        assert bits(restored) == bits(source)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_an_averaged_model_holds_an_average(tmp_path: Path) -> None:
@@ -373,3 +507,26 @@ def test_a_tensor_of_one_element_or_none_may_have_any_stride(value: Any, tmp_pat
     polyak.save(target, tmp_path / "saved.safetensors")
     polyak.transfer(tmp_path / "saved.safetensors", source)
     assert torch.equal(source.scale, target.scale)
+
+
+@pytest.mark.parametrize("numel", [0, 3, 2**19])
+def test_memory_that_was_read_or_written_may_be_freed_by_its_owner(numel: int, tmp_path: Path) -> None:
+    """FSDP frees what it has gathered by resizing its storage, and fills it again."""
+    module, other = nn.Module(), nn.Module()
+    module.w, other.w = nn.Parameter(torch.ones(numel)), nn.Parameter(torch.zeros(numel))
+    polyak.save(module, tmp_path / "a.pt")
+    polyak.transfer(module, other)
+    polyak.transfer(other, module)
+    for held in (module, other):
+        held.w.untyped_storage().resize_(0)
+        held.w.untyped_storage().resize_(4 * numel)
+
+
+def test_a_view_keeps_the_memory_that_it_shows() -> None:
+    tensor = torch.arange(5.0)
+    shown = view(tensor)
+    tensor += 1
+    assert shown.tolist() == [1, 2, 3, 4, 5]
+    del tensor
+    torch.zeros(5)
+    assert shown.tolist() == [1, 2, 3, 4, 5]

@@ -227,3 +227,94 @@ def test_the_key_of_a_path_is_the_path() -> None:
 def test_a_random_seed_has_no_position() -> None:
     seed = Weight("seed", (2,), "uint32", Kind.SEED, Evidence("", "seed", "", "", "", 3, "uint32"))
     assert key_of(seed, "position") is None
+
+
+SQUARE = (4, 4)
+
+
+def hint_of(source: list[Weight], target: list[Weight]) -> str:
+    with pytest.raises(WeightError) as error:
+        make_plan(snapshot(source), Memory(target), {})
+    return error.value.hint or ""
+
+
+def linears(start: str, *numbers: int) -> list[Weight]:
+    return [weight(f"{start}{n}.{end}", shape) for n in numbers for end, shape in (("weight", SQUARE), ("bias", (4,)))]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (linears("", 0, 2, 4), linears("", 0, 1, 2)),
+        (linears("", 0, 1, 2), linears("", 0, 2, 4)),
+        (linears("", 0, 1), linears("", 1, 2)),
+        (linears("", 9, 10, 11), linears("", 0, 1, 10)),
+        (linears("net.", 1, 2), linears("net.", 0, 1)),
+        (linears("enc.", 1, 3), linears("net.", 0, 1)),
+        (linears("a.", 1, 3) + linears("b.", 0, 2), linears("a.", 0, 1) + linears("b.", 0, 1)),
+        (linears("a.0.", 0, 2) + linears("a.2.", 0, 2), linears("a.0.", 0, 2) + linears("a.1.", 0, 2)),
+        ([*linears("", 0, 2), weight("x")], [*linears("", 0, 1), weight("x")]),
+    ],
+)
+def test_places_in_a_list_that_has_shifted_are_paired_in_their_order(
+    source: list[Weight], target: list[Weight]
+) -> None:
+    hint = hint_of(source, target)
+    rename = eval(hint[hint.index("{") : hint.index("}") + 1])
+    plan = make_plan(snapshot(source), Memory(target), {"rename": rename})
+    assert [(m.source, m.target) for m in plan.moves] == [(s.path, t.path) for s, t in zip(source, target, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (linears("", 0, 2, 3), linears("", 0, 1)),
+        (linears("a.", 0, 2, 3), linears("b.", 0, 1)),
+        ([*linears("", 0), weight("2.scale", (5,))], linears("", 0, 1)),
+        ([*linears("", 0), weight("1.bias", (4,)), weight("2.kernel", SQUARE)], linears("", 0, 1)),
+        ([weight("0.bias", (4,)), weight("1.gain", SQUARE)], [weight("0.weight", SQUARE), weight("1.bias", (4,))]),
+    ],
+)
+def test_places_in_lists_that_do_not_fit_are_paired_by_no_hint(source: list[Weight], target: list[Weight]) -> None:
+    assert "rename={" not in hint_of(source, target)
+
+
+SPECTRAL = [weight("0.weight_orig", SQUARE), weight("0.weight_u", (4,)), weight("0.weight_v", (4,))]
+NORMED = [weight("0.weight_g", (4, 1)), weight("0.weight_v", SQUARE)]
+PRUNED = [weight("0.weight_orig", SQUARE), weight("0.weight_mask", SQUARE)]
+NEW = [weight("0.parametrizations.weight.original0", (4, 1)), weight("0.parametrizations.weight.original1", SQUARE)]
+COMPUTED = {
+    "remove_spectral_norm": SPECTRAL,
+    "remove_weight_norm": NORMED,
+    "prune.remove": PRUNED,
+    "parametrize.remove_parametrizations": NEW,
+}
+
+
+@pytest.mark.parametrize("function", COMPUTED)
+@pytest.mark.parametrize("other", [[weight("0.weight", SQUARE)], [weight("0.weight", SQUARE), weight("0.bias", (4,))]])
+def test_a_part_of_a_weight_is_not_offered_as_the_weight(function: str, other: list[Weight]) -> None:
+    parts = [*COMPUTED[function], *other[1:]]
+    for source, target in ((parts, other), (other, parts)):
+        hint = hint_of(source, target)
+        assert f"torch.nn.utils.{function}(layer, name)" in hint
+        assert "rename" not in hint
+
+
+def test_parts_of_two_ways_are_not_offered_for_each_other() -> None:
+    for function, parts in COMPUTED.items():
+        for other in COMPUTED.values():
+            if parts is not other:
+                assert "rename" not in (hint := hint_of(parts, other))
+                assert function in hint
+
+
+@pytest.mark.parametrize("parts", COMPUTED.values(), ids=COMPUTED)
+def test_the_same_parts_of_a_layer_of_another_name_are_paired(parts: list[Weight]) -> None:
+    named = [replace(w, path=w.path.replace("0.", "head.", 1)) for w in parts]
+    assert 'rename={"0.*": "head.*"}' in hint_of(parts, named)
+
+
+def test_names_that_only_end_so_are_paired_as_any() -> None:
+    gates = [weight("w_g", SQUARE), weight("w_v", (4, 8))]
+    assert 'rename={"w_v": "value"}' in hint_of(gates, [gates[0], weight("value", (4, 8))])

@@ -3,21 +3,25 @@
 Nothing in a bare ``state_dict`` says whether it is an average, so it is taken as raw, with confidence "unknown".
 Two names say more: that of a set ("model_ema" alone, or beside a "model" of the same shapes), and that of the file
 ("ema_0.9999_050000.pt", as guided diffusion writes it).
+
+Many averages are of the parameters alone, and leave the model's buffers as they are. Where one lacks parameters, these
+may be frozen, or further names of a weight that it has: it lacks them here, too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.called import says_average
-from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, same, sets, snapshot, usual
+from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, parameters, same, sets, snapshot, usual
+from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
 
 _GUIDED = re.compile(r"ema_(?P<decay>0?\.\d+)_(?P<step>\d+)\.\w+")
-_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|teacher)(?![a-z])")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|teacher|shadow)(?![a-z])")
 _TWIN_FILE = re.compile(r".*-EMA\.ckpt")
 
 
@@ -30,24 +34,41 @@ def interpret(contents: Contents) -> Snapshot | None:
 
 
 def _twins(found: Mapping[str, Named]) -> Reading | None:
-    """One set, and others with the same names and shapes that are called averages."""
-    pairs = [
-        (raw, average)
-        for average in found.values()
-        for raw in found.values()
-        if _called_average(average.key) and not _called_average(raw.key)
-        if same(bare(raw.tensors), bare(average.tensors))
-    ]
+    """One set, and others of its names and shapes that are called averages: of all its weights, or of some."""
+    averages = [s for s in found.values() if _called_average(s.key)]
+    raws = [s for s in found.values() if not _called_average(s.key)]
+    pairs = [(raw, average) for average in averages for raw in _averaged_in(average, raws)]
     if len({raw.key for raw, _ in pairs}) != 1:
         return None
     raw, averages = pairs[0][0], [average for _, average in pairs]
     called = {AVERAGE if len(averages) == 1 else f"{AVERAGE}:{a.key or 'file'}": a for a in averages}
-    whys = [
-        f"{a.place} has the names and shapes of {raw.place} and is called an average by its writer" for a in averages
-    ]
-    evidence = (*whys, "no tool that is known writes this; some tools save the two swapped")
-    roles = {RAW: bare(raw.tensors)} | {role: bare(a.tensors) for role, a in called.items()}
+    evidence = (*(_why(raw, a) for a in averages), "no tool that is known writes this; some tools save the two swapped")
+    roles = {RAW: bare(raw.tensors)} | {role: _completed(raw, a) for role, a in called.items()}
     return Reading("PyTorch", roles, raw.stored.union(*(a.stored for a in averages)), evidence)
+
+
+def _averaged_in(average: Named, raws: Sequence[Named]) -> list[Named]:
+    """The sets that have the average's names and shapes; where there are none, those that have them among others."""
+    own = bare(average.tensors)
+    alike = [raw for raw in raws if same(bare(raw.tensors), own)]
+    return alike or [raw for raw in raws if same({n: t for n, t in bare(raw.tensors).items() if n in own}, own)]
+
+
+def _completed(raw: Named, average: Named) -> dict[str, Tensor]:
+    """The average, and the buffers of its model, in the model's order."""
+    whole, own = bare(raw.tensors), bare(average.tensors)
+    trained = parameters(whole)
+    return {n: own.get(n, t) for n, t in whole.items() if n in own or n not in trained}
+
+
+def _why(raw: Named, average: Named) -> str:
+    own, held = bare(average.tensors), _completed(raw, average)
+    left = {
+        "which it takes from there": [n for n in held if n not in own],
+        "which it lacks": [n for n in bare(raw.tensors) if n not in held],
+    }
+    rest = "".join(f" but for {listed(names)}, {what}," for what, names in left.items() if names)
+    return f"{average.place} has the names and shapes of {raw.place}{rest} and is called an average by its writer"
 
 
 def _only(found: Mapping[str, Named]) -> Reading | None:

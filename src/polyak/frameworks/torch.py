@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -16,13 +17,14 @@ from polyak.averaging.rules import Rule
 from polyak.errors import ModelError, UnbuiltModel
 from polyak.frameworks.base import Average, Framework, Tracking
 from polyak.frameworks.company import ALONE, Company
-from polyak.frameworks.torch_target import Tensors, dtype_of
+from polyak.frameworks.torch_target import Tensors, dtype_of, memory_of
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Evidence, Kind, Weight, is_floating
 
 _NUMBERED = (nn.Sequential, nn.ModuleList)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _COMPILED = "_orig_mod"
+_UNNAMED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # steps that state_dict() leaves out
 # PyTorch's own modules that keep their weights packed; those of reference keep them as they are.
 _QUANTISED = re.compile(r"torch\.(ao\.)?nn\.(\w+\.)*quantized\b(?!\.reference)")
 _OF_KERAS = "_torch_params"  # where a layer of Keras on PyTorch keeps its variables
@@ -53,16 +55,18 @@ class TorchFramework(Framework):
 
         Raises:
             UnbuiltModel: a lazy parameter has no shape yet, or a tensor is on the meta device.
-            ModelError: there are no weights, a tensor is sparse or quantised, or Keras' layers are among the modules.
+            ModelError: there are no weights, a tensor is sparse or quantised, Keras' layers are among the modules, or
+                each process has a part of the parameters now.
         """
+        _refuse_sharded(model)
         module = _bare(model)
         _refuse_keras(model, module)
         _refuse_packed(module)
-        first: dict[int, Found] = {}
+        first: dict[Hashable, Found] = {}
         aliases: dict[str, str] = {}
         for found in _walk(module, "", "", frozenset()):
             _refuse_unbuilt(module, found)
-            kept = first.setdefault(id(found.tensor), found)
+            kept = first.setdefault(memory_of(found.tensor), found)
             if kept.name != found.name:
                 aliases[found.name] = kept.name
         if not first:
@@ -119,14 +123,39 @@ def _bare(model: Any) -> nn.Module:
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
-        elif _COMPILED in model._modules and len(model._modules) == 1:
-            model = model._modules[_COMPILED]
+        elif len(model._modules) == 1 and (key := next(iter(model._modules))) in (_COMPILED, *_UNNAMED):
+            model = model._modules[key]
         else:
             return model
 
 
 def _has_extra_state(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """Raise ModelError for a FullyShardedDataParallel that shows a part of its parameters, or all as a flat one."""
+    loaded = sys.modules.get("torch.distributed.fsdp")  # to load it takes seconds
+    if loaded is None:
+        return
+    for name, inner in model.named_modules():
+        if isinstance(inner, loaded.FullyShardedDataParallel) and inner._handle and not _is_whole(inner._handle):
+            where = f"module {name!r}" if name else "the module itself"
+            raise ModelError(
+                f"{type(model).__name__}: expected whole parameters, received those of {where}, which "
+                "FullyShardedDataParallel keeps flat and in parts, one for each process",
+                hint="do it in all processes within FullyShardedDataParallel.summon_full_params(model)",
+            )
+
+
+def _is_whole(handle: Any) -> bool:
+    """Whether the parameters are there as the module had them, to read and to stay.
+
+    Not so after a pass that leaves them gathered: the next one takes the parts anew, and may compute in another dtype.
+    """
+    summoned = handle._training_state.name == "SUMMON_FULL_PARAMS"
+    lasting = summoned or (handle._use_orig_params and not handle.uses_sharded_strategy)
+    return lasting and handle.flat_param.shape == handle.flat_param._unpadded_unsharded_size
 
 
 def _refuse_packed(module: nn.Module) -> None:
@@ -168,7 +197,8 @@ def _walk(module: nn.Module, name: str, structure: str, above: frozenset[int]) -
     inner = {key: child for key, child in module._modules.items() if child is not None and id(child) not in above}
     steps = _steps(module, inner)
     for key, child in inner.items():
-        yield from _walk(child, f"{name}{key}.", f"{structure}{steps[key]}.", above | {id(module)})
+        below, place = ("", "") if key in _UNNAMED else (f"{key}.", f"{steps[key]}.")
+        yield from _walk(child, name + below, structure + place, above | {id(module)})
 
 
 def _steps(module: nn.Module, inner: Mapping[str, nn.Module]) -> dict[str, str]:

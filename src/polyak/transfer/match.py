@@ -15,15 +15,14 @@ from typing import Literal
 
 from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
 from polyak.renaming import Rename, apply_rename
-from polyak.transfer.nearest import partner, prefixes
+from polyak.transfer import computed
+from polyak.transfer.nearest import in_order, partner, prefixes
 from polyak.weights import Kind, Weight, glob_match
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
-# PyTorch keeps what a weight is computed from under this name, and the weight itself nowhere.
-_PARAMETRISED = "parametrizations."
-_PLAIN = (
-    "one side computes this weight from others: make it a plain one first with "
-    "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+_UNORDERED = (
+    "the lists of the two sides have other weights at other places, so that a number does not tell which is meant: "
+    "name the pairs with rename="
 )
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
@@ -200,7 +199,7 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str, not
         error.hint = "; ".join(filter(None, [error.hint, note]))
         raise error
     if unexpected:
-        raise _unexpected(unexpected, source_label, target_label)
+        raise _unexpected(unexpected, pairing.pairs, source_label, target_label)
     if not any(p.target.kind is not Kind.SEED for p in pairing.pairs):
         raise MissingWeight(
             f"{target_label}: expected at least one weight to transfer, received none from {source_label}",
@@ -309,8 +308,9 @@ def _missing(
         f"{_others(missing)}"
     )
     nearly = "" if near is None else f"; nearest: {near.path!r}"
-    if sum(_PARAMETRISED in w.path for w in (first, near) if w is not None) == 1:
-        return MissingWeight(message + nearly, hint=_PLAIN)
+    ours, theirs = [*(p.target for p in pairs), *missing], [*(p.source for p in pairs), *unexpected]
+    if advice := computed.hint(first, near, ours, theirs):
+        return MissingWeight(message + nearly, hint=advice)
     if near is None:
         return MissingWeight(message)
     if near.path == first.path:
@@ -319,12 +319,14 @@ def _missing(
     other = _framework([near]) or _framework(unexpected)
     if other and (_framework([first]) or _framework(missing)) not in ("", other):
         return MissingWeight(message + nearly, hint=f'say how the source lies: layout="{other}"')
+    renames = in_order(missing, near.path, ours, theirs)
+    if renames == {}:
+        return MissingWeight(message + nearly, hint=_UNORDERED)
     globs = prefixes(near.path, first.path, missing, unexpected)
     if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
         globs = near.path, first.path
-    old, new = globs
-    hint = f'pair them with rename={{"{old}": "{new}"}}{_whole(missing, unexpected)}'
-    return MissingWeight(message + nearly, hint=hint)
+    told = ", ".join(f'"{old}": "{new}"' for old, new in (renames or dict([globs])).items())
+    return MissingWeight(message + nearly, hint=f"pair them with rename={{{told}}}{_whole(missing, unexpected)}")
 
 
 def _framework(weights: Sequence[Weight]) -> str:
@@ -374,12 +376,13 @@ def _left_alone(missing: Sequence[Weight], pairs: Sequence[Pair]) -> str:
     return f"leave all of them as they are with exclude=[{listed}]"
 
 
-def _unexpected(unexpected: list[Weight], source: str, target: str) -> UnexpectedWeight:
+def _unexpected(unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str) -> UnexpectedWeight:
     first = unexpected[0]
+    part = computed.parts([*(p.source for p in pairs), *unexpected]).get(first.path)
     return UnexpectedWeight(
         f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
         f"from {source}{_others(unexpected)}",
-        hint=_PLAIN if _PARAMETRISED in first.path else f'leave it out with exclude="{first.path}"',
+        hint=computed.advice(part) if part else f'leave it out with exclude="{first.path}"',
     )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
+from itertools import product, takewhile
 
 from polyak.weights import Weight
 
 # From here on two names are taken for one that was changed, in [0, 1].
 _ALIKE = 0.6
 _STEP = re.compile(r"[^/.]*[/.]")
+_PLACE = re.compile(r"(?<![^/.])(\d+)[/.]")  # in a list
 
 
 def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:
@@ -47,6 +48,60 @@ def prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence
     known = {w.path: w.shape for w in unexpected}
     pair_all = all(w.path.startswith(after) and known.get(before + w.path[len(after) :]) == w.shape for w in missing)
     return (f"{before}*", f"{after}*") if pair_all and len(missing) > 1 else None
+
+
+def in_order(
+    missing: Sequence[Weight], near: str, ours: Sequence[Weight], theirs: Sequence[Weight]
+) -> dict[str, str] | None:
+    """Globs that pair the places in lists in their order, where numbers alone would pair others.
+
+    Empty where what is at the places differs, so that their order tells nothing either; None where no list is met.
+    """
+    lists = {start: start for start in _shifted(missing, ours, theirs)}
+    lists |= dict(_met(missing[0].path, near, ours, theirs))
+    found: dict[str, str] = {}
+    for after, before in lists.items():
+        new, old = _places(after, ours), _places(before, theirs)
+        if _numbers(after) != _numbers(before) or list(new.values()) != list(old.values()):
+            return {}
+        found |= {f"{before}{o}*": f"{after}{n}*" for o, n in zip(old, new, strict=True) if before + o != after + n}
+    return found if lists else None
+
+
+def _shifted(missing: Sequence[Weight], ours: Sequence[Weight], theirs: Sequence[Weight]) -> list[str]:
+    """The outermost lists around weights in which the two sides have weights at other places."""
+    found: list[str] = []
+    for start in sorted({w.path[: place.start()] for w in missing for place in _PLACE.finditer(w.path)}):
+        old = None if start.startswith(tuple(found)) else _places(start, theirs)
+        if old and list(old) != list(_places(start, ours)):
+            found.append(start)
+    return found
+
+
+def _met(path: str, near: str, ours: Sequence[Weight], theirs: Sequence[Weight]) -> Iterator[tuple[str, str]]:
+    """Lists in which two names that are to be paired have other numbers, or that have weights at other places."""
+    for own, other in product(_PLACE.finditer(path), _PLACE.finditer(near)):
+        after, before = path[: own.start()], near[: other.start()]
+        if after == before:
+            differ = own[1] != other[1]
+        else:
+            alike = path[own.end() :] == near[other.end() :]
+            differ = alike and (own[1] != other[1] or list(_places(after, ours)) != list(_places(before, theirs)))
+        if differ:
+            yield after, before
+
+
+def _places(start: str, weights: Sequence[Weight]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The places of a list, in their order, and the shapes there."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for w in weights:
+        if w.path.startswith(start) and (place := _PLACE.match(w.path, len(start))):
+            found.setdefault(place.group(), {})[w.path[place.end() :]] = w.shape
+    return dict(sorted(found.items(), key=lambda item: int(item[0][:-1])))
+
+
+def _numbers(start: str) -> list[str]:
+    return [place[1] for place in _PLACE.finditer(start)]
 
 
 def _apart(one: str, other: str) -> tuple[str, str]:
