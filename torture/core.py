@@ -96,6 +96,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "files/torch_write.py": ("tests/files/test_torch_write.py", "tests/files/test_writers.py"),
     "files/torch_zip.py": ("tests/files/test_torch_write.py", *_TORCH),
     "files/zips.py": ("tests/files/test_zips.py", "tests/files/test_npz.py"),
+    "forks.py": ("tests/test_forks.py",),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/locks.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/shadow_target.py": ("tests/frameworks/test_stateful.py",),

@@ -85,11 +85,23 @@ def test_one_thread_at_a_time_takes_what_was_begun() -> None:
 
 
 def test_one_thread_at_a_time_leaves_what_it_has_begun() -> None:
-    """The lock is taken by another one while the third name is begun ahead."""
-    readings = Ahead(lambda name: readings._turn.acquire() if name == "w2" else True, NAMES)
+    """The lock is taken by this thread while the other one begins the third name ahead."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def begin(name: str) -> str:
+        if name == "w2":
+            begun.set()
+            go_on.wait(10)
+        return name
+
+    readings = Ahead(begin, NAMES)
     readings.of("w0")
-    waiting = beside(lambda: readings.of("w1"))
-    assert waiting.is_alive()
-    readings._turn.release()
+    waiting = threading.Thread(target=lambda: readings.of("w1"), daemon=True)
+    waiting.start()
+    begun.wait(10)
+    with readings._turn:
+        go_on.set()
+        waiting.join(0.2)
+        assert waiting.is_alive()
     waiting.join(10)
     assert not waiting.is_alive()
