@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 
 # Keras and the others call polyak for the user, whose own line is further out.
 _NOT_THE_CALLER = ("polyak", "contextlib", "keras", "tf_keras", "tensorflow", "jax", "torch")
@@ -145,6 +146,11 @@ def listed(words: Sequence[str], most: int = 1) -> str:
 def notify(warning: PolyakWarning) -> None:
     """Issue a warning that points at the caller's line, however deep in polyak it is found."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_CALLER:
+    while frame.f_back is not None and not _is_callers(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(warning, stacklevel=level)
+
+
+def _is_callers(frame: FrameType) -> bool:
+    rewritten = "__autograph_generated_file" in frame.f_code.co_filename  # by TensorFlow, to trace it
+    return not rewritten and frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_CALLER

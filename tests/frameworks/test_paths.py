@@ -355,3 +355,34 @@ def test_a_variable_without_a_value_is_named() -> None:
     module.late = UninitializedVariable(shape=(2,), dtype=tf.float32, trainable=True)
     with pytest.raises(ModelError, match=r"weight 'late' of .*: expected a value, received a variable that is not"):
         polyak.snapshot(module)["late"]
+
+
+class Probe(tf_keras.layers.Layer):  # type: ignore[misc]
+    """A layer of Keras 2 with a metric, and whatever else it is given."""
+
+    def __init__(self, inner: tf.Module | None = None) -> None:
+        super().__init__()
+        self.dense, self.seen, self.inner = tf_keras.layers.Dense(2), tf_keras.metrics.Mean(), inner
+
+    def call(self, x: Any) -> Any:
+        self.seen.update_state(x)
+        return self.dense(x)
+
+
+def holding(layer: Any) -> tf.Module:
+    module = tf.Module()
+    module.probe = layer
+    layer(tf.ones((1, 2)))
+    return module
+
+
+def test_metrics_of_layers_within_a_module_are_no_weights() -> None:
+    assert list(polyak.track(holding(Probe()), "mean").values()) == ["probe/dense/kernel", "probe/dense/bias"]
+
+
+def test_a_module_within_a_layer_of_keras_2_is_not_left_out_in_silence() -> None:
+    inner = tf.Module()
+    inner.scale = tf.Variable([1.0])
+    for model in (holding(Probe(inner)), tf_keras.Sequential([tf_keras.Input((2,)), Probe(inner)])):
+        with pytest.raises(ModelError, match=r"received 'Variable:0' \(1,\) in something else"):
+            polyak.track(model, "mean")

@@ -256,7 +256,9 @@ def test_an_average_that_goes_on_or_was_made_for_it_is_not_late() -> None:
         train(model, 2, first)
         train(model, 2, Averaging(first.average))
         train(model, 2, Averaging(polyak.track(model, "mean")))
-    with pytest.warns(BegunLate, match="8 updates") as said:
+        first.average.reset()
+        train(model, 2, first)
+    with pytest.warns(BegunLate, match="10 updates") as said:
         train(model, 2, Averaging(first.average), Averaging(COPY, name="anew"))
     assert [each.filename for each in said if each.category is BegunLate] == [peers.__file__]  # where fit is called
 

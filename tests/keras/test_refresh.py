@@ -12,7 +12,7 @@ from tests.keras.peers import adam, network
 
 import polyak
 from polyak.averaging.parts import Parts
-from polyak.errors import RuleError, WeightsChanged
+from polyak.errors import NonFinite, RuleError, UnbuiltModel, WeightsChanged
 from polyak.keras import Averaging
 
 COPY = "ema:0.9,start=copy"
@@ -300,3 +300,47 @@ def test_what_the_first_step_of_a_loop_builds_is_followed_and_a_late_start_is_sa
     for ema in (copied, started):
         assert list(ema.values()) == ["scale", "head/kernel", "head/bias"]
         assert ema.count == 1
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a trace of TensorFlow")
+def test_what_a_trace_builds_has_no_first_value_to_start_from() -> None:
+    import tensorflow as tf
+
+    model, x = partly(), np.ones((4, 3), "float32")
+    started = polyak.EMA(model, 0.9, start="initial")
+
+    @tf.function(autograph=False)
+    def step() -> None:
+        model(x)
+        started.update()
+
+    with pytest.raises(UnbuiltModel, match="starts at the initial weights; Partly is not built yet"):
+        step()
+
+
+def test_a_rest_that_could_not_be_followed_is_followed_later() -> None:
+    model, x = partly(), np.ones((4, 3), "float32")
+    ema = polyak.EMA(model, 0.9)
+    model(x)
+    kernel = model.head.kernel.numpy() if hasattr(model.head.kernel, "numpy") else np.asarray(model.head.kernel)
+    model.head.kernel.assign(np.full_like(kernel, np.nan))
+    with pytest.raises(NonFinite):
+        ema.update()
+    model.head.kernel.assign(kernel)
+    ema.update()
+    assert list(ema.values()) == ["scale", "head/kernel", "head/bias"]
+
+
+def test_a_file_goes_into_an_average_of_a_model_that_was_completed_meanwhile(tmp_path: Any) -> None:
+    model, x = partly(), np.ones((4, 3), "float32")
+    model(x)
+    model.average = polyak.EMA(model, 0.5)
+    model.average.update()
+    model.save_weights(tmp_path / "both.weights.h5")
+    other = partly()
+    other.average = polyak.EMA(other, 0.5)
+    other(x)
+    other.load_weights(tmp_path / "both.weights.h5")
+    assert list(other.average.values()) == ["scale", "head/kernel", "head/bias"]
+    np.testing.assert_array_equal(other.average.values()["head/kernel"], model.average.values()["head/kernel"])
+    assert other.average.count == 1

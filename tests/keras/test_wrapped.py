@@ -147,3 +147,54 @@ def test_a_wrapped_module_and_a_plain_one_are_paired_by_name_and_nothing_is_turn
     other(INPUTS)
     polyak.transfer(plain, other)
     np.testing.assert_array_equal(answers(other), answers(mixed))
+
+
+def test_one_parameter_in_two_layers_is_refused() -> None:
+    from torch import nn
+
+    shared, other = nn.Linear(6, 6), nn.Linear(6, 6)
+    other.weight = shared.weight
+    model = keras.Sequential([keras.Input((6,)), layers.TorchModuleWrapper(shared), layers.TorchModuleWrapper(other)])
+    with pytest.raises(ModelError, match="expected each parameter in one layer") as refused:
+        polyak.track(model, "ema:0.5")
+    assert "wrap all modules that share it as one" in str(refused.value)
+
+
+def test_a_module_that_the_rule_leaves_out_is_run() -> None:
+    model = keras.Sequential([keras.Input((6,)), layers.TorchModuleWrapper(net(), name="body"), layers.Dense(2)])
+    model(INPUTS)
+    ema = polyak.track(model, {"body/*": None, "*": "ema:0.5"})
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(ema(INPUTS, training=False)), answers(model))
+
+
+def test_a_pure_update_reads_the_buffers_of_the_module() -> None:
+    module = net()
+    model = wrapped(module)
+    ema = polyak.EMA(model, decay=0.5)
+    module[2].running_mean.fill_(3.0)
+    values = ([v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables))
+    tree = ema.stateless_update(ema.tree(), *values)
+    assert tree["shadows"]["torch_module_wrapper/2/running_mean"].tolist() == [3.0] * 6
+
+
+def test_a_buffer_that_is_gone_or_has_another_shape_is_named() -> None:
+    import torch
+
+    module = net()
+    ema = polyak.EMA(wrapped(module), decay=0.5)
+    for tensor, received in ((torch.zeros(1), r"received \(1,\)"), (None, "received none")):
+        module[2].running_mean = tensor
+        with pytest.raises(ModelError, match=f"buffer '2.running_mean': .* {received}"):
+            ema.update()
+        ema.refresh()
+        ema.update()
+
+
+def test_a_class_of_ones_own_may_have_weights_beside_its_module() -> None:
+    class Scaled(layers.TorchModuleWrapper):  # type: ignore[misc]
+        def __init__(self, module: Any) -> None:
+            super().__init__(module)
+            self.gains = [self.add_weight(name="gain", shape=(), initializer="ones")]
+
+    model = keras.Sequential([keras.Input((6,)), Scaled(net())])
+    assert "scaled/gain" in polyak.track(model, "mean").values()

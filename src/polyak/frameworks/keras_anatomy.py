@@ -265,11 +265,6 @@ def is_complete(model: Any) -> bool:
     return makes_none and all(x.built for x in model._flatten_layers(include_self=False)) and bool(model.weights)
 
 
-def is_partly_built(model: Any) -> bool:
-    """Whether a layer in a model that is built has no weights yet, and may make some when it is called."""
-    return not all(x.built for x in model._flatten_layers())
-
-
 def user_attributes(layer: Any, own_names: frozenset[str]) -> list[tuple[str, Any]]:
     """The attributes that neither Keras nor TensorFlow's tracking (``_self_...``) made.
 

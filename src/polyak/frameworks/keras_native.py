@@ -29,7 +29,7 @@ from polyak.frameworks.exchange import (
     watchers,
 )
 from polyak.frameworks.growth import Growth, followed_by, joined
-from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete, is_partly_built
+from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete
 from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_moving import update_all
@@ -37,7 +37,7 @@ from polyak.frameworks.keras_saved import saved_places
 from polyak.frameworks.keras_stored import StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows, as_held
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
-from polyak.frameworks.keras_wrapped import in_order
+from polyak.frameworks.keras_wrapped import in_order, refuse_wrapped
 from polyak.frameworks.shadow_target import ShadowTarget
 from polyak.frameworks.stateful import Ref, refuse_grown, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
@@ -164,6 +164,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     @property
     def target(self) -> Target:
         self.raw  # noqa: B018
+        self.complete()
         return ShadowTarget(self, Shadows(self, self.shadow_weights()))
 
     @property
@@ -282,6 +283,10 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.refuse_changed()
         return super().call_with(shadows, *args, **kwargs)
 
+    def refuse_unserved(self) -> None:
+        self.raw  # noqa: B018
+        refuse_wrapped(self.followed(), self._followed_by_path.value.values())
+
     def pairing(self) -> object:
         return self.raw
 
@@ -325,7 +330,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
-        self.note_built(is_partly_built(self.followed()))
+        self.note_unbuilt(self.followed()._flatten_layers())
         tell_aside(self._framework.value, self.followed())
         tell_copied(self.followed(), self.shadow_weights(), raw.variables, self.tracking.kinds)
 

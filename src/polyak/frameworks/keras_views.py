@@ -20,7 +20,6 @@ from polyak.forks import new_lock
 from polyak.frameworks.described import describe
 from polyak.frameworks.exchange import patiently
 from polyak.frameworks.keras_shell import Shell, compiled_like
-from polyak.frameworks.keras_wrapped import refuse_wrapped
 from polyak.frameworks.stateful import Ref, StatefulAverage
 
 _TESTS = ("test_step", "compute_loss", "compute_metrics", "get_metrics_result", "make_test_function", "evaluate")
@@ -65,9 +64,12 @@ class ViewedByKeras(StatefulAverage):
         """``_fresh`` if the model has other variables than at the last look: that is slow beside a small call."""
         now, view = list(self.followed().variables), self.view.value
         if list(map(id, now)) != list(map(id, view.looked)):
-            refuse_wrapped(self.followed())
+            self.refuse_unserved()
             self._fresh()
             view.looked = now
+
+    def refuse_unserved(self) -> None:
+        """Raise ModelError for a model that would run its raw weights beside the values that it is given."""
 
     @abstractmethod
     def same(self, one: Any, other: Any) -> bool:
@@ -125,7 +127,7 @@ class ViewedByKeras(StatefulAverage):
 
     def _run(self, verb: Callable[[Any], Any]) -> Any:
         """One caller at a time: a shell has one set of copies."""
-        refuse_wrapped(self.followed())
+        self.refuse_unserved()
         view: View = self.view.value
         with view.lock:
             seen = self.collected(_PATIENCE)

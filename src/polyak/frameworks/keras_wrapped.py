@@ -7,7 +7,7 @@ such as the statistics of batch normalisation.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -21,21 +21,28 @@ class Buffer:
 
     Attributes:
         name: as ``state_dict()`` has it.
+        shape: of the tensor that the module held at first.
     """
 
     trainable = False
 
     def __init__(self, owner: Any, local: str, name: str) -> None:
         self.name = self.path = name
+        self.shape = tuple(owner._buffers[local].shape)
         self._owner, self._local = ref(owner), local
 
     @property
     def _value(self) -> Any:
-        return self._owner()._buffers[self._local]  # type: ignore[union-attr]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._value.shape)
+        """Raises ModelError where the module has no such tensor any more."""
+        owner = self._owner()
+        tensor = None if owner is None else owner._buffers.get(self._local)
+        if tensor is None or tuple(tensor.shape) != self.shape:
+            raise ModelError(
+                f"buffer {self.name!r}: expected a tensor of shape {self.shape}, as when the model was last looked at, "
+                f"received {'none' if tensor is None else tuple(tensor.shape)}",
+                hint="follow the model as it is now: ema.refresh()",
+            )
+        return tensor
 
     @property
     def dtype(self) -> str:
@@ -50,9 +57,11 @@ def module_in(layer: Any) -> Any | None:
     return layer.module
 
 
-def refuse_wrapped(model: Any) -> None:
-    """Raise ModelError for a model that would run with raw weights where Keras gives it others: modules ask nobody."""
-    found = next((layer.name for layer in model._flatten_layers() if tensors_of(layer)), None)
+def refuse_wrapped(model: Any, followed: Collection[Any]) -> None:
+    """Raise ModelError for a model that would run raw weights where Keras gives it averages: modules ask nobody."""
+    own = set(map(id, followed))
+    layers = model._flatten_layers()
+    found = next((x.name for x in layers if any(id(v) in own for v in tensors_of(x).values())), None)
     if found is not None:
         raise ModelError(
             f"{type(model).__name__}: expected layers of Keras, to run them with other weights than their own, "
@@ -77,9 +86,9 @@ def tensors_of(layer: Any) -> dict[str, Any]:
 
 
 def _refuse_changed(layer: Any, named: Mapping[str, Any], held: Mapping[int, Any]) -> None:
-    kept, own = set(map(id, named.values())), set(map(id, vars(layer).values()))
     new = [name for name, parameter in named.items() if id(parameter) not in held]
-    gone = [v for key, v in held.items() if key not in kept and id(v) not in own]
+    # A class of the user's may have variables beside those of its module.
+    gone = len(held) > len(named) and type(layer).__name__ == "TorchModuleWrapper"
     if new or gone:
         raise ModelError(
             f"{type(layer).__name__} {layer.name!r}: expected the parameters with which its module was wrapped, "
@@ -91,9 +100,23 @@ def _refuse_changed(layer: Any, named: Mapping[str, Any], held: Mapping[int, Any
 def in_order(model: Any) -> list[Any]:
     """The model's variables; those of a module in its own order, which does not change with what is trained."""
     tensors = [list(tensors_of(layer).values()) for layer in model._flatten_layers()]
+    _refuse_shared([v for alike in tensors for v in alike])
     together = {id(v): alike for alike in tensors for v in alike}
     ordered = [one for v in model.variables for one in together.get(id(v), [v])]
     return list({id(v): v for v in (*ordered, *(v for alike in tensors for v in alike))}.values())
+
+
+def _refuse_shared(variables: Sequence[Any]) -> None:
+    """Raise ModelError for a parameter that two layers wrap: Keras has two variables for it, and trains both."""
+    seen: dict[int, Any] = {}
+    for variable in variables:
+        first = seen.setdefault(id(variable._value), variable)
+        if first is not variable:
+            raise ModelError(
+                f"TorchModuleWrapper: expected each parameter in one layer, received {variable.name!r} in several, "
+                "which Keras takes for variables of their own",
+                hint="wrap all modules that share it as one: keras.layers.TorchModuleWrapper(torch.nn.ModuleList(...))",
+            )
 
 
 def _buffers(module: Any) -> Iterator[tuple[str, Buffer]]:
@@ -103,4 +126,6 @@ def _buffers(module: Any) -> Iterator[tuple[str, Buffer]]:
         for local, tensor in owner._buffers.items():
             if tensor is not None and local not in owner._non_persistent_buffers_set:
                 name = f"{prefix}.{local}" if prefix else local
-                yield name, known.setdefault(local, Buffer(owner, local, name))
+                if local not in known or known[local].shape != tuple(tensor.shape):
+                    known[local] = Buffer(owner, local, name)
+                yield name, known[local]

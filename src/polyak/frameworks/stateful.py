@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, Concatenate, NoReturn, ParamSpec, SupportsIndex, TypeVar, cast
@@ -84,7 +84,7 @@ class StatefulAverage(Average):
         self._locks: Ref = Ref((Lock(),))
         self._beginnings = Ref(0)
         self._grown: Ref = Ref((None, None))
-        self._partly = Ref(False)
+        self._unbuilt: Ref = Ref([])
 
     @property
     @abstractmethod
@@ -328,16 +328,21 @@ class StatefulAverage(Average):
         return next((r for r in rules if float(r.weight(1.0)) < 1 and r.origin == "weights"), None)
 
     def complete(self) -> None:
-        """At an update: follow the rest of a model of which only a part was built when the average was begun."""
-        if self._partly.value:
-            self._partly.value = False
+        """Follow the rest of a model of which only a part was built when the average was begun."""
+        if self.is_incomplete:
             said = self.refresh()
+            self.note_unbuilt(self._unbuilt.value)
             if said and (self.count or self._starts_at_weights()):
                 notify(WeightsChanged(said))
 
-    def note_built(self, partly: bool) -> None:
-        """Note whether some of the model's layers have no weights yet, now that the others are followed."""
-        self._partly.value = partly
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a layer was built since the average was begun or last completed."""
+        return any(layer.built for layer in self._unbuilt.value)
+
+    def note_unbuilt(self, layers: Iterable[Any]) -> None:
+        """Note which of these layers have no weights yet."""
+        self._unbuilt.value = [layer for layer in layers if not layer.built]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StatefulAverage:
         raise self._uncopied("copied with its model")

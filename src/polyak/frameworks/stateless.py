@@ -15,6 +15,7 @@ from polyak.frameworks.base import Tree
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine, Held, Program, held_from, tree_of
 from polyak.frameworks.keras_outputs import values_of
+from polyak.frameworks.keras_wrapped import Buffer
 from polyak.frameworks.stateful import StatefulAverage, undisturbed
 from polyak.snapshot import Array
 
@@ -59,6 +60,7 @@ class StatelessAverage(StatefulAverage):
         }
         held = self._state_in(tree, "stateless_update")
         values = {path: known.get(id(raw[path])) for path in held.shadows}
+        values |= {path: self.engine.value(raw[path]) for path in values if isinstance(raw[path], Buffer)}
         for path, shadow in held.shadows.items():
             if _shape(values[path]) != _shape(shadow):
                 raise ModelError(

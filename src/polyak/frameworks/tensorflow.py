@@ -17,7 +17,7 @@ from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.company import Company
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.exchange import holds_average, watchers
-from polyak.frameworks.keras_anatomy import Flavour, contained, dtype_name, is_complete, is_partly_built, kind_of
+from polyak.frameworks.keras_anatomy import Flavour, contained, dtype_name, is_complete, kind_of
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
@@ -50,12 +50,12 @@ class TensorFlowFramework(Framework):
     def _refuse_unfound(self, model: Any, found: Sequence[Found], ordered: Sequence[Any]) -> None:
         """Raise ModelError for variables that TensorFlow counts and the walk has not come to: it has no path for them.
 
-        What Keras' layers hold beside their weights, such as metrics, is left to them.
+        Metrics are no part of a model.
         """
         known = {id(f.own.variable) for f in found}
         unfound = [v for v in ordered if id(v) not in known]
         if unfound:
-            left = {id(v) for x in self.within(model) if flavour_of(x) is not None for v in x.variables}
+            left = {id(v) for metric in _metrics(model) for v in metric.variables}
             words = [f"{v.name!r} {tuple(v.shape)}" for v in unfound if id(v) not in left]
             if words:
                 raise ModelError(
@@ -111,8 +111,8 @@ class TensorFlowFramework(Framework):
     def is_complete(self, model: Any) -> bool:
         return self.is_built(model) or is_complete(model)
 
-    def is_partly_built(self, model: Any) -> bool:
-        return flavour_of(model) is not None and is_partly_built(model)
+    def layers(self, model: Any) -> list[Any]:
+        return [x for x in self.within(model) if flavour_of(x) is not None]
 
     def refuse_unbuilt(self, model: Any) -> None:
         if not self.is_complete(model):
@@ -166,6 +166,11 @@ class ModelVariables(Variables):
 
 def _averages(variables: Variables) -> list[TensorFlowAverage]:
     return [w for w in watchers(variables.variables.values()) if isinstance(w, TensorFlowAverage)]
+
+
+def _metrics(model: Any) -> list[Any]:
+    legacy = _legacy()
+    return [] if legacy is None else [m for m in model.submodules if isinstance(m, legacy.module.metrics.Metric)]
 
 
 def own(obj: Any) -> list[Own]:

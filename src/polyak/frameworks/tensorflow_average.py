@@ -48,8 +48,8 @@ class Host(Protocol):
 
     aside_hint: str
 
-    def is_partly_built(self, model: Any) -> bool:
-        """Whether a layer in a built model may still make weights when it is called."""
+    def layers(self, model: Any) -> list[Any]:
+        """Layers of Keras, which may make weights when they are called."""
 
     def aside(self, model: Any) -> list[str]:
         """What the model holds beside its weights, in words."""
@@ -121,6 +121,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     @property
     def target(self) -> Target:
+        self.bound  # noqa: B018 - binds a model that was built meanwhile
+        self.complete()
         return ShadowTarget(self, self.bound.shadows)
 
     @property
@@ -145,8 +147,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._moving.value()
 
     def complete(self) -> None:
-        if self._partly.value:
-            with tf.init_scope():  # what a traced step has built is there, outside of it, with its first values
+        """What a traced step has built is there, outside of it, and has no value yet."""
+        if self.is_incomplete:
+            if not tf.executing_eagerly():
+                self.refuse_start_without_weights()
+            with tf.init_scope():
                 super().complete()
 
     def note_traced(self) -> None:
@@ -325,6 +330,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def _bind_if_complete(self) -> None:
         if self._held.value is None and self.framework.is_complete(self.followed()):
             self._bind()
+        self.complete()
 
     def _bind(self) -> None:
         self._begin(self.framework.variables(self.followed(), self.tracking.kinds))
@@ -333,7 +339,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
         self._hold(raw, self.rule, {})
-        self.note_built(self.framework.is_partly_built(self.followed()))
+        self.note_unbuilt(self.framework.layers(self.followed()))
         tell_aside(self.framework, self.followed())
         tell_copied(self.followed(), self.shadow_weights(), raw.trackables, self.tracking.kinds)
 

@@ -188,9 +188,9 @@ class Averaging(keras.callbacks.Callback):
         if self._serves_all:
             if self.model.train_function is None:
                 raise own_loop(self.model)
+            tell_late(self.model, [c.average for c in self._all if c._given is None and c._marks is None])
             self._move_by_rule()
             self._stand("evaluate", self._validate)
-            tell_late(self.model, [c.average for c in self._all if c._given is None])
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._noted is None:
