@@ -283,9 +283,10 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         self.refuse_changed()
         return super().call_with(shadows, *args, **kwargs)
 
-    def refuse_unserved(self) -> None:
-        self.raw  # noqa: B018
+    def fresh_to_run(self) -> Described:
+        raw = self._fresh()
         refuse_wrapped(self.followed(), self._followed_by_path.value.values())
+        return raw
 
     def pairing(self) -> object:
         return self.raw

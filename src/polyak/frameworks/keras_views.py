@@ -61,15 +61,15 @@ class ViewedByKeras(StatefulAverage):
         """What is followed, after a look at all weights. Raises ModelError where the model has new ones."""
 
     def refuse_changed(self) -> None:
-        """``_fresh`` if the model has other variables than at the last look: that is slow beside a small call."""
+        """``fresh_to_run`` if the model has other variables than at the last look: that is slow beside a small call."""
         now, view = list(self.followed().variables), self.view.value
         if list(map(id, now)) != list(map(id, view.looked)):
-            self.refuse_unserved()
-            self._fresh()
+            self.fresh_to_run()
             view.looked = now
 
-    def refuse_unserved(self) -> None:
-        """Raise ModelError for a model that would run its raw weights beside the values that it is given."""
+    def fresh_to_run(self) -> object:
+        """``_fresh``, for a model that is given averaged values. Raises ModelError where it would run raw ones, too."""
+        return self._fresh()
 
     @abstractmethod
     def same(self, one: Any, other: Any) -> bool:
@@ -127,7 +127,7 @@ class ViewedByKeras(StatefulAverage):
 
     def _run(self, verb: Callable[[Any], Any]) -> Any:
         """One caller at a time: a shell has one set of copies."""
-        self.refuse_unserved()
+        self.fresh_to_run()
         view: View = self.view.value
         with view.lock:
             seen = self.collected(_PATIENCE)
