@@ -224,9 +224,8 @@ def _sibling(key: str, module: Any) -> Sibling:
 
 def _attributes(obj: Any) -> list[tuple[str, Any]]:
     """A module's attributes that hold weights or modules, without TensorFlow's own, public ones first."""
-    held = (
-        (k, list(v) if isinstance(v, deque) else v) for k, v in vars(obj).items()
-    )  # TensorFlow goes into these, too
+    # Of queues TensorFlow counts what is in them, too.
+    held = ((k, list(v) if isinstance(v, deque) else v) for k, v in vars(obj).items())
     ours = (kv for kv in held if not kv[0].startswith(("_self_", "_tf_", "_TF_", "_obj_")))
     ordered = sorted(ours, key=lambda kv: (kv[0].startswith("_"), kv[0]))
     found = [(k, k.lstrip("_"), v) for k, v in ordered if any(_is_held(leaf) for _, leaf in leaves(k, v))]
