@@ -198,3 +198,10 @@ def test_a_class_of_ones_own_may_have_weights_beside_its_module() -> None:
 
     model = keras.Sequential([keras.Input((6,)), Scaled(net())])
     assert "scaled/gain" in polyak.track(model, "mean").values()
+
+
+def test_statistics_of_a_module_are_not_recalibrated_and_that_is_said() -> None:
+    model = wrapped(net())
+    for source in (model, polyak.EMA(model, decay=0.5)):
+        with pytest.raises(ModelError, match="received PyTorch's in 'torch_module_wrapper"):
+            polyak.recalibrate(source, INPUTS)

@@ -8,14 +8,27 @@ from typing import Any
 
 import keras
 
-from polyak.errors import UnbuiltModel
+from polyak.errors import ModelError, UnbuiltModel
 from polyak.frameworks.batch_statistics import Found, Means, Told, as_in_training, statistics_of, trained
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete
 from polyak.frameworks.keras_data import Batches
+from polyak.frameworks.keras_wrapped import tensors_of
 from polyak.snapshot import Array
 
 Values = Mapping[str, Any]
+
+
+def _refuse_modules(model: Any) -> None:
+    """Raise ModelError for a module of PyTorch with such statistics, which Keras cannot run with others."""
+    held = ((x.name, name) for x in model._flatten_layers() for name in tensors_of(x))
+    found = next((layer for layer, name in held if name.endswith("running_mean")), None)
+    if found is not None:
+        raise ModelError(
+            f"{describe(model)}: expected batch normalisation of Keras, received PyTorch's in {found!r}",
+            hint="transfer the average to another instance, and there: "
+            "torch.optim.swa_utils.update_bn(batches, layer.module)",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +55,14 @@ class Normalised:
 
         Raises:
             UnbuiltModel: the model has no weights yet.
-            ModelError: it has no such layer, or one that renormalises.
+            ModelError: it has no such layer, one that renormalises, or one in a module of PyTorch.
         """
         if not is_complete(model):
             raise UnbuiltModel(
                 f"{describe(model)}: expected a built model, received one without weights yet",
                 hint="call it once on a batch",
             )
+        _refuse_modules(model)
         held = described(model, list(found_in(model, Flavour.keras3(keras))), list(model.variables), {}, {})
         paths = {id(v): path for path, v in held.variables.items()}
         normalising = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
