@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.frameworks.base import Tracking
+from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_outputs import values_of
@@ -32,6 +32,8 @@ _BRIEFLY = 0.05
 
 class KerasOnTensorFlow(TensorFlowFramework):
     """Keras 3 layers and models on the TensorFlow backend."""
+
+    aside_hint = Framework.aside_hint
 
     def __init__(self) -> None:
         self._flavour = Flavour.keras3(keras)
