@@ -32,6 +32,8 @@ from polyak.weights import Kind
 class TensorFlowFramework(Framework):
     """tf.Module and everything built on it; Keras 3 has a class of its own."""
 
+    aside_hint = "set it yourself in the other instance"
+
     def owns(self, obj: object) -> bool:
         return isinstance(obj, tf.Module)
 
@@ -75,8 +77,6 @@ class TensorFlowFramework(Framework):
     def find(self, model: Any) -> Iterator[Found]:
         """The variables of the model, by the walk."""
         return walk(model, Anatomy(own, children))
-
-    aside_hint = "set it yourself in the other instance"
 
     def aside(self, model: Any) -> list[str]:
         return [f"{f.step.path!r} is a variable of texts, which is no weight" for f in self.find(model) if _is_text(f)]

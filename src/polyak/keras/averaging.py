@@ -105,7 +105,6 @@ class Averaging(keras.callbacks.Callback):
         self._stands: dict[str, Stand] = {}
         self._marks: Marks | None = None
         self._ended: Marks | None = None
-        self._may_be_restored = False
         self._finished: Marks
         self._noted: tuple[tuple[int, ...], Marks] | None = None
         self._validating = False
@@ -153,7 +152,6 @@ class Averaging(keras.callbacks.Callback):
         listed = neighbours()
         refuse_conflicts(listed, self)
         refuse_several(_of(listed))
-        self._may_be_restored = any(map(restores, listed))
         if self._average is None:
             self._average = self._follow(model)
         elif self._average.followed() is not model:
@@ -212,7 +210,7 @@ class Averaging(keras.callbacks.Callback):
             raise own_loop(self.model)
         self.average.report_skips()
         self._refuse_unseen_updates()
-        if self._may_be_restored:
+        if any(map(restores, neighbours())):
             self._ended = Marks.of(self.average)
         if self._judge is None or self._is_without_metrics(epoch, logs or {}):
             return
