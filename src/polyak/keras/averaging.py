@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared,
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets, go_back, into_model
 from polyak.keras.late import tell_late
-from polyak.keras.loops import Stand, fit_argument, is_nested, neighbours
+from polyak.keras.loops import Places, fit_argument, is_nested, neighbours
 from polyak.keras.refusals import (
     nested,
     of_keras_2,
@@ -30,6 +30,7 @@ from polyak.keras.refusals import (
     refuse_use_ema,
     word,
 )
+from polyak.keras.stepping import Stepping
 from polyak.keras.validating import beginning_with, memory, named, refuse_used_up
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
@@ -100,9 +101,8 @@ class Averaging(keras.callbacks.Callback):
         self._given = rule if isinstance(rule, (Average, Adopted)) else None
         self._rule = rule.rule if isinstance(rule, (Average, Adopted)) else as_rule(rule)
         self._average: Average | None = None
-        self._moving: list[Rule | Parts] = []
-        self._made: tuple[tuple[Any, ...], Callable[..., Any]] | None = None
-        self._stands: dict[str, Stand] = {}
+        self._places = Places(self)
+        self._stepping = Stepping(self._places)
         self._marks: Marks | None = None
         self._ended: Marks | None = None
         self._finished: Marks
@@ -179,7 +179,7 @@ class Averaging(keras.callbacks.Callback):
         self._noted = self._ended = None
         grown = self.average.refresh()
         if grown:
-            self._all[-1]._made = None
+            self._all[-1]._stepping.forget()
         for changed in filter(None, (jumped, grown)):
             notify(WeightsChanged(changed))
         self.best_epoch = None
@@ -187,8 +187,8 @@ class Averaging(keras.callbacks.Callback):
             if self.model.train_function is None:
                 raise own_loop(self.model)
             tell_late(self.model, [c.average for c in self._all if c._given is None and c._marks is None])
-            self._move_by_rule()
-            self._stand("evaluate", self._validate)
+            self._stepping.move(self.model, self._averages)
+            self._places.take(self.model, "evaluate", self._validate)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._noted is None:
@@ -201,12 +201,12 @@ class Averaging(keras.callbacks.Callback):
         """
         if not self._serves_all:
             return
-        if not self._moves_by_rule():
-            self._move_by_rule()
-        self._stands["train_function"].expect()
+        if not self._stepping.holds(self._averages):
+            self._stepping.move(self.model, self._averages)
+        self._places["train_function"].expect()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._serves_all and not self._stands["train_function"].used:
+        if self._serves_all and not self._places["train_function"].used:
             raise own_loop(self.model)
         self.average.report_skips()
         self._refuse_unseen_updates()
@@ -220,7 +220,7 @@ class Averaging(keras.callbacks.Callback):
             self.best_epoch = Best(value, epoch, *both_sets(self.average), others)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._leave()
+        self._places.leave()
         if not self._serves_all:
             return
         for each in self._all:
@@ -309,7 +309,7 @@ class Averaging(keras.callbacks.Callback):
 
     def _validate(self, *args: Any, **kwargs: Any) -> Any:
         """``model.evaluate``, as ``fit`` calls it to validate."""
-        plain = self._stands["evaluate"].plain
+        plain = self._places["evaluate"].plain
         for each in self._all:
             each._validating = True
         try:
@@ -340,14 +340,11 @@ class Averaging(keras.callbacks.Callback):
                 hint=f"call {verb} once without the callback and once inside `with averaging.average.applied():`",
             )
         plain = getattr(self.model, function)
-        self._stand(function, fitting().averaged(self.model, self.average, plain))
+        self._places.take(self.model, function, fitting().averaged(self.model, self.average, plain))
 
     def _require_use(self, function: str) -> None:
-        stand = self._stands.pop(function, None)
-        if stand is None:
-            return
-        stand.leave()
-        if not stand.used:
+        stand = self._places.give_back(function)
+        if stand is not None and not stand.used:
             raise ModelError(
                 f"{function}: expected this version of Keras ({keras.__version__}) to run the average, it did not",
                 hint="use `with averaging.average.applied():` and report this",
@@ -358,38 +355,9 @@ class Averaging(keras.callbacks.Callback):
         """Of several in one list the last one moves and validates all averages: the others have begun before it."""
         return self._all[-1] is self
 
-    def _moves_by_rule(self) -> bool:
-        stand = self._stands["train_function"]
-        if stand.present is None:  # compile was called within an epoch, where Keras does not make another
-            return True
-        return stand.present is stand and [c.rule for c in self._all] == self._moving
-
-    def _move_by_rule(self) -> None:
-        """A step that was compiled for an earlier ``fit`` serves again where nothing that it contains has changed."""
-        if "train_function" in self._stands:
-            self._stands.pop("train_function").leave()
-        self._moving = [c.rule for c in self._all]
-        averages = [c.average for c in self._all]
-        contained = (self.model.train_function, *averages, *self._moving)
-        if self._made is None or not _are_same(self._made[0], contained):
-            self._made = contained, fitting().moving(self.model, averages)
-        self._stand("train_function", self._made[1])
-
-    # Places that are taken
-
-    def _stand(self, name: str, instead: Any) -> None:
-        if name in self._stands:
-            self._stands.pop(name).leave()
-        self._stands[name] = Stand(self, self.model, name, instead)
-
-    def _leave(self) -> None:
-        for stand in self._stands.values():
-            stand.leave()
-        self._stands.clear()
-
-
-def _are_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    @property
+    def _averages(self) -> list[Average]:
+        return [c.average for c in self._all]
 
 
 def _of(callbacks: Iterable[Any]) -> list[Averaging]:

@@ -107,3 +107,29 @@ class Stand:
             setattr(self._model, self._name, self.plain)
         else:
             delattr(self._model, self._name)
+
+
+class Places:
+    """The functions of a model in whose places something of a callback stands."""
+
+    def __init__(self, callback: Any) -> None:
+        self._callback = callback
+        self._stands: dict[str, Stand] = {}
+
+    def take(self, model: Any, name: str, instead: Callable[..., Any]) -> None:
+        self.give_back(name)
+        self._stands[name] = Stand(self._callback, model, name, instead)
+
+    def __getitem__(self, name: str) -> Stand:
+        return self._stands[name]
+
+    def give_back(self, name: str) -> Stand | None:
+        """What stood there, or None where the place was not taken."""
+        stand = self._stands.pop(name, None)
+        if stand is not None:
+            stand.leave()
+        return stand
+
+    def leave(self) -> None:
+        for name in list(self._stands):
+            self.give_back(name)
