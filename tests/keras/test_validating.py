@@ -113,3 +113,96 @@ def test_a_generator_is_refused_before_anything_moves_where_it_would_be_read_twi
     for evaluate in ("raw", "average"):
         averaging = Averaging("copy", evaluate=evaluate)
         assert "val_loss" in made.fit(X, Y, 4, verbose=0, validation_data=once(), callbacks=[averaging]).history
+
+
+# Data that differ from pass to pass
+
+
+def flat() -> Any:
+    keras.utils.set_random_seed(3)
+    made = keras.Sequential([keras.Input((5, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    made.compile(keras.optimizers.SGD(0.1), "mse")
+    return made
+
+
+class Sliding(keras.utils.PyDataset):
+    """Other data in each epoch, and dice of its own in each batch."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__()
+        self.at = 0
+        setattr(self, told, self.slide)
+
+    def slide(self) -> None:
+        self.at += 1
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, batch: int) -> Any:
+        at = self.at + 3 * batch
+        return X[at : at + 3] + np.random.normal(size=(3, 5, 3)).astype("float32"), Y[at : at + 3]  # noqa: NPY002
+
+
+def shuffled() -> Any:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(5)  # Keras seeds it on one backend alone
+    held = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    return torch.utils.data.DataLoader(held, batch_size=4, shuffle=True)
+
+
+def shuffled_by_its_own_dice() -> Any:
+    torch = pytest.importorskip("torch")
+    held = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    sampler = torch.utils.data.RandomSampler(held, generator=torch.Generator().manual_seed(5))
+    return torch.utils.data.DataLoader(held, batch_size=4, sampler=sampler)
+
+
+DIFFERENT = {
+    "a PyDataset told of ends": lambda: Sliding("on_epoch_end"),
+    "a PyDataset told of beginnings": lambda: Sliding("on_epoch_begin"),
+    "a DataLoader that shuffles": shuffled,
+    "a DataLoader with dice of its own": shuffled_by_its_own_dice,
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_all_sets_are_validated_on_the_data_of_one_pass_and_it_is_keras_own(kind: str) -> None:
+    """A copy is the raw weights, so that all three losses of an epoch must be one number."""
+
+    def fit(*callbacks: Any) -> Any:
+        made = flat()
+        return made.fit(
+            X, Y, 4, 3, verbose=0, validation_data=DIFFERENT[kind](), validation_steps=2, callbacks=list(callbacks)
+        ).history
+
+    plain = fit()
+    both = fit(Averaging("copy", evaluate="both"), Averaging("copy", evaluate="both", name="other"))
+    assert len(set(plain["val_loss"])) == 3
+    assert {name: both[name] for name in plain} == plain
+    assert both["val_loss"] == both["val_average_loss"] == both["val_other_loss"]
+
+
+def test_a_dataset_that_is_shuffled_anew_is_refused_where_only_a_part_of_it_is_read() -> None:
+    tf = pytest.importorskip("tensorflow")
+    whole = tf.data.Dataset.from_tensor_slices((X, Y))
+
+    def fit(data: Any, steps: int | None) -> Any:
+        averaging = Averaging("copy", evaluate="both")
+        return (
+            flat()
+            .fit(X, Y, 4, 2, verbose=0, validation_data=data, validation_steps=steps, callbacks=[averaging])
+            .history
+        )
+
+    for data in (whole.shuffle(16).batch(4), whole.shuffle(16).batch(4).prefetch(1).repeat()):
+        with pytest.raises(ModelError, match="shuffles them anew, and of which validation_steps=2") as told:
+            fit(data, 2)
+        assert "reshuffle_each_iteration=False" in str(told.value)
+    for data, steps in (
+        (whole.shuffle(16, reshuffle_each_iteration=False).batch(4), 2),
+        (whole.batch(4).repeat(), 2),
+        (whole.shuffle(16).batch(16), 1),
+    ):
+        found = fit(data, steps)
+        assert np.allclose(found["val_loss"], found["val_average_loss"], rtol=1e-6)
