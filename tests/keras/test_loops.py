@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import polyak.keras
-from polyak.errors import ModelError
+from polyak.errors import BegunLate, ModelError
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -85,6 +85,49 @@ def test_a_loop_that_is_not_kerass_is_refused_and_not_passed_over_in_silence(ste
     with pytest.raises(ModelError, match="expected Keras' own loop") as error:
         model.fit([polyak.keras.Averaging("ema:0.9")])
     assert "update()" in str(error.value)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_loop_of_ones_own_that_calls_the_hooks_of_batches_is_refused(steps: int) -> None:
+    """It trains by ``train_on_batch``, and the average would stand still."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.02), "mse")
+    model.train_on_batch(X, Y)
+    listed = keras.callbacks.CallbackList([polyak.keras.Averaging("ema:0.9")], model=model)
+
+    def train() -> None:
+        listed.on_train_begin()
+        for step in range(steps):
+            listed.on_train_batch_begin(step)
+            model.train_on_batch(X, Y)
+            listed.on_train_batch_end(step)
+        listed.on_train_end()
+
+    with pytest.warns(BegunLate), pytest.raises(ModelError, match="expected Keras' own loop"):
+        train()
+    assert isinstance(model.train_on_batch(X, Y), (float, np.floating, np.ndarray))
+
+
+def test_a_callback_that_another_one_calls_is_told_to_be_put_into_the_list() -> None:
+    class Group(keras.callbacks.Callback):
+        def __init__(self, *members: Any) -> None:
+            super().__init__()
+            self.members = members
+
+        def set_model(self, model: Any) -> None:
+            super().set_model(model)
+            for member in self.members:
+                member.set_model(model)
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            for member in self.members:
+                member.on_train_begin(logs)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.02), "mse")
+    for others in ((), (polyak.keras.Averaging("ema:0.9", name="listed"),)):
+        with pytest.raises(ModelError, match=r"put polyak\.keras\.Averaging itself into fit"):
+            model.fit(X, Y, verbose=0, callbacks=[Group(polyak.keras.Averaging("ema:0.5")), *others])
 
 
 class Looks(keras.callbacks.Callback):

@@ -55,6 +55,32 @@ def test_a_callback_follows_one_model(finish: Any) -> None:
     assert averaging.average.count == 6
 
 
+def test_an_average_of_a_part_of_the_model_is_sent_to_where_it_can_move() -> None:
+    whole = model()
+    part = whole.layers[0]
+    with pytest.raises(ModelError, match="follows a part of it: call its update") as told:
+        fit(whole, Averaging(polyak.track(part, RULE)))
+    assert '{"generator/*": "ema:0.999", "*": None}' in str(told.value)
+    averaging = Averaging({"dense/*": RULE, "*": None})
+    fit(whole, averaging)
+    assert list(averaging.average.values()) == ["dense/kernel", "dense/bias"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "min"])
+def test_the_hint_for_early_stopping_by_the_average_is_one_that_keras_takes(mode: str) -> None:
+    stop = keras.callbacks.EarlyStopping("val_average_loss", mode=mode, restore_best_weights=True)
+    averaging = Averaging(RULE, evaluate="both", best="val_average_loss", finish="average")
+    with pytest.raises(ModelError, match="restore_best_weights=False") as told:
+        fit(model(), stop, averaging, validation_data=(X, Y))
+    assert ('mode="min" or mode="max"' in str(told.value)) == (mode == "auto")
+    fit(
+        model(),
+        keras.callbacks.EarlyStopping("val_average_loss", mode="min", restore_best_weights=False),
+        Averaging(RULE, evaluate="both", best="val_average_loss", finish="average"),
+        validation_data=(X, Y),
+    )
+
+
 def test_an_average_of_another_model_is_not_replaced_by_a_new_one() -> None:
     ema = polyak.track(model(), RULE)
     with pytest.raises(ModelError, match="received another"):

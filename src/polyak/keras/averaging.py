@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, Literal, get_args
 
 import keras
@@ -21,6 +22,7 @@ from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets, go_bac
 from polyak.keras.late import tell_late
 from polyak.keras.loops import Places, fit_argument, is_nested, neighbours
 from polyak.keras.refusals import (
+    hidden,
     nested,
     of_keras_2,
     one_of,
@@ -31,7 +33,7 @@ from polyak.keras.refusals import (
     word,
 )
 from polyak.keras.stepping import Stepping
-from polyak.keras.validating import beginning_with, memory, named, refuse_used_up
+from polyak.keras.validating import Passes, named, one_epoch, refuse_other_passes
 from polyak.recalibrating import Watch, recalibrate
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import make_plan
@@ -46,10 +48,11 @@ RuleLike = Rule | Parts | str | Mapping[str, Rule | str | None]
 class Averaging(keras.callbacks.Callback):
     """Follow a model with an average in ``fit``.
 
-    The average moves once for each real update of the optimizer, inside the compiled train step where the backend has
-    one. The model holds its raw weights at every moment that another callback or your own code can see, but for the
-    validation of ``evaluate="average"``, within which saving it is refused. While ``fit`` runs and after it the model
-    holds the average, too, so that every .keras and .weights.h5 file of it keeps both. A callback follows one model.
+    The average moves once for each real update of the optimizer (for a ``train_step`` that makes several: once), inside
+    the compiled train step where the backend has one. The model holds its raw weights at every moment that another
+    callback or your own code can see, but for the validation of ``evaluate="average"``, within which saving it is
+    refused. While ``fit`` runs and after it the model holds the average, too, so that every .keras and .weights.h5 file
+    of it keeps both. A callback follows one model.
 
     Args:
         rule: a rule, its text ("ema:0.999"), a mapping of globs to those, an average that goes on, or what
@@ -168,10 +171,13 @@ class Averaging(keras.callbacks.Callback):
             raise nested()
         refuse_use_ema(self.model)
         refuse_applied(self.average)
-        self._all = _of(neighbours()) or [self]
+        listed = neighbours()
+        if listed and self not in listed:
+            raise hidden()
+        self._all = _of(listed) or [self]
         refuse_shared({c.name: c.average for c in self._all})
         if self.evaluate == "both":
-            refuse_used_up(self.model, fit_argument(self, "val_x"))
+            refuse_other_passes(self.model, fit_argument(self, "val_x"), fit_argument(self, "validation_steps"))
         if self._all[0] is self:
             for each in self._all:  # before any of them looks at the weights
                 each._go_on_with_raw()
@@ -201,6 +207,7 @@ class Averaging(keras.callbacks.Callback):
         """
         if not self._serves_all:
             return
+        self._refuse_missed()
         if not self._stepping.holds(self._averages):
             self._stepping.move(self.model, self._averages)
         self._places["train_function"].expect()
@@ -220,6 +227,7 @@ class Averaging(keras.callbacks.Callback):
             self.best_epoch = Best(value, epoch, *both_sets(self.average), others)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._refuse_missed()
         self._places.leave()
         if not self._serves_all:
             return
@@ -295,6 +303,12 @@ class Averaging(keras.callbacks.Callback):
                 hint="hold the optimizer in an attribute of the model, or call ema.update() in your own train_step",
             )
 
+    def _refuse_missed(self) -> None:
+        """Raise ModelError where a step was announced that trained the model in another way."""
+        if self._serves_all and self._places["train_function"].missed:
+            self._places.leave()
+            raise own_loop(self.model)
+
     def _counts(self) -> tuple[int, ...]:
         """Numbers of which one is another after an update, and after the average was begun anew or restored."""
         return self.average.count, self.average.skipped, self.average.beginnings
@@ -313,21 +327,25 @@ class Averaging(keras.callbacks.Callback):
         for each in self._all:
             each._validating = True
         try:
-            begun = memory(self.model)
-            with ExitStack() as stack:
-                for each in self._all:
-                    if each.evaluate == "average":
-                        stack.enter_context(each.average.applied())
-                found = plain(*args, **kwargs)
-            for each in self._all:
-                if each.evaluate == "both":
-                    with beginning_with(begun, self.model), each.average.applied():
-                        more = plain(*args, **{**kwargs, "callbacks": None, "verbose": 0})
-                    found = {**found, **named(each.name, more, found)}
-            return found
+            with one_epoch(kwargs.get("x")):
+                return self._both(partial(plain, *args, **kwargs), Passes(self.model, kwargs.get("x")))
         finally:
             for each in self._all:
                 each._validating = False
+
+    def _both(self, evaluated: Callable[..., Any], passes: Passes) -> Any:
+        with ExitStack() as stack:
+            for each in self._all:
+                if each.evaluate == "average":
+                    stack.enter_context(each.average.applied())
+            stack.enter_context(passes.next())
+            found = evaluated()
+        for each in self._all:
+            if each.evaluate == "both":
+                with passes.next(), each.average.applied():
+                    more = evaluated(callbacks=None, verbose=0)
+                found = {**found, **named(each.name, more, found)}
+        return found
 
     # In evaluate and predict
 

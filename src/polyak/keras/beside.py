@@ -13,6 +13,8 @@ from polyak.errors import ModelError
 _RESTORES = (keras.callbacks.EarlyStopping,)
 _WRITES = (keras.callbacks.ModelCheckpoint,)
 _CHOOSES = 'keep the best of a role with Averaging(..., best="{metric}", finish="average")'
+# Keras takes the direction from a metric's name, and knows none of an average's.
+_DIRECTION = ', and mode="min" or mode="max", since Keras does not know which is better'
 
 
 class Asked(Protocol):
@@ -88,7 +90,8 @@ def judges_average(metric: str, asked: Asked) -> bool:
 def _refuse_restoring(other: Any, asked: Asked) -> None:
     if judges_average(other.monitor, asked):
         why = f"chooses by {other.monitor!r}, a metric of the average, and restores raw weights"
-        _refuse(other, why, "set restore_best_weights=False and " + _CHOOSES.format(metric=other.monitor))
+        direction = _DIRECTION if asked.evaluate == "both" and other.mode == "auto" else ""
+        _refuse(other, why, f"set restore_best_weights=False{direction}; {_CHOOSES.format(metric=other.monitor)}")
     if asked.best:
         why = f"restores raw weights of its own best epoch over both sets of best={asked.best!r}"
         _refuse(other, why, "set restore_best_weights=False: best= restores")

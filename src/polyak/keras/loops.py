@@ -65,11 +65,13 @@ class Stand:
     Attributes:
         plain: the function itself.
         used: whether such a loop has called.
+        missed: whether a call was expected and something else came, or nothing.
     """
 
     def __init__(self, callback: Any, model: Any, name: str, instead: Callable[..., Any]) -> None:
         self.plain = getattr(model, name)
         self.used = False
+        self._announced = False
         self._callback = callback
         self._model = model
         self._name = name
@@ -87,7 +89,12 @@ class Stand:
         """Called by a hook of the callback that comes before each call: the loop that called it need not be looked at
         once more, which on JAX takes as long as a small step.
         """
+        self._announced = True
         self._expected = sys._getframe(3)  # the hook, the list of callbacks, the loop
+
+    @property
+    def missed(self) -> bool:
+        return self._announced and not self.used
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         caller, expected = sys._getframe(1), self._expected

@@ -29,7 +29,28 @@ def other_model(average: Average, model: Any) -> ModelError:
     return ModelError(
         f"polyak.keras.Averaging: expected the model that {average.label} follows, received another "
         f"{type(model).__name__}",
-        hint="make a callback for each model",
+        hint=_for_a_part(average, model) or "make a callback for each model",
+    )
+
+
+def _for_a_part(average: Average, model: Any) -> str:
+    """What to do with an average of a layer or model within the one that is trained; nothing where it is not."""
+    followed = average.followed()
+    if not any(layer is followed for layer in model._flatten_layers()):
+        return ""
+    return (
+        f"it follows a part of it: call its update() in the train_step of {type(model).__name__}, without a callback; "
+        "or give the callback a rule for the weights of that part alone: "
+        'polyak.keras.Averaging({"generator/*": "ema:0.999", "*": None})'
+    )
+
+
+def hidden() -> ModelError:
+    """The error of a callback whose hooks are called by another one."""
+    return ModelError(
+        "fit with polyak.keras.Averaging: expected it in the list of callbacks, received a list without it, in which "
+        "another callback calls it",
+        hint="put polyak.keras.Averaging itself into fit(callbacks=[...]): it looks for its place in Keras' loop",
     )
 
 
