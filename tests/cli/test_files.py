@@ -281,6 +281,16 @@ def test_extract_widens_what_npy_has_no_name_for() -> None:
     assert np.load(io.BytesIO(answer.stdout_bytes)).dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_extract_widens_every_float8(dtype: str) -> None:
+    """NumPy counts one of them among its own sorts, and writes a file that it cannot read."""
+    values = np.arange(6, dtype=np.float32)
+    polyak.save(Snapshot.from_arrays({"w": values.astype(dtype)}), "small.safetensors")
+    answer = call("extract", "small.safetensors", "w")
+    assert answer.stderr == f"{dtype} is written as float32\n"
+    assert np.array_equal(np.load(io.BytesIO(answer.stdout_bytes)), values)
+
+
 def test_extract_describes_in_json_and_names_what_is_near() -> None:
     found = json.loads(call("extract", "a.safetensors", "steps", "--json").stdout)
     assert (found["name"], found["shape"], found["dtype"], len(found["digest"])) == ("steps", [], "int64", 32)
@@ -646,13 +656,32 @@ def test_a_link_in_a_circle_beside_a_checkpoint_hides_nothing() -> None:
         ("diff a.safetensors no.safetensors", 2),
         ("verify a.safetensors", 0),
         ("convert a.safetensors b.safetensors", 2),
-        ("profile mean >&-", 0),
+        ("profile mean >&-", 2),
     ],
 )
 def test_the_status_is_the_same_where_nobody_can_hear(verb: str, status: int, closed: str) -> None:
     """Status 1 means different; it must not also mean that a message could not be written."""
     command = f"{sys.executable} -m polyak {verb} {closed}"
     assert subprocess.run(command, shell=True, check=False, stdout=subprocess.DEVNULL).returncode == status
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "extract a.safetensors steps",
+        "plan a.safetensors b.safetensors",
+        "profile mean",
+        "diff a.safetensors b.safetensors",
+    ],
+)
+def test_an_answer_that_goes_nowhere_is_not_done(verb: str) -> None:
+    command = f"{sys.executable} -m polyak {verb} >&-"
+    done = subprocess.run(command, shell=True, check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: standard output: expected a place for the answer, received none: it is closed\n",
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import click
 
-from polyak.errors import PolyakError, PolyakWarning
+from polyak.errors import FileError, PolyakError, PolyakWarning
 
 BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
 Watch = Callable[[str, int, int], None]
@@ -25,19 +25,26 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if
 
 def data(text: str) -> None:
     """What was asked for."""
-    click.echo(text.translate(_CONTROL))
+    _answer(text.translate(_CONTROL), True)
 
 
 def json(text: str) -> None:
     """What was asked for, as JSON, indented."""
     import msgspec
 
-    click.echo(msgspec.json.format(text, indent=2))
+    _answer(msgspec.json.format(text, indent=2), True)
 
 
 def raw(content: bytes) -> None:
     """What was asked for, as bytes."""
-    click.echo(content, nl=False)
+    _answer(content, False)
+
+
+def _answer(content: str | bytes, ends_line: bool) -> None:
+    """On standard output, which is None where it was closed when the program started: an answer would be lost."""
+    if sys.stdout is None:
+        raise FileError("standard output: expected a place for the answer, received none: it is closed")
+    click.echo(content, nl=ends_line)
 
 
 def shown(path: str) -> str:
