@@ -172,7 +172,7 @@ def test_average_of_a_chosen_set() -> None:
     ("arguments", "said"),
     [
         (["a.safetensors", "ema.safetensors"], "error: expected members of one role, received average from"),
-        (["a.safetensors", "--member-weights", "1,-1"], "error: expected 1 weights, one for each member, received 2"),
+        (["a.safetensors", "--member-weights", "1,-1"], "error: expected 1 shares, one for each member, received 2"),
         (["a.safetensors", "--member-weights", "1;2"], "Invalid value for --member-weights: expected numbers such as"),
         (["a.safetensors", "no.safetensors"], "error: file 'no.safetensors': there is nothing at this path"),
         ([], "Missing argument 'FILE...'"),

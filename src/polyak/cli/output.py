@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -131,37 +129,10 @@ def _warn(otherwise: Callable[..., None]) -> Callable[..., None]:
 def _fail(message: str, hint: str | None) -> None:
     say(message, _mark("error:", "red"))
     if hint:
-        say(_as_options(hint), _mark("hint:", "cyan"))
+        from polyak.cli.hints import as_options
+
+        say(as_options(hint), _mark("hint:", "cyan"))
     leave(BAD_INPUT)
-
-
-def _as_options(hint: str) -> str:
-    """A hint speaks of Python's arguments; here they are options: ``weights="raw"`` is ``--weights raw``.
-
-    Example:
-        >>> _as_options('say which: role="raw", or leave it out: exclude="head/*"')
-        'say which: --weights raw, or leave it out: --exclude head/*'
-        >>> _as_options('pair them with rename={"a/kernel": "b/kernel"}')
-        "pair them with --rename '^a/kernel$=b/kernel'"
-        >>> _as_options('leave it out with exclude="my head"')
-        "leave it out with --exclude 'my head'"
-    """
-    said = re.sub(r"""\b(weights|role)=["']([^"']+)["']""", lambda m: f"--weights {_word(m[2])}", hint)
-    options = r"""\b(format|exclude|by|cast|nonfinite|layout)=["']([^"']+)["']"""
-    said = re.sub(options, lambda m: f"--{m[1]} {_word(m[2])}", said)
-    return re.sub(r"""\brename=\{["']([^"']+)["']: ["']([^"']+)["']\}""", _rename_option, said)
-
-
-def _word(value: str) -> str:
-    """A value as a shell takes it for one word."""
-    return value if re.fullmatch(r"[\w.*/:+-]+", value, re.ASCII) else shlex.quote(value)
-
-
-def _rename_option(found: re.Match[str]) -> str:
-    old = "(.*)".join(re.escape(part) for part in found.group(1).split("*"))
-    parts = found.group(2).split("*")
-    new = "".join(f"{part}\\{i}" for i, part in enumerate(parts[:-1], 1)) + parts[-1]
-    return f"--rename '^{old}$={new}'"
 
 
 def _mark(text: str, colour: str) -> str:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
+from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight, argument
 from polyak.files import hdf5_chunks
 from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST, again
@@ -126,7 +126,7 @@ def _place(weight: Weight, number: int) -> str:
     if numpy_dtype(weight.dtype).isbuiltin != 1 and weight.dtype != "bfloat16":
         raise DtypeMismatch(
             f"weight {weight.path!r}: expected a dtype that Keras' files hold, received {weight.dtype}",
-            hint=f'cast it first; polyak.convert leaves it out with exclude="{weight.path}"',
+            hint=f"cast it first; polyak.convert leaves it out with {argument('exclude', weight.path)}",
         )
     return place
 

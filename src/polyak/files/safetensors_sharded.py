@@ -114,6 +114,7 @@ def write(
         DtypeMismatch, UnexpectedWeight: safetensors cannot hold a weight's dtype, or its name.
     """
     _refuse_other_name(path)
+    safetensors.refuse_unheld(snapshot.manifest.weights)
     index = Path(os.path.realpath(path))
     stem = Path(path).name.removesuffix(_END).translate(_PORTABLE)
     with failures_named(index, "written"):
