@@ -30,7 +30,8 @@ from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import AVERAGE, RAW, Manifest, State, Stored, choose_role
 from polyak.snapshot import Snapshot
-from polyak.transfer.layouts import in_layout
+from polyak.transfer.layout_whole import refuse_lost
+from polyak.transfer.layouts import in_layout, layout_of
 from polyak.transfer.receipt import Moved, Receipt
 
 PathLike = str | os.PathLike[str]
@@ -145,7 +146,10 @@ def convert(
 def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) -> Converted:
     """What ``convert`` would write; nothing is read."""
     layout, layers = choosing.pop("layout", None), choosing.pop("layers", {})
-    return converted(in_layout(held_by(source, weights), layout, layers), choosing)
+    held = held_by(source, weights)
+    if layout == "torch" and layout_of(held) == "keras":
+        refuse_lost(held, layers)
+    return converted(in_layout(held, layout, layers), choosing)
 
 
 def doctor(source: Any, watch: Watch | None = None, called: str | None = None) -> tuple[Finding, ...]:

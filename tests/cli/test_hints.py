@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -16,7 +17,7 @@ import polyak
 from polyak.cli import main
 from polyak.cli.hints import as_options
 from polyak.errors import WeightError
-from polyak.manifest import State
+from polyak.manifest import Manifest, State
 from polyak.snapshot import Snapshot
 
 
@@ -125,15 +126,33 @@ def test_members_that_differ_in_codes_are_written_without_them_as_the_hint_says(
 
 
 def test_members_of_two_layouts_are_both_put_into_that_of_pytorch() -> None:
-    import msgspec
-
     for layout in ("keras", "torch"):
         made = held(w=np.ones(2, np.float32))
-        said = msgspec.structs.replace(made.manifest, layout=layout)
-        polyak.save(Snapshot(made.items_by_path.values(), {}, written=said), f"{layout}.npz")
+        polyak.save(Snapshot(made.items_by_path.values(), {}, written=_in_layout(made, layout)), f"{layout}.npz")
     for order in (("keras.npz", "torch.npz"), ("torch.npz", "keras.npz")):
         answer = call("average", *order, "-o", "mean.npz")
         assert hinted(answer, "polyak convert MEMBER PATH ") == ["--layout", "torch"]
+
+
+def test_the_class_of_a_layer_is_told_as_the_hint_says() -> None:
+    made = held(**{"my net/kernel": np.ones((2, 3), np.float32), "my net/bias": np.ones(3, np.float32)})
+    polyak.save(Snapshot(made.items_by_path.values(), {}, written=_in_layout(made, "keras")), "a.npz")
+    asked = ("convert", "a.npz", "b.npz", "--layout", "torch")
+    words = hinted(call(*asked), "say how it lies: ")[:2]
+    assert words == ["--layers", "my net=Dense"]
+    assert call(*asked, *words).exit_code == 0
+    assert {name: array.shape for name, array in polyak.open("b.npz").items()} == {
+        "my net.weight": (3, 2),
+        "my net.bias": (3,),
+    }
+    for wrong in ("Dense", "=Dense", "my net="):
+        assert "expected GLOB=CLASS" in call(*asked, "--layers", wrong).stderr
+    assert "received 'n' twice" in call(*asked, "--layers", "n=Dense", "--layers", "n=same").stderr
+    assert "--layers needs --like FILE" in call("transfer", "a.npz", "c.npz", "--layers", "n=same").stderr
+
+
+def _in_layout(made: Snapshot, layout: str) -> Manifest:
+    return msgspec.structs.replace(made.manifest, layout=layout)
 
 
 def test_shares_are_not_called_weights_which_is_another_option() -> None:
