@@ -65,8 +65,20 @@ def open(path: PathLike) -> Snapshot:
 
 
 def diff(a: Any, b: Any, weights: str | None = None, atol: float = 0.0) -> Difference:
-    """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``. ``weights`` picks the sets."""
-    return difference(*comparable(held_by(a, weights), held_by(b, weights)), atol)
+    """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``.
+
+    ``weights`` picks the sets. A file of one set that does not say what it holds is compared with any of them.
+    """
+    return difference(*comparable(_compared(a, weights), _compared(b, weights)), atol)
+
+
+def _compared(source: Any, weights: str | None) -> Snapshot:
+    """The set that was asked for; or the only one, where its role is an assumption of polyak's alone."""
+    held = open(source) if isinstance(source, (str, os.PathLike)) else source
+    is_role = weights is not None and weights.partition(":")[0] in (RAW, AVERAGE)
+    if is_role and isinstance(held, Snapshot) and len(held.roles) == 1 and held.manifest.confidence == "unknown":
+        return held
+    return held_by(held, weights)
 
 
 def average(

@@ -116,6 +116,21 @@ def test_diff_with_a_tolerance_and_a_chosen_set() -> None:
     )
 
 
+def test_a_file_that_does_not_say_what_it_holds_is_compared_with_any_set() -> None:
+    """Its weights are raw by assumption alone. A file that says what it holds, and a word for no set, are refused."""
+    held = polyak.open("ema.safetensors")
+    np.savez("bare.npz", **{name: held[name] for name in held if name != "head/bias"})
+    polyak.convert("both.safetensors", "two.npz", exclude="head/bias")
+    assert "--weights raw or --weights average" in call("diff", "two.npz", "bare.npz").stderr
+    for sides in (("two.npz", "bare.npz"), ("bare.npz", "two.npz")):
+        assert call("diff", *sides, "--weights", "average").exit_code == 0
+        assert call("diff", *sides, "--weights", "raw").exit_code == 1
+        assert call("diff", *sides, "--weights", "averge").exit_code == 2
+    answer = call("diff", "both.safetensors", "ema.safetensors", "--weights", "raw")
+    assert "file 'ema.safetensors': expected weights of role 'raw', received 'average'" in answer.stderr
+    assert polyak.diff("two.npz", "bare.npz", weights="average").roles == (("average",), ("raw",))
+
+
 def test_diff_in_json() -> None:
     answer = call("diff", "a.safetensors", "b.safetensors", "--json")
     assert answer.exit_code == 1
