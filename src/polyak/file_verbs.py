@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,9 +24,10 @@ from polyak.combine.finding import Finding
 from polyak.combine.soup import greedy
 from polyak.combine.watching import watched
 from polyak.contents import Contents
-from polyak.errors import AmbiguousRole, FileError, RuleError
+from polyak.errors import AmbiguousRole, FileError, ModelError, RuleError
 from polyak.files.atomic import Check
 from polyak.frameworks import Average, framework_of, snapshot_of
+from polyak.frameworks.growth import tell_left_out
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import AVERAGE, RAW, Manifest, State, Stored, choose_role
 from polyak.snapshot import Snapshot
@@ -121,10 +122,15 @@ def greedy_soup(
 
 
 def shared(writer: Writer, source: Any) -> Writer:
-    """A live source's writer in this process: of those that train it together the first writes, the others wait."""
+    """A live source's writer in this process: of those that train it together the first writes, the others wait.
+
+    Which weights the model of an average has got since, for that no file of the average has them, is said.
+    """
     if isinstance(source, (str, os.PathLike, Snapshot)):
         return writer
     model = source.followed() if isinstance(source, Average) else source
+    if isinstance(source, Average):
+        _tell_left_out(source, model)
     company = framework_of(model).company(model)
     if company.writes:
         return writer
@@ -135,6 +141,11 @@ def shared(writer: Writer, source: Any) -> Writer:
         return manifest
 
     return Writer(wait, writer.read)
+
+
+def _tell_left_out(average: Average, model: Any) -> None:
+    with suppress(ModelError):  # it has no weights yet
+        tell_left_out(average.source.weights, framework_of(model).target(model).weights, average.label)
 
 
 def moment_of(source: Any) -> AbstractContextManager[Any]:
