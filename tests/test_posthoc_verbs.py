@@ -230,7 +230,7 @@ def test_averages_that_began_at_different_steps_are_told_by_what_they_copied(tmp
         WeightError, match=r"counter 'steps': expected averages that began at one step.* one value"
     ) as c:
         polyak.synthesize(late_run(tmp_path, 7), WANTED)
-    assert 'leave it out: exclude="steps"' in str(c.value.hint)
+    assert 'polyak.convert(snapshot, path, exclude="steps")' in str(c.value.hint)
     # The counts of both are multiples of 20, but the counter has gone on between them.
     with pytest.raises(WeightError, match=r"received two values of it from .* after 20\) and .* after 20\)"):
         polyak.synthesize(

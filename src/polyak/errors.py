@@ -143,6 +143,17 @@ def listed(words: Sequence[str], most: int = 1) -> str:
     return ", ".join(words[:most]) + more
 
 
+def argument(name: str, value: str) -> str:
+    """An argument as a hint says it, so that it can be copied whatever is in a name.
+
+    Example:
+        >>> print(argument("exclude", "head/*"), argument("exclude", 'say "x"'))
+        exclude="head/*" exclude='say "x"'
+    """
+    plain = value.isprintable() and '"' not in value and "\\" not in value
+    return f'{name}="{value}"' if plain else f"{name}={value!r}"
+
+
 def notify(warning: PolyakWarning) -> None:
     """Issue a warning that points at the caller's line, however deep in polyak it is found."""
     frame, level = sys._getframe(1), 2

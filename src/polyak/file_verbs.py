@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,13 +24,15 @@ from polyak.combine.finding import Finding
 from polyak.combine.soup import greedy
 from polyak.combine.watching import watched
 from polyak.contents import Contents
-from polyak.errors import AmbiguousRole, FileError, RuleError
+from polyak.errors import AmbiguousRole, FileError, ModelError, RuleError
 from polyak.files.atomic import Check
 from polyak.frameworks import Average, framework_of, snapshot_of
+from polyak.frameworks.growth import tell_left_out
 from polyak.frameworks.hand_over import model_target
 from polyak.manifest import AVERAGE, RAW, Manifest, State, Stored, choose_role
 from polyak.snapshot import Snapshot
-from polyak.transfer.layouts import in_layout
+from polyak.transfer.layout_whole import refuse_lost
+from polyak.transfer.layouts import in_layout, layout_of
 from polyak.transfer.receipt import Moved, Receipt
 
 PathLike = str | os.PathLike[str]
@@ -64,8 +66,20 @@ def open(path: PathLike) -> Snapshot:
 
 
 def diff(a: Any, b: Any, weights: str | None = None, atol: float = 0.0) -> Difference:
-    """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``. ``weights`` picks the sets."""
-    return difference(*comparable(held_by(a, weights), held_by(b, weights)), atol)
+    """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``.
+
+    ``weights`` picks the sets. A file of one set that does not say what it holds is compared with any of them.
+    """
+    return difference(*comparable(_compared(a, weights), _compared(b, weights)), atol)
+
+
+def _compared(source: Any, weights: str | None) -> Snapshot:
+    """The set that was asked for; or the only one, where its role is an assumption of polyak's alone."""
+    held = open(source) if isinstance(source, (str, os.PathLike)) else source
+    is_role = weights is not None and weights.partition(":")[0] in (RAW, AVERAGE)
+    if is_role and isinstance(held, Snapshot) and len(held.roles) == 1 and held.manifest.confidence == "unknown":
+        return held
+    return held_by(held, weights)
 
 
 def average(
@@ -108,10 +122,15 @@ def greedy_soup(
 
 
 def shared(writer: Writer, source: Any) -> Writer:
-    """A live source's writer in this process: of those that train it together the first writes, the others wait."""
+    """A live source's writer in this process: of those that train it together the first writes, the others wait.
+
+    Which weights the model of an average has got since, for that no file of the average has them, is said.
+    """
     if isinstance(source, (str, os.PathLike, Snapshot)):
         return writer
     model = source.followed() if isinstance(source, Average) else source
+    if isinstance(source, Average):
+        _tell_left_out(source, model)
     company = framework_of(model).company(model)
     if company.writes:
         return writer
@@ -122,6 +141,11 @@ def shared(writer: Writer, source: Any) -> Writer:
         return manifest
 
     return Writer(wait, writer.read)
+
+
+def _tell_left_out(average: Average, model: Any) -> None:
+    with suppress(ModelError):  # it has no weights yet
+        tell_left_out(average.source.weights, framework_of(model).target(model).weights, average.label)
 
 
 def moment_of(source: Any) -> AbstractContextManager[Any]:
@@ -145,7 +169,10 @@ def convert(
 def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) -> Converted:
     """What ``convert`` would write; nothing is read."""
     layout, layers = choosing.pop("layout", None), choosing.pop("layers", {})
-    return converted(in_layout(held_by(source, weights), layout, layers), choosing)
+    held = held_by(source, weights)
+    if layout == "torch" and layout_of(held) == "keras":
+        refuse_lost(held, layers)
+    return converted(in_layout(held, layout, layers), choosing)
 
 
 def doctor(source: Any, watch: Watch | None = None, called: str | None = None) -> tuple[Finding, ...]:

@@ -189,13 +189,13 @@ def _refuse_unfit(
         raise WeightError(
             f"{wanted.rule} after {wanted.count:,} updates: expected coefficients of a norm of at most "
             f"{largest_norm:g}, received {made.norm:.3g} from {held}; rounding errors would grow by that",
-            hint="keep more snapshots near the end; or accept it with a larger largest_norm",
+            hint="keep more snapshots near the end; or accept it with a larger largest_norm=",
         )
 
 
 def _nearer(at: int, counts: Sequence[int]) -> str:
     """A mixture has a step wherever a snapshot was kept: between two of them nothing ends."""
     if at in counts:
-        return "keep more snapshots, or wider and narrower averages; or accept it with a larger tolerance"
+        return "keep more snapshots, or wider and narrower averages; or accept it with a larger tolerance="
     nearest = min(counts, key=lambda n: abs(n - at))
     return f"ask for the average at the nearest snapshot: at={nearest}; or keep more snapshots"

@@ -116,6 +116,21 @@ def test_diff_with_a_tolerance_and_a_chosen_set() -> None:
     )
 
 
+def test_a_file_that_does_not_say_what_it_holds_is_compared_with_any_set() -> None:
+    """Its weights are raw by assumption alone. A file that says what it holds, and a word for no set, are refused."""
+    held = polyak.open("ema.safetensors")
+    np.savez("bare.npz", **{name: held[name] for name in held if name != "head/bias"})
+    polyak.convert("both.safetensors", "two.npz", exclude="head/bias")
+    assert "--weights raw or --weights average" in call("diff", "two.npz", "bare.npz").stderr
+    for sides in (("two.npz", "bare.npz"), ("bare.npz", "two.npz")):
+        assert call("diff", *sides, "--weights", "average").exit_code == 0
+        assert call("diff", *sides, "--weights", "raw").exit_code == 1
+        assert call("diff", *sides, "--weights", "averge").exit_code == 2
+    answer = call("diff", "both.safetensors", "ema.safetensors", "--weights", "raw")
+    assert "file 'ema.safetensors': expected weights of role 'raw', received 'average'" in answer.stderr
+    assert polyak.diff("two.npz", "bare.npz", weights="average").roles == (("average",), ("raw",))
+
+
 def test_diff_in_json() -> None:
     answer = call("diff", "a.safetensors", "b.safetensors", "--json")
     assert answer.exit_code == 1
@@ -172,7 +187,7 @@ def test_average_of_a_chosen_set() -> None:
     ("arguments", "said"),
     [
         (["a.safetensors", "ema.safetensors"], "error: expected members of one role, received average from"),
-        (["a.safetensors", "--member-weights", "1,-1"], "error: expected 1 weights, one for each member, received 2"),
+        (["a.safetensors", "--member-weights", "1,-1"], "error: expected 1 shares, one for each member, received 2"),
         (["a.safetensors", "--member-weights", "1;2"], "Invalid value for --member-weights: expected numbers such as"),
         (["a.safetensors", "no.safetensors"], "error: file 'no.safetensors': there is nothing at this path"),
         ([], "Missing argument 'FILE...'"),
@@ -279,6 +294,16 @@ def test_extract_widens_what_npy_has_no_name_for() -> None:
     answer = call("extract", "a.safetensors", "head/bias")
     assert answer.stderr == "bfloat16 is written as float32\n"
     assert np.load(io.BytesIO(answer.stdout_bytes)).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_extract_widens_every_float8(dtype: str) -> None:
+    """NumPy counts one of them among its own sorts, and writes a file that it cannot read."""
+    values = np.arange(6, dtype=np.float32)
+    polyak.save(Snapshot.from_arrays({"w": values.astype(dtype)}), "small.safetensors")
+    answer = call("extract", "small.safetensors", "w")
+    assert answer.stderr == f"{dtype} is written as float32\n"
+    assert np.array_equal(np.load(io.BytesIO(answer.stdout_bytes)), values)
 
 
 def test_extract_describes_in_json_and_names_what_is_near() -> None:
@@ -646,13 +671,32 @@ def test_a_link_in_a_circle_beside_a_checkpoint_hides_nothing() -> None:
         ("diff a.safetensors no.safetensors", 2),
         ("verify a.safetensors", 0),
         ("convert a.safetensors b.safetensors", 2),
-        ("profile mean >&-", 0),
+        ("profile mean >&-", 2),
     ],
 )
 def test_the_status_is_the_same_where_nobody_can_hear(verb: str, status: int, closed: str) -> None:
     """Status 1 means different; it must not also mean that a message could not be written."""
     command = f"{sys.executable} -m polyak {verb} {closed}"
     assert subprocess.run(command, shell=True, check=False, stdout=subprocess.DEVNULL).returncode == status
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "extract a.safetensors steps",
+        "plan a.safetensors b.safetensors",
+        "profile mean",
+        "diff a.safetensors b.safetensors",
+    ],
+)
+def test_an_answer_that_goes_nowhere_is_not_done(verb: str) -> None:
+    command = f"{sys.executable} -m polyak {verb} >&-"
+    done = subprocess.run(command, shell=True, check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: standard output: expected a place for the answer, received none: it is closed\n",
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

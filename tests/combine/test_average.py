@@ -116,7 +116,7 @@ def test_a_mean_is_computed_when_it_is_read() -> None:
 
 @pytest.mark.parametrize("weights", [[1, -1], [0, 0], [1], [1, np.nan], [np.inf, 1], [2, -1]])
 def test_weights_that_make_no_mean_are_refused(weights: list[float]) -> None:
-    with pytest.raises(WeightError, match=r"expected (2 weights, one for each member|weights of at least 0)"):
+    with pytest.raises(WeightError, match=r"expected (2 shares, one for each member|shares of at least 0)"):
         average.mean([held(w=np.float32(1))] * 2, weights)
 
 

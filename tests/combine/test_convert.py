@@ -109,6 +109,13 @@ def test_a_cast_rounds_and_never_overflows(tmp_path: Path) -> None:
     assert not (tmp_path / "y.npz").exists()
 
 
+@pytest.mark.parametrize(("alias", "dtype"), [("half", "float16"), ("f4", "float32"), ("float", "float64")])
+def test_a_dtype_goes_by_its_own_name(alias: str, dtype: str, tmp_path: Path) -> None:
+    """NumPy has other words for it, which no file has."""
+    polyak.convert(Snapshot.from_arrays({"w": np.float32([1])}), tmp_path / "x.safetensors", cast=alias)
+    assert polyak.open(tmp_path / "x.safetensors")["w"].dtype == dtype
+
+
 def test_bytes_are_compared_with_their_digest_before_a_cast(tmp_path: Path) -> None:
     items = Snapshot.from_arrays({"w": np.float32([1])}).items_by_path.values()
     damaged = Snapshot(Item("raw", i.weight, i.read, "0" * 32) for i in items)

@@ -33,6 +33,14 @@ def whats(snapshot: Snapshot) -> list[str]:
     return [finding.what for finding in polyak.doctor(snapshot)]
 
 
+def test_a_file_without_weights_says_so(tmp_path: Path) -> None:
+    for name in ("a.npz", "b.safetensors"):
+        polyak.save(Snapshot([]), tmp_path / name)
+        first = polyak.doctor(tmp_path / name)[0]
+        assert (first.what, first.evidence) == ("no weights", "it holds 0 arrays")
+        assert first.mend == "ask the program that wrote it, or write it anew"
+
+
 def test_a_file_that_is_well_has_no_findings(tmp_path: Path) -> None:
     polyak.save(held(np.float32([1, 2])), tmp_path / "a.safetensors")
     assert polyak.doctor(tmp_path / "a.safetensors") == ()

@@ -36,7 +36,7 @@ MODULES = {
 }
 
 
-INNER = ("listed", "notify")  # of polyak's own modules
+INNER = ("argument", "listed", "notify")  # of polyak's own modules
 
 
 def page() -> str:

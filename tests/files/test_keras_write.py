@@ -246,6 +246,9 @@ def test_one_role_is_written(tmp_path: Path) -> None:
     both = polyak.Snapshot([*raw.items_by_path.values(), *average.items_by_path.values()])
     with pytest.raises(AmbiguousRole, match="expected weights of one role, received raw, average"):
         keras_write.write(both, tmp_path / "a.weights.h5")
+    with pytest.raises(AmbiguousRole, match="expected weights of one role, received no weights at all") as refused:
+        keras_write.write(polyak.Snapshot([]), tmp_path / "a.weights.h5")
+    assert refused.value.hint is None
 
 
 def test_the_name_must_be_one_that_keras_takes(tmp_path: Path) -> None:

@@ -439,8 +439,9 @@ def test_an_averaged_model_holds_an_average(tmp_path: Path) -> None:
 def test_modules_without_values_yet_are_refused_and_built_with_a_sample() -> None:
     with pytest.raises(UnbuiltModel, match="a lazy parameter without a shape"):
         polyak.snapshot(nn.Sequential(nn.LazyLinear(2)))
-    with pytest.raises(UnbuiltModel, match="meta device"):
+    with pytest.raises(UnbuiltModel, match="meta device") as refused:
         polyak.snapshot(nn.Linear(2, 2, device="meta"))
+    assert "build the module anew, off the meta device" in str(refused.value.hint)
     source, target = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.LazyLinear(2))
     polyak.transfer(source, target, sample=(None, 3))
     assert bits(source) == bits(target)

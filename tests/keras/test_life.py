@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -323,3 +324,29 @@ def test_integer_weights_are_copied_and_not_averaged() -> None:
         ema.update()
     assert ema.values()["counting/seen"] == 7
     assert ema.values()["counting/seen"].dtype == np.int32
+
+
+def test_what_a_file_leaves_out_of_a_changed_model_is_said(tmp_path: Path) -> None:
+    """Weights that came after the average began, and that nobody told it of. Rules that leave weights out say so."""
+    model = network(adam())
+    ema = polyak.EMA(model, 0.9)
+    part = polyak.track(model, {"a/*": "ema:0.9", "*": None})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for average in (ema, part):
+            polyak.save(average, tmp_path / "a.safetensors", weights="both")
+    model.layers[0].enable_lora(2)
+    missing = r"weight '.*a/lora_kernel_[ab]' and 1 more: new in the model, .*; what is saved is without"
+    for weights in ("raw", "average", "both"):
+        with pytest.warns(WeightsChanged, match=missing):
+            polyak.save(ema, tmp_path / "a.safetensors", weights)
+    with polyak.Saver() as background, pytest.warns(WeightsChanged, match=missing):
+        background.save(ema, tmp_path / "a.safetensors")
+    with pytest.warns(WeightsChanged, match=missing):
+        polyak.convert(ema, tmp_path / "a.npz")
+    with pytest.warns(WeightsChanged, match=missing):
+        polyak.transfer(ema, tmp_path / "a.safetensors")
+    ema.refresh()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polyak.save(ema, tmp_path / "a.safetensors")

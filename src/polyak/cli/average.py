@@ -40,9 +40,10 @@ def average(
     options.refuse_taken(out, force, files)
     shares = options.numbers(member_weights, "--member-weights")
     with output.progress() as watch:
-        receipt = polyak.average([reading.held(file) for file in files], shares, out, weights, watch)
+        held = [reading.held(file) for file in files]
+        receipt = polyak.average(held, shares, out, weights, watch)
         watch("distances", 0, 1)
-        members = polyak.distances(files, out, shares, weights)
+        members = polyak.distances(held, out, shares, weights)
     assert isinstance(receipt, polyak.Receipt)
     _answer(receipt, members, as_json)
 

@@ -19,6 +19,7 @@ FORMATS = ("safetensors", "safetensors-sharded", "keras", "npz", "torch", "orbax
 @options.choosing
 @click.option("--cast", metavar="DTYPE", help="A dtype for all floating-point weights, such as float16.")
 @click.option("--layout", type=click.Choice(["torch"]), help="Names and layout of PyTorch for weights of Keras.")
+@options.layers
 @options.force
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @options.as_json

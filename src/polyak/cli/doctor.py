@@ -13,9 +13,10 @@ from polyak.cli import options, output, reading
 def doctor(file: str, as_json: bool) -> None:
     """Examine FILE and say what its user should know, each with the evidence and with what mends it.
 
-    No average, several sets, an average that is equal to the raw weights, frozen by low precision, immature, biased
-    towards zero or stale against the step counter, BatchNorm statistics that belong to the raw weights, NaN or
-    infinity, no checksums, roles that are inferred, unknown or may be exchanged, what its writer leaves out.
+    No weights, no average, several sets, an average that is equal to the raw weights, frozen by low precision,
+    immature, biased towards zero or stale against the step counter, BatchNorm statistics that belong to the raw
+    weights, NaN or infinity, no checksums, roles that are inferred, unknown or may be exchanged, what its writer
+    leaves out.
 
     Exit status: 0 no findings, 1 findings, 2 bad input.
     """

@@ -57,7 +57,7 @@ def _npy(array: Array) -> bytes:
 
     import numpy as np
 
-    plain = array.dtype.kind != "V"
+    plain = array.dtype.isbuiltin == 1  # the kind does not tell: float8_e5m2 has that of a float
     if not plain:
         output.say(f"{array.dtype.name} is written as float32")
     buffer = BytesIO()

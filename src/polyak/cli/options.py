@@ -33,6 +33,12 @@ def choosing(command: Decorated) -> Decorated:
     return command
 
 
+def layers(command: Decorated) -> Decorated:
+    """--layers: of which Keras class a layer is, where nothing says it."""
+    said = "The Keras class of layers, or same; where it is not known."
+    return click.option("--layers", multiple=True, metavar="GLOB=CLASS", help=said)(command)
+
+
 def pairing(command: Decorated) -> Decorated:
     """What may be asked of two sides that are paired."""
     by = click.option("--by", type=click.Choice(EVIDENCE), help="The evidence to pair by where kinds of it disagree.")
@@ -41,13 +47,32 @@ def pairing(command: Decorated) -> Decorated:
     lies = click.option(
         "--layout", type=click.Choice(["keras", "torch"]), help="How SRC lies where it does not say so."
     )
-    return choosing(by(cast(bad(lies(command)))))
+    return choosing(by(cast(bad(lies(layers(command))))))
 
 
-def asked(rename: tuple[str, ...], **given: Any) -> dict[str, Any]:
+def asked(rename: tuple[str, ...], layers: tuple[str, ...], **given: Any) -> dict[str, Any]:
     """What was given, as the functions take it; for the rest they have their own defaults."""
     said = {name: value for name, value in given.items() if value not in (None, ())}
-    return said | ({"rename": patterns(rename)} if rename else {})
+    said |= {"rename": patterns(rename)} if rename else {}
+    return said | ({"layers": classes(layers)} if layers else {})
+
+
+def classes(texts: tuple[str, ...]) -> dict[str, str]:
+    """Texts of the form GLOB=CLASS as a mapping.
+
+    Example:
+        >>> classes(("head=Dense", "block/*=same"))
+        {'head': 'Dense', 'block/*': 'same'}
+    """
+    made: dict[str, str] = {}
+    for text in texts:
+        glob, _, name = text.rpartition("=")
+        if not glob or not name:
+            raise click.BadParameter(f"expected GLOB=CLASS, received {text!r}", param_hint="--layers")
+        if glob in made:
+            raise click.BadParameter(f"expected each GLOB once, received {glob!r} twice", param_hint="--layers")
+        made[glob] = name
+    return made
 
 
 def refuse_taken(path: str, force: bool, sources: Sequence[str] = ()) -> None:
@@ -56,8 +81,26 @@ def refuse_taken(path: str, force: bool, sources: Sequence[str] = ()) -> None:
         raise FileError("file '': expected the name of a file to write, received an empty one")
     if os.path.realpath(path) in {os.path.realpath(source) for source in sources}:
         raise FileError(f"file {path!r}: it is one of the sources", hint="give the result another name")
-    if Path(path).exists() and not force:
+    if not Path(path).exists():
+        return
+    for source in filter(None, sources):
+        _refuse_part(path, source)
+    if Path(path).is_dir() and not path.rstrip(os.sep).endswith(".orbax"):
+        raise FileError(f"file {path!r}: expected a file to write, received a directory", hint="add a file name")
+    if not force:
         raise FileError(f"file {path!r}: it exists already", hint="write over it with --force")
+
+
+def _refuse_part(path: str, source: str) -> None:
+    from polyak.files.used import is_part
+
+    if is_part(Path(path), Path(source)):
+        said = f"it is a part of {source!r}, which is one of the sources"
+    elif is_part(Path(source), Path(path)):
+        said = f"the source {source!r} is a part of it"
+    else:
+        return
+    raise FileError(f"file {path!r}: {said}", hint="give the result another name")
 
 
 def patterns(texts: tuple[str, ...]) -> dict[re.Pattern[str], str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -15,7 +13,7 @@ from typing import Any, TextIO
 
 import click
 
-from polyak.errors import PolyakError, PolyakWarning
+from polyak.errors import FileError, PolyakError, PolyakWarning
 
 BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
 Watch = Callable[[str, int, int], None]
@@ -25,19 +23,26 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if
 
 def data(text: str) -> None:
     """What was asked for."""
-    click.echo(text.translate(_CONTROL))
+    _answer(text.translate(_CONTROL), True)
 
 
 def json(text: str) -> None:
     """What was asked for, as JSON, indented."""
     import msgspec
 
-    click.echo(msgspec.json.format(text, indent=2))
+    _answer(msgspec.json.format(text, indent=2), True)
 
 
 def raw(content: bytes) -> None:
     """What was asked for, as bytes."""
-    click.echo(content, nl=False)
+    _answer(content, False)
+
+
+def _answer(content: str | bytes, ends_line: bool) -> None:
+    """On standard output, which is None where it was closed when the program started: an answer would be lost."""
+    if sys.stdout is None:
+        raise FileError("standard output: expected a place for the answer, received none: it is closed")
+    click.echo(content, nl=ends_line)
 
 
 def shown(path: str) -> str:
@@ -124,37 +129,10 @@ def _warn(otherwise: Callable[..., None]) -> Callable[..., None]:
 def _fail(message: str, hint: str | None) -> None:
     say(message, _mark("error:", "red"))
     if hint:
-        say(_as_options(hint), _mark("hint:", "cyan"))
+        from polyak.cli.hints import as_options
+
+        say(as_options(hint), _mark("hint:", "cyan"))
     leave(BAD_INPUT)
-
-
-def _as_options(hint: str) -> str:
-    """A hint speaks of Python's arguments; here they are options: ``weights="raw"`` is ``--weights raw``.
-
-    Example:
-        >>> _as_options('say which: role="raw", or leave it out: exclude="head/*"')
-        'say which: --weights raw, or leave it out: --exclude head/*'
-        >>> _as_options('pair them with rename={"a/kernel": "b/kernel"}')
-        "pair them with --rename '^a/kernel$=b/kernel'"
-        >>> _as_options('leave it out with exclude="my head"')
-        "leave it out with --exclude 'my head'"
-    """
-    said = re.sub(r"""\b(weights|role)=["']([^"']+)["']""", lambda m: f"--weights {_word(m[2])}", hint)
-    options = r"""\b(format|exclude|by|cast|nonfinite|layout)=["']([^"']+)["']"""
-    said = re.sub(options, lambda m: f"--{m[1]} {_word(m[2])}", said)
-    return re.sub(r"""\brename=\{["']([^"']+)["']: ["']([^"']+)["']\}""", _rename_option, said)
-
-
-def _word(value: str) -> str:
-    """A value as a shell takes it for one word."""
-    return value if re.fullmatch(r"[\w.*/:+-]+", value, re.ASCII) else shlex.quote(value)
-
-
-def _rename_option(found: re.Match[str]) -> str:
-    old = "(.*)".join(re.escape(part) for part in found.group(1).split("*"))
-    parts = found.group(2).split("*")
-    new = "".join(f"{part}\\{i}" for i, part in enumerate(parts[:-1], 1)) + parts[-1]
-    return f"--rename '^{old}$={new}'"
 
 
 def _mark(text: str, colour: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
 from polyak.cli import options, output
+from polyak.errors import FileError
 
 # Shares of all past steps are computed, 8 bytes each.
 _MOST = 10_000_000
@@ -40,6 +42,7 @@ def profile(rules: tuple[str, ...], steps: tuple[int, ...], force: bool, as_json
 
     parsed = [polyak.parse(rule) for rule in rules]
     wanted = {kind: path for kind, path in pictures.items() if path is not None}
+    _refuse_one_place(wanted)
     for path in wanted.values():
         options.refuse_taken(path, force)
     rows = [_row(rule, n) for rule in parsed for n in steps]
@@ -50,6 +53,16 @@ def profile(rules: tuple[str, ...], steps: tuple[int, ...], force: bool, as_json
     else:
         _answer_table([text for text in rules for _ in steps], rows)
         _answer_plots(rules, max(steps))
+
+
+def _refuse_one_place(wanted: dict[str, str]) -> None:
+    taken: dict[str, str] = {}
+    for kind, path in wanted.items():
+        if (first := taken.setdefault(os.path.realpath(path), kind)) != kind:
+            raise FileError(
+                f"file {path!r}: expected one picture there, received --{first} and --{kind}",
+                hint="give each a name of its own",
+            )
 
 
 def _row(rule: Any, n: int) -> dict[str, Any]:

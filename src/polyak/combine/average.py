@@ -27,6 +27,7 @@ from polyak.errors import (
     NonFinite,
     ShapeMismatch,
     WeightError,
+    argument,
 )
 from polyak.manifest import AVERAGE, RAW, Manifest, State
 from polyak.numbers import rounded
@@ -110,8 +111,8 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
     given = tuple(float(w) for w in weights) if weights is not None else (1.0,) * members
     if len(given) != members:
         raise WeightError(
-            f"expected {members} weights, one for each member, received {len(given)}",
-            hint="leave weights out for equal shares; a share of 0 leaves a member out",
+            f"expected {members} shares, one for each member, received {len(given)}",
+            hint="without any they are equal; a share of 0 leaves a member out",
         )
     try:
         total = math.fsum(given)
@@ -119,8 +120,8 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
         total = math.inf
     if any(w < 0 for w in given) or not 0 < total < math.inf:
         raise WeightError(
-            f"expected weights of at least 0 with a positive sum, received {', '.join(f'{w:g}' for w in given)}",
-            hint="leave weights out for equal shares; a negative one would leave the range of the members",
+            f"expected shares of at least 0 with a positive sum, received {', '.join(f'{w:g}' for w in given)}",
+            hint="without any they are equal; with a negative one the mean would leave the range of the members",
         )
     return tuple(w / total for w in given)
 
@@ -146,7 +147,7 @@ def common_layout(members: Sequence[Snapshot]) -> str:
         raise AmbiguousMatch(
             f"expected members of one layout, received {other!r} from {second.origin} beside {one!r} from "
             f"{first.origin}",
-            hint=f'make them alike first: polyak.convert(source, path, layout="{one}")',
+            hint='make them alike first: polyak.convert(member, path, layout="torch")',
         )
     return next(iter(said), "")
 
@@ -167,10 +168,15 @@ def _refuse_other_weight(a: Weight, b: Weight, origin: str, other: str) -> None:
     if a.shape != b.shape:
         raise ShapeMismatch(f"weight {a.path!r}: expected {a.shape} as in {origin}, received {b.shape} from {other}")
     if a.dtype != b.dtype:
+        cast = f'make it {a.dtype} first: polyak.convert(member, path, cast="{a.dtype}")'
         raise DtypeMismatch(
             f"weight {a.path!r}: expected {a.dtype} as in {origin}, received {b.dtype} from {other}",
-            hint=f"make it {a.dtype} first: polyak convert SRC DST --cast {a.dtype}",
+            hint=cast if a.floating and b.floating else _without(a),
         )
+
+
+def _without(w: Weight) -> str:
+    return f"write members without it: polyak.convert(member, path, {argument('exclude', w.path)})"
 
 
 def averaged(w: Weight) -> bool:
@@ -190,8 +196,7 @@ def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> 
             raise DtypeMismatch(
                 f"weight {w.path!r}: expected floating-point numbers to average, received {w.dtype} that differ "
                 "between the members",
-                hint=f'write members without it: polyak.convert(member, path, exclude="{w.path}"); or dequantise them '
-                "first, if that is what they are",
+                hint=f"{_without(w)}; or dequantise them first, if that is what they are",
             )
         return found
 

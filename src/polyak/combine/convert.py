@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import numpy as np
 
 from polyak.combine.blocks import Array, count_nonfinite
-from polyak.errors import DtypeMismatch, MissingWeight, UnexpectedWeight, UnknownFormat
+from polyak.errors import DtypeMismatch, MissingWeight, UnexpectedWeight, UnknownFormat, argument
 from polyak.numbers import rounded
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Item, Snapshot, refuse_unmatched
@@ -121,7 +121,7 @@ def converted(held: Snapshot, choosing: Choosing) -> Converted:
     if paths and not kept:
         raise MissingWeight(f"{held.origin}: expected at least one weight to take, received none of {len(paths):,}")
     items = [_item(held, name, rename, cast) for name in kept]
-    _refuse_nameless(zip(kept, items, strict=True), held.origin)
+    _refuse_nameless(held, zip(kept, items, strict=True))
     _refuse_twins(items, held.origin)
     view = Snapshot(items, held.states, held.origin, held.integrity, held.manifest, held.moment)
     chosen = set(kept)
@@ -156,9 +156,10 @@ def _narrowed(name: str, array: Array, dtype: str, origin: str) -> Array:
 
 
 def _castable(dtype: str | None) -> str | None:
+    """By its own name: NumPy takes "half" and "f4", too, which no file does."""
     try:
         if dtype is None or is_floating(dtype):
-            return dtype
+            return dtype and numpy_dtype(dtype).name
     except TypeError:
         pass
     raise DtypeMismatch(f"cast={dtype!r}: expected a floating-point dtype", hint="such as float32, float16, bfloat16")
@@ -170,12 +171,12 @@ def _renamer(paths: list[str], rename: Rename | None, origin: str) -> Callable[[
     return {path: apply_rename(path, rename) for path in paths}.__getitem__
 
 
-def _refuse_nameless(items: Iterable[tuple[str, Item]], origin: str) -> None:
+def _refuse_nameless(held: Snapshot, items: Iterable[tuple[str, Item]]) -> None:
     for name, item in items:
         if not item.weight.path:
             raise UnexpectedWeight(
-                f"weight {name!r} of {origin}: expected a name, received none from rename=",
-                hint=f'leave a weight out with exclude="{name}"',
+                f"weight {name!r} of {held.origin}: expected a name, received none from rename=",
+                hint=f"leave a weight out with {argument('exclude', held.items_by_path[name].weight.path)}",
             )
 
 

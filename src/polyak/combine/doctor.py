@@ -34,12 +34,18 @@ def examine(held: Snapshot, path: str, judge: Judge) -> tuple[Finding, ...]:
         ['the file holds no checksums', 'NaN or infinity in 1 weight', 'the rule of average is not known']
     """
     return (
+        *_nothing(held),
         *_what_it_says(held, path),
         *_roles(held, path),
         *_integrity(held, path),
         *_nonfinite(held, path),
         *of_averages(held, judge),
     )
+
+
+def _nothing(held: Snapshot) -> Iterator[Finding]:
+    if not held:
+        yield Finding("no weights", "it holds 0 arrays", "ask the program that wrote it, or write it anew")
 
 
 def _what_it_says(held: Snapshot, path: str) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ import numpy as np
 from polyak.combine.average import Read, Watch, common_layout, finite, in_parts, refuse_mixed, watched_read
 from polyak.combine.blocks import Array, blocks, same_bits, wide
 from polyak.combine.telling import EVIDENCE, fitting, unread
-from polyak.errors import WeightError
+from polyak.errors import WeightError, argument
 from polyak.manifest import AVERAGE, Manifest, State, digest
 from polyak.snapshot import Item, Snapshot, tool, versions
 from polyak.weights import Kind, Weight
@@ -202,7 +202,8 @@ def _refuse_clock(w: Weight, pair: Sequence[tuple[Snapshot, tuple[str, int]]], *
     raise WeightError(
         f"{w.kind.value} {w.path!r}: expected averages that began at one step, whose counts are one clock; received "
         f"{found} of it from {one.origin} ({rule} after {n:,}) and {other.origin} ({other_rule} after {m:,})",
-        hint=f'start all averages at one step, or, if it does not change in training, leave it out: exclude="{w.path}"',
+        hint="start all averages at one step, or, if it does not change in training, write them without it: "
+        f"polyak.convert(snapshot, path, {argument('exclude', w.path)})",
     )
 
 

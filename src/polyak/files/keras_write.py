@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight
+from polyak.errors import AmbiguousRole, DtypeMismatch, FileError, UnexpectedWeight, argument
 from polyak.files import hdf5_chunks
 from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.keras_hdf5 import NOTE, NOTE_DIGEST, again
@@ -67,10 +67,10 @@ def _placed(snapshot: Snapshot, path: str | os.PathLike[str]) -> dict[str, str]:
     """Where each weight goes, by its name. Raises FileError, AmbiguousRole, UnexpectedWeight, DtypeMismatch."""
     if not os.fspath(path).endswith(SUFFIX):
         raise FileError(f"file {os.fspath(path)!r}: expected a name that ends in {SUFFIX}, which Keras asks for")
-    if len(snapshot.roles) != 1:
+    if len(roles := snapshot.roles) != 1:
         raise AmbiguousRole(
-            f"{snapshot.origin}: expected weights of one role, received {', '.join(snapshot.roles)}",
-            hint='pick one with weights="average" or weights="raw"',
+            f"{snapshot.origin}: expected weights of one role, received {', '.join(roles) or 'no weights at all'}",
+            hint='pick one with weights="average" or weights="raw"' if roles else None,
         )
     placed = {name: _place(item.weight, i) for i, (name, item) in enumerate(snapshot.items_by_path.items())}
     _refuse_shared(snapshot.weights, placed)
@@ -126,7 +126,7 @@ def _place(weight: Weight, number: int) -> str:
     if numpy_dtype(weight.dtype).isbuiltin != 1 and weight.dtype != "bfloat16":
         raise DtypeMismatch(
             f"weight {weight.path!r}: expected a dtype that Keras' files hold, received {weight.dtype}",
-            hint=f'cast it first; polyak.convert leaves it out with exclude="{weight.path}"',
+            hint=f"cast it first; polyak.convert leaves it out with {argument('exclude', weight.path)}",
         )
     return place
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from polyak.errors import DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight
+from polyak.errors import DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight, argument
 from polyak.files.atomic import Check, refuse_unwritable_directory, replacing_directory
 from polyak.files.orbax_path import ARRAY_HEADERS, MANIFEST, METADATA, STEP_METADATA
 from polyak.files.orbax_store import base, tensorstore
@@ -96,12 +96,12 @@ def _refuse_unheld(stored: Sequence[Stored], origin: str) -> None:
         if s.weight.dtype not in _DTYPES:
             raise DtypeMismatch(
                 f"weight {s.name!r}: expected a dtype that Orbax stores, received {s.weight.dtype}",
-                hint=f'cast it first; polyak.convert leaves it out with exclude="{s.name}"',
+                hint=f"cast it first; polyak.convert leaves it out with {argument('exclude', s.weight.path)}",
             )
         if not s.weight.size:
             raise ShapeMismatch(
                 f"weight {s.name!r}: expected elements, received {s.weight.shape}; Orbax stores no empty arrays",
-                hint=f'polyak.convert leaves it out with exclude="{s.name}"',
+                hint=f"polyak.convert leaves it out with {argument('exclude', s.weight.path)}",
             )
 
 

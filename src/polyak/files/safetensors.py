@@ -20,7 +20,15 @@ import numpy as np
 import xxhash
 
 from polyak.contents import Contents, Tensor
-from polyak.errors import DamagedFile, DtypeMismatch, FileError, ShapeMismatch, UnexpectedWeight, UnknownFormat
+from polyak.errors import (
+    DamagedFile,
+    DtypeMismatch,
+    FileError,
+    ShapeMismatch,
+    UnexpectedWeight,
+    UnknownFormat,
+    argument,
+)
 from polyak.files.atomic import Check, refuse_unwritable, replacing
 from polyak.files.failures import failures_named
 from polyak.files.json_cursor import Cursor
@@ -138,7 +146,7 @@ def refuse_unheld(stored: Iterable[Stored]) -> None:
         if s.weight.dtype not in _CODES:
             raise DtypeMismatch(
                 f"weight {s.name!r}: expected a dtype that safetensors holds, received {s.weight.dtype}",
-                hint=f'cast it first; polyak.convert leaves it out with exclude="{s.name}"',
+                hint=f"cast it first; polyak.convert leaves it out with {argument('exclude', s.weight.path)}",
             )
         if s.name == _METADATA:
             raise UnexpectedWeight(f"weight {s.name!r}: safetensors keeps this name for itself", hint="rename it")

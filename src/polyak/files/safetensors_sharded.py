@@ -45,6 +45,7 @@ _SIGNED = 24
 _PORTABLE = str.maketrans(":\\", "__")  # of the index's name, what no name may hold on Windows
 _NEVER = "\0:\\" if sys.platform == "win32" else "\0"
 _MAP = b'"weight_map"'
+_CANNOT = ": cannot be written: "
 _TOKEN = re.compile(f"[0-9a-f]{{{_SIGNED}}}")
 _KEY, _KEY_DIGEST = "polyak", "polyak.digest"
 _KNOWN = (_KEY, _KEY_DIGEST, "total_size", "total_parameters")  # sums, which every index has
@@ -114,6 +115,7 @@ def write(
         DtypeMismatch, UnexpectedWeight: safetensors cannot hold a weight's dtype, or its name.
     """
     _refuse_other_name(path)
+    safetensors.refuse_unheld(snapshot.manifest.weights)
     index = Path(os.path.realpath(path))
     stem = Path(path).name.removesuffix(_END).translate(_PORTABLE)
     with failures_named(index, "written"):
@@ -126,7 +128,7 @@ def write(
         ):
             of_shards = kept and for_parts(kept, _old_parts(index))
             hand_over(of_shards and for_directory(of_shards), handle, index)
-            with _index_named(index):
+            with _index_named(index, directory):
                 manifest, weight_map = _write_shards(snapshot, directory, stem, shard_bytes, of_shards)
             sync(index.parent)  # the directory's name must be there before the index leads to it
             file.write(_index(manifest, weight_map))
@@ -140,12 +142,15 @@ def _refuse_other_name(path: str | PathLike[str]) -> None:
 
 
 @contextmanager
-def _index_named(index: Path) -> Iterator[None]:
-    """What cannot be written of a shard is told of the index, which the caller named."""
+def _index_named(index: Path, directory: Path) -> Iterator[None]:
+    """What cannot be written of a shard is told of the index, which the caller named: the shard's directory goes."""
     try:
         yield
     except FileError as error:
-        raise FileError(f"file {str(index)!r}: {error.message}", hint=error.hint) from error
+        shard, cannot, why = error.message.partition(_CANNOT)
+        told = f"{cannot}{why}" if str(directory) in shard and cannot else f": {error.message}"
+        hint = error.hint and error.hint.replace(str(directory), str(index.parent))
+        raise FileError(f"file {str(index)!r}{told}", hint=hint) from error
 
 
 def _generation(index: Path, stem: str) -> Path:

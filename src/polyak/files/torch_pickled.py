@@ -10,7 +10,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from polyak.errors import DtypeMismatch
+from polyak.errors import DtypeMismatch, argument
+from polyak.manifest import Stored
 from polyak.weights import numpy_dtype
 
 _STORAGES = {
@@ -56,12 +57,13 @@ def pickled(nest: Nest) -> bytes:
     return _START + _dict(nest) + _STOP
 
 
-def refuse_unknown(name: str, dtype: str) -> None:
+def refuse_unknown(stored: Stored) -> None:
     """Raise DtypeMismatch for a dtype that PyTorch does not have."""
+    path, dtype = stored.weight.path, stored.weight.dtype
     if dtype not in _STORAGES and dtype not in _UNTYPED:
         raise DtypeMismatch(
-            f"weight {name!r}: expected a dtype that PyTorch has, received {dtype}",
-            hint=f'cast it first; polyak.convert leaves it out with exclude="{name}"',
+            f"weight {stored.name!r}: expected a dtype that PyTorch has, received {dtype}",
+            hint=f"cast it first; polyak.convert leaves it out with {argument('exclude', path)}",
         )
 
 

@@ -71,7 +71,7 @@ def refuse(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
 def _refuse_unheld(stored: Sequence[Stored]) -> None:
     """What a file cannot hold so that it is read again: a tensor without a name would be the file itself."""
     for s in stored:
-        refuse_unknown(s.name, s.weight.dtype)
+        refuse_unknown(s)
         if not s.name or len(s.name) > LONGEST_STEP:
             raise UnexpectedWeight(
                 f"weight {s.name!r:.120}: expected a name of 1 to {LONGEST_STEP:,} letters for a file of PyTorch, "

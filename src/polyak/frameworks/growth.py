@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.averaging.splice import begun
 from polyak.averaging.wrappers import Delayed
-from polyak.errors import RuleError, listed
+from polyak.errors import RuleError, WeightsChanged, listed, notify
 from polyak.weights import Weight, glob_match
 
 Entries = tuple[tuple[str, Rule | None], ...]
@@ -43,6 +43,18 @@ class Growth:
         if self.gone:
             said.append(f"{_listed(self.gone)} gone, with what was averaged of them")
         return f"{label} has changed: {'; '.join(said)}"
+
+
+def tell_left_out(followed: Iterable[Weight], now: Iterable[Weight], label: str) -> None:
+    """Warn of weights that a model has now and that its average does not know: they are not in what is saved of it."""
+    known = {w.path for w in followed}
+    if new := [w.path for w in now if w.path not in known]:
+        notify(
+            WeightsChanged(
+                f"weight {_listed(new)}: new in the model, not followed by {label}; what is saved is without. Follow "
+                "the model as it is now: ema.refresh()"
+            )
+        )
 
 
 def followed_by(rule: Rule | Parts, weights: Sequence[Weight]) -> list[Weight]:

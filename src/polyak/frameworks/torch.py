@@ -231,7 +231,8 @@ def _refuse_unbuilt(module: nn.Module, found: Found) -> None:
             f"{'a lazy parameter without a shape' if lazy else 'a tensor on the meta device'}",
             hint="call the module once on a batch; a transfer into it takes sample=, an input shape or a sample input"
             if lazy
-            else 'create its values first, for example with module.to_empty(device="cpu")',
+            else "build the module anew, off the meta device: to_empty() leaves buffers that no file holds without "
+            "values, and unties what was tied",
         )
     if (form := _odd_form(found.tensor)) is not None:
         raise ModelError(

@@ -1,0 +1,174 @@
+"""A hint of a command can be typed as it stands: it names options that there are, and what it proposes works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import polyak
+from polyak.cli import main
+from polyak.cli.hints import as_options
+from polyak.errors import WeightError
+from polyak.manifest import Manifest, State
+from polyak.snapshot import Snapshot
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def hinted(answer: Result, begin: str) -> list[str]:
+    """The words of a hint behind where it begins, up to the next semicolon."""
+    assert answer.exit_code == 2
+    hint = answer.stderr.partition("\nhint: ")[2].strip()
+    return shlex.split(hint.partition(begin)[2].partition(";")[0])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def held(role: str = "raw", **arrays: Any) -> Snapshot:
+    return Snapshot.from_arrays(arrays, role, State({"rule": "mean"}, 3) if role == "average" else None)
+
+
+def two_sets(path: str, **arrays: Any) -> None:
+    items = [i for role in ("raw", "average") for i in held(role, **arrays).items_by_path.values()]
+    polyak.save(Snapshot(items, {"average": State({"rule": "mean"}, 3)}), path)
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        (
+            'rename={"a*": "b*", "c": "d"}; or by="position"',
+            r"--rename '^a(.*)$=b\1' --rename '^c$=d'; or --by position",
+        ),
+        ('leave them out with exclude=["*/a", "b c"]', "leave them out with --exclude */a --exclude 'b c'"),
+        ("include= and exclude= are compared, after rename=", "--include and --exclude are compared, after --rename"),
+        ("""exclude='say "x"', or""", """--exclude 'say "x"', or"""),
+        ('exclude="say "x""', """--exclude 'say "x"'"""),
+        ('layers={"d": "Dense" or "Conv1D"}, or "same"', '--layers d=Dense, or "same"'),
+        ('polyak.convert(member, path, exclude="q"); or', "polyak convert MEMBER PATH --exclude q; or"),
+        ('polyak.transfer(source, "a.pt", like=target), and', "polyak transfer SOURCE a.pt --like TARGET, and"),
+        ('polyak.track(model, {"head/*": rule}); cast="x"', 'polyak.track(model, {"head/*": rule}); --cast x'),
+        (
+            "snapshot.select(role=...), at=40, a larger largest_norm=",
+            "snapshot.select(role=...), --at 40, a larger --largest-norm",
+        ),
+        ("polyak.open(", "polyak.open("),
+    ],
+)
+def test_arguments_are_options_and_calls_are_commands(hint: str, said: str) -> None:
+    assert as_options(hint) == said
+
+
+@pytest.mark.parametrize(
+    ("odd", "target"),
+    [
+        (np.zeros((0, 2), np.float32), "x.orbax"),
+        (np.ones(2, ml_dtypes.float8_e3m4), "x.orbax"),
+        (np.ones(2, ml_dtypes.float8_e3m4), "x.pt"),
+        (np.ones(2, ml_dtypes.float8_e3m4), "x.safetensors"),
+        (np.ones(2, ml_dtypes.float8_e3m4), "x.safetensors.index.json"),
+    ],
+)
+def test_a_weight_of_two_sets_is_left_out_by_its_path(odd: Any, target: str) -> None:
+    two_sets("two.npz", w=np.ones(2, np.float32), z=odd)
+    words = hinted(call("convert", "two.npz", target), "leaves it out with ")
+    assert words == ["--exclude", "z"]
+    assert call("convert", "two.npz", target, *words).exit_code == 0
+
+
+def test_a_name_with_quotes_is_left_out_as_the_hint_says() -> None:
+    polyak.save(held(w=np.ones(2, np.float32), **{'say "x"': np.ones(2, ml_dtypes.float8_e3m4)}), "odd.npz")
+    words = hinted(call("convert", "odd.npz", "x.pt"), "leaves it out with ")
+    assert call("convert", "odd.npz", "x.pt", *words).exit_code == 0
+    with pytest.raises(WeightError) as refused:
+        polyak.convert("odd.npz", "y.pt")
+    said = str(refused.value.hint).partition("exclude=")[2]
+    polyak.convert("odd.npz", "y.pt", exclude=eval(said))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other", "option"),
+    [
+        ("int32", "int64", "--exclude 'n x'"),
+        ("int32", "float32", "--exclude 'n x'"),
+        ("float32", "float16", "--cast float32"),
+    ],
+)
+def test_members_of_two_dtypes_are_made_alike_as_the_hint_says(dtype: str, other: str, option: str) -> None:
+    for name, chosen in (("a.npz", dtype), ("b.npz", other)):
+        polyak.save(held(w=np.ones(2, np.float32), **{"n x": np.ones(2, chosen)}), name)
+    answer = call("average", "a.npz", "b.npz", "-o", "mean.npz")
+    words = hinted(answer, "polyak convert MEMBER PATH ")
+    assert words == shlex.split(option)
+    for name in "ab":
+        assert call("convert", f"{name}.npz", f"{name}2.npz", *words).exit_code == 0
+    assert call("average", "a2.npz", "b2.npz", "-o", "mean.npz").exit_code == 0
+
+
+def test_members_that_differ_in_codes_are_written_without_them_as_the_hint_says() -> None:
+    for i, name in enumerate("ab"):
+        polyak.save(held(w=np.ones(2, np.float32), q=np.int8([[1, i]])), f"{name}.npz")
+    words = hinted(call("average", "a.npz", "b.npz", "-o", "mean.npz"), "polyak convert MEMBER PATH ")
+    assert words == ["--exclude", "q"]
+
+
+def test_members_of_two_layouts_are_both_put_into_that_of_pytorch() -> None:
+    for layout in ("keras", "torch"):
+        made = held(w=np.ones(2, np.float32))
+        polyak.save(Snapshot(made.items_by_path.values(), {}, written=_in_layout(made, layout)), f"{layout}.npz")
+    for order in (("keras.npz", "torch.npz"), ("torch.npz", "keras.npz")):
+        answer = call("average", *order, "-o", "mean.npz")
+        assert hinted(answer, "polyak convert MEMBER PATH ") == ["--layout", "torch"]
+
+
+def test_the_class_of_a_layer_is_told_as_the_hint_says() -> None:
+    made = held(**{"my net/kernel": np.ones((2, 3), np.float32), "my net/bias": np.ones(3, np.float32)})
+    polyak.save(Snapshot(made.items_by_path.values(), {}, written=_in_layout(made, "keras")), "a.npz")
+    asked = ("convert", "a.npz", "b.npz", "--layout", "torch")
+    words = hinted(call(*asked), "say how it lies: ")[:2]
+    assert words == ["--layers", "my net=Dense"]
+    assert call(*asked, *words).exit_code == 0
+    assert {name: array.shape for name, array in polyak.open("b.npz").items()} == {
+        "my net.weight": (3, 2),
+        "my net.bias": (3,),
+    }
+    for wrong in ("Dense", "=Dense", "my net="):
+        assert "expected GLOB=CLASS" in call(*asked, "--layers", wrong).stderr
+    assert "received 'n' twice" in call(*asked, "--layers", "n=Dense", "--layers", "n=same").stderr
+    assert "--layers needs --like FILE" in call("transfer", "a.npz", "c.npz", "--layers", "n=same").stderr
+
+
+def _in_layout(made: Snapshot, layout: str) -> Manifest:
+    return msgspec.structs.replace(made.manifest, layout=layout)
+
+
+def test_shares_are_not_called_weights_which_is_another_option() -> None:
+    polyak.save(held(w=np.ones(2, np.float32)), "a.npz")
+    for shares in ("1,1", "-1", "0"):
+        answer = call("average", "a.npz", "-o", "mean.npz", "--member-weights", shares)
+        assert answer.exit_code == 2
+        assert "shares" in answer.stderr
+        assert "weights" not in answer.stderr
+
+
+def test_synthesize_is_told_its_own_options() -> None:
+    for n in (40, 80):
+        polyak.save(Snapshot.from_arrays({"w": np.float32([n])}, "average", State({"rule": "mean"}, n)), f"{n}.npz")
+    asked = ("synthesize", "40.npz", "80.npz", "--dry-run", "--rule")
+    assert re.search(r"nearest snapshot: --at 40; or keep", call(*asked, "ema:0.9", "--at", "50").stderr)
+    assert "accept it with a larger --tolerance\n" in call(*asked, "ema:0.9").stderr
+    answer = call(*asked, "mean,after=40", "--largest-norm", "1", "--tolerance", "9")
+    assert "accept it with a larger --largest-norm\n" in answer.stderr
