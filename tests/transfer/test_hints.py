@@ -1,0 +1,318 @@
+"""Whoever follows hints to the letter ends with the right model or at a refusal, and never with a wrong model.
+
+Two sides of one architecture under other names. Each weight of the source is filled with a number of its own; what its
+number must come to on the other side is said by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+import keras
+
+import polyak
+from polyak.errors import MissingWeight, PolyakError
+
+layers = keras.layers
+_STEPS = 40  # hints that are followed at most
+_ARGUMENT = re.compile(r"""(rename|layout|exclude|by)=(\{.*?\}|\[.*?\]|".*?")""")
+
+
+# Models and files whose weights are all square or of one size, so that shapes tell nothing.
+
+
+def module(*names: str) -> nn.Module:
+    made = nn.Module()
+    for name in names:
+        setattr(made, name, nn.Linear(4, 4))
+    return made
+
+
+def listed(name: str, count: int, last: str) -> nn.Module:
+    made = nn.Module()
+    setattr(made, name, nn.ModuleList([nn.Linear(4, 4) for _ in range(count)]))
+    setattr(made, last, nn.Linear(4, 4))
+    return made
+
+
+def sequential(*kept: int) -> nn.Module:
+    return nn.Sequential(*[nn.Linear(4, 4) if i in kept else nn.Tanh() for i in range(max(kept) + 1)])
+
+
+def chain(*names: str | None) -> Any:
+    return keras.Sequential([keras.Input((4,)), *[layers.Dense(4, name=name) for name in names]])
+
+
+def subclassed(*names: str) -> Any:
+    class Model(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in names:
+                setattr(self, name, layers.Dense(4))
+
+        def call(self, x: Any) -> Any:
+            for name in names:
+                x = getattr(self, name)(x)
+            return x
+
+    model = Model()
+    model(tf.zeros((1, 4)))
+    return model
+
+
+def normed(*names: str) -> Any:
+    return keras.Sequential([keras.Input((4,)), *[layers.BatchNormalization(name=name) for name in names]])
+
+
+def variables(*names: str) -> tf.Module:
+    made = tf.Module()
+    for name in names:
+        inner = tf.Module()
+        inner.w = tf.Variable(tf.zeros((4, 4)))
+        setattr(made, name, inner)
+    return made
+
+
+def arrays(*names: str) -> dict[str, Any]:
+    return {name: np.zeros(4 if name.endswith(("scale", "bias", "mean", "var")) else (4, 4), "f") for name in names}
+
+
+def flax(*norms: str) -> dict[str, Any]:
+    """As the file of a JAX program, in the order of the alphabet."""
+    return arrays(*(f"{norm}/{name}" for norm in sorted(norms) for name in ("bias", "mean", "scale", "var")))
+
+
+def denses(*names: str, others: tuple[str, ...] = ()) -> dict[str, Any]:
+    return arrays(*(f"{name}/{end}" for name in names for end in ("bias", "kernel")), *others)
+
+
+BATCH_NORM = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+
+
+def norms(pairs: Mapping[str, str]) -> dict[str, str]:
+    return {f"{new}/{a}": f"{old}/{b}" for new, old in pairs.items() for a, b in BATCH_NORM.items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Source, target, and by layer or weight of the target what of the source it is."""
+
+    source: Callable[[], Any]
+    target: Callable[[], Any]
+    meant: Mapping[str, str]
+    succeeds: bool = True
+
+
+QKV = {"query": "q", "key": "k", "value": "v"}
+CASES = {
+    "a norm of Flax": Case(
+        lambda: flax("BatchNorm_0"), lambda: normed("BatchNorm_0"), norms({"BatchNorm_0": "BatchNorm_0"})
+    ),
+    "a norm of another name": Case(lambda: flax("n"), lambda: normed("bn"), norms({"bn": "n"})),
+    "two norms of other names in a sorted file": Case(
+        lambda: flax("late", "early"),
+        lambda: normed("first", "second"),
+        norms({"first": "early", "second": "late"}),
+        False,
+    ),
+    "a Keras model without names and a list": Case(
+        lambda: chain(None, None, None), lambda: sequential(0, 1, 2), {"0": "dense", "1": "dense_1", "2": "dense_2"}
+    ),
+    "a list and a Keras model without names": Case(
+        lambda: sequential(0, 2, 4), lambda: chain(None, None, None), {"dense": "0", "dense_1": "2", "dense_2": "4"}
+    ),
+    "names and a list": Case(
+        lambda: chain("enc", "mid", "out"), lambda: sequential(0, 2, 4), {"0": "enc", "2": "mid", "4": "out"}
+    ),
+    "another order in Keras and PyTorch": Case(
+        lambda: subclassed("query", "key", "value"),
+        lambda: module("k_proj", "q_proj", "v_proj"),
+        {"k_proj": "key", "q_proj": "query", "v_proj": "value"},
+    ),
+    "another order of layers of which one is renamed": Case(
+        lambda: module("q", "k", "out"), lambda: subclassed("k", "q", "proj"), {"k": "k", "q": "q", "proj": "out"}
+    ),
+    "query and k_proj": Case(
+        lambda: module("query", "key", "value"),
+        lambda: module("k_proj", "q_proj", "v_proj"),
+        {"k_proj": "key", "q_proj": "query", "v_proj": "value"},
+    ),
+    "k_proj and query": Case(
+        lambda: module("k_proj", "q_proj", "v_proj"),
+        lambda: module("query", "key", "value"),
+        {"key": "k_proj", "query": "q_proj", "value": "v_proj"},
+    ),
+    "letters": Case(
+        lambda: module("query", "key", "value"),
+        lambda: module("kk", "qq", "vv"),
+        {"kk": "key", "qq": "query", "vv": "value"},
+        False,
+    ),
+    "Keras models in another order": Case(lambda: subclassed(*"qkv"), lambda: subclassed("value", "key", "query"), QKV),
+    "lists and heads": Case(
+        lambda: listed("layers", 3, "head"),
+        lambda: listed("blocks", 3, "classifier"),
+        {"blocks.0": "layers.0", "blocks.1": "layers.1", "blocks.2": "layers.2", "classifier": "head"},
+    ),
+    "a numbering that begins later": Case(
+        lambda: module("fc2", "fc3"), lambda: module("fc1", "fc2"), {"fc1": "fc2", "fc2": "fc3"}, False
+    ),
+    "a numbering that begins later in a file that holds more": Case(
+        lambda: denses("dense_1", "dense_2", "dense_3", others=("extra/kernel",)),
+        lambda: subclassed("dense", "dense_1", "dense_2"),
+        {"dense": "dense_1", "dense_1": "dense_2", "dense_2": "dense_3"},
+        False,
+    ),
+    "shortened names in another order": Case(
+        lambda: module("decoder", "encoder"), lambda: module("enc", "dec"), {"enc": "encoder", "dec": "decoder"}
+    ),
+    "modules that list their attributes by the alphabet": Case(
+        lambda: variables("up", "down"), lambda: variables("first", "second"), {"first": "up", "second": "down"}, False
+    ),
+    "names of one weight that a side has twice": Case(
+        lambda: denses("ema/a", "ema/b", "online/a", "online/b"),
+        lambda: chain("a", "b"),
+        {"a": "ema/a", "b": "ema/b"},
+        False,
+    ),
+}
+
+
+def filled(source: Any) -> tuple[Any, dict[str, float]]:
+    """The source with a number of its own in each weight, and the numbers."""
+    held = source if isinstance(source, dict) else dict(polyak.snapshot(source))
+    numbers = {path: float(i + 1) for i, path in enumerate(held)}
+    values = polyak.Snapshot.from_arrays({path: np.full(held[path].shape, n, "f") for path, n in numbers.items()})
+    if isinstance(source, dict):
+        return values, numbers
+    polyak.transfer(values, source)
+    return source, numbers
+
+
+def wanted(meant: Mapping[str, str], path: str) -> str:
+    """The path of the weight that belongs to a target's path, with any mark."""
+    if path in meant:
+        return meant[path]
+    start, mark, local = re.fullmatch(r"(.*)([/.])(.*)", path).groups()  # type: ignore[union-attr]
+    return f"{meant[start]}{mark}{local}"
+
+
+def plain(path: str) -> str:
+    return path.replace(".", "/").replace("weight", "kernel")
+
+
+def suggested(error: PolyakError, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What each argument in a hint makes of what was asked before."""
+    for name, text in _ARGUMENT.findall(error.hint or ""):
+        value = ast.literal_eval(text)
+        if name == "rename":
+            value = asked.get("rename", {}) | value
+        if name == "exclude":
+            value = [*asked.get("exclude", []), *([value] if isinstance(value, str) else value)]
+        if asked.get(name) != value:
+            yield asked | {name: value}
+
+
+def ends(source: Any, target: Callable[[], Any]) -> Iterator[tuple[Any, polyak.Receipt, dict[str, Any]]]:
+    """The targets of all ways that hints lead to."""
+    ways: list[dict[str, Any]] = [{}]
+    for _ in range(_STEPS):
+        if not ways:
+            return
+        asked = ways.pop()
+        made = target()
+        try:
+            yield made, polyak.transfer(source, made, **asked), asked
+        except PolyakError as error:
+            ways += suggested(error, asked)
+
+
+def follow(case: Case, source: Any, numbers: Mapping[str, float]) -> bool:
+    """Whether any way moved all weights; each was the right one on every way."""
+    known = {plain(path): n for path, n in numbers.items()}
+    whole = False
+    for made, receipt, asked in ends(source, case.target):
+        held = polyak.snapshot(made)
+        for move in receipt.moved:
+            assert (held[move.target] == known[plain(wanted(case.meant, move.target))]).all(), (move.target, asked)
+        whole = whole or not receipt.skipped
+    return whole
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_hints_lead_to_the_right_model_or_to_a_refusal(case: Case) -> None:
+    keras.backend.clear_session()
+    source, numbers = filled(case.source())
+    assert follow(case, source, numbers) or not case.succeeds
+
+
+STATE_DICTS = [
+    name for name, case in CASES.items() if case.source.__code__.co_names[0] in ("module", "listed", "sequential")
+]
+
+
+@pytest.mark.parametrize("name", STATE_DICTS)
+def test_so_do_hints_about_files(name: str, tmp_path: Path) -> None:
+    """One format keeps the order of the layers, the other sorts them."""
+    keras.backend.clear_session()
+    source, numbers = filled(CASES[name].source())
+    torch.save(source.state_dict(), tmp_path / "ordered.pt")
+    save_file(source.state_dict(), tmp_path / "sorted.safetensors")
+    assert follow(CASES[name], tmp_path / "ordered.pt", numbers) or not CASES[name].succeeds
+    follow(CASES[name], tmp_path / "sorted.safetensors", numbers)
+
+
+def test_several_that_fit_are_listed_without_a_pair() -> None:
+    source = polyak.Snapshot.from_arrays(denses("one", "three", "two"))
+    with pytest.raises(MissingWeight) as error:
+        polyak.transfer(source, subclassed("x", "y", "z"))
+    assert error.value.hint == (
+        "names do not tell which it is of 'one/kernel', 'three/kernel', 'two/kernel': name the pairs with rename="
+    )
+    assert "nearest" not in error.value.message
+
+
+class EMA(nn.Module):
+    """The weights that ema-pytorch's module of this name has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ema_model = nn.Linear(2, 2)
+        self.register_buffer("initted", torch.tensor(False))
+        self.register_buffer("step", torch.tensor(0))
+
+
+@pytest.mark.parametrize(
+    ("average", "inner", "counts"),
+    [
+        (lambda: AveragedModel(nn.Linear(2, 2)), "module", "'n_averaged'"),
+        (EMA, "ema_model", "'initted' and 'step'"),
+        (lambda: nn.ModuleDict({"ema": AveragedModel(nn.Linear(2, 2))}), "ema.module", "'ema.n_averaged'"),
+    ],
+    ids=["AveragedModel", "ema-pytorch", "within another"],
+)
+def test_the_count_of_an_average_is_never_to_be_left_out(average: Callable[[], Any], inner: str, counts: str) -> None:
+    source, target = nn.Linear(2, 2), average()
+    with pytest.raises(MissingWeight) as error:
+        polyak.transfer(source, target)
+    assert error.value.hint == (
+        f"transfer into its {inner!r} alone, and set {counts} yourself: if they stay as they are, the next update "
+        "overwrites the average"
+    )
+    polyak.transfer(source, target.get_submodule(inner))
+    assert torch.equal(target.get_submodule(inner).weight, source.weight)
