@@ -26,7 +26,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 
 import polyak
-from polyak.errors import MissingWeight, PolyakError
+from polyak.errors import MissingWeight, PolyakError, UnbuiltModel
 
 layers = keras.layers
 _STEPS = 40  # hints that are followed at most
@@ -285,6 +285,27 @@ def test_several_that_fit_are_listed_without_a_pair() -> None:
         "names do not tell which it is of 'one/kernel', 'three/kernel', 'two/kernel': name the pairs with rename="
     )
     assert "nearest" not in error.value.message
+
+
+@pytest.mark.parametrize("sample", [(1, 4), np.ones((1, 4), "f")], ids=["shape", "input"])
+def test_a_sample_builds_what_an_average_follows(sample: Any, tmp_path: Path) -> None:
+    def network() -> Any:
+        return keras.Sequential([layers.Dense(4, name="a")])
+
+    model = network()
+    model.build((None, 4))
+    average = polyak.EMA(model, decay=0.5)
+    average.update()
+    polyak.save(average, tmp_path / "a.safetensors")
+    plan = polyak.plan(average, average).to_json()
+    (tmp_path / "plan.json").write_text(plan)
+    for source, asked in ((average, {}), (tmp_path / "a.safetensors", {}), (average, {"plan": tmp_path / "plan.json"})):
+        target = polyak.EMA(network(), decay=0.5)
+        with pytest.raises(UnbuiltModel, match="sample="):
+            polyak.transfer(source, target, **asked)
+        polyak.transfer(source, target, sample=sample, **asked)
+        assert target.count == 1
+        assert np.array_equal(target.values()["a/kernel"], average.values()["a/kernel"])
 
 
 class EMA(nn.Module):
