@@ -26,7 +26,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 
 import polyak
-from polyak.errors import MissingWeight, PolyakError, UnbuiltModel
+from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnbuiltModel
 
 layers = keras.layers
 _STEPS = 40  # hints that are followed at most
@@ -306,6 +306,38 @@ def test_a_sample_builds_what_an_average_follows(sample: Any, tmp_path: Path) ->
         polyak.transfer(source, target, sample=sample, **asked)
         assert target.count == 1
         assert np.array_equal(target.values()["a/kernel"], average.values()["a/kernel"])
+
+
+def test_a_state_dict_of_a_keras_model_is_taken_as_keras_has_it(tmp_path: Path) -> None:
+    names = ("a/kernel", "a/bias", "bn/gamma", "bn/beta", "bn/moving_mean", "bn/moving_variance", "b/kernel", "b/bias")
+    held = {
+        f"_torch_params.net/{n}": torch.full((4, 4) if "kernel" in n else (4,), float(i)) for i, n in enumerate(names)
+    }
+    held["_torch_params.net/a/kernel"] = torch.arange(16.0).reshape(4, 4)
+    torch.save(held, tmp_path / "a.pt")
+
+    def network() -> Any:
+        ends = [layers.Dense(4, name="a"), layers.BatchNormalization(name="bn"), layers.Dense(4, name="b")]
+        return keras.Sequential([keras.Input((4,)), *ends])
+
+    found = list(ends(tmp_path / "a.pt", network))
+    assert any(not receipt.skipped for _, receipt, _ in found)
+    for made, _, _ in found:
+        values = polyak.snapshot(made)
+        assert all(np.array_equal(values[name], held[f"_torch_params.net/{name}"].numpy()) for name in names)
+
+
+def test_names_of_keras_in_a_file_of_pytorch_are_told(tmp_path: Path) -> None:
+    torch.save(
+        {f"{n}/kernel": torch.zeros(4, 4) for n in "ab"} | {f"{n}/bias": torch.zeros(4) for n in "ab"},
+        tmp_path / "a.pt",
+    )
+    with pytest.raises(
+        AmbiguousMatch, match=r"'a/kernel': expected a name of PyTorch in .* received one of Keras"
+    ) as error:
+        polyak.transfer(tmp_path / "a.pt", chain("a", "b"))
+    assert 'layout="keras", if a model of Keras wrote it' in error.value.hint
+    polyak.transfer(tmp_path / "a.pt", chain("a", "b"), layout="keras")
 
 
 class EMA(nn.Module):
