@@ -369,3 +369,51 @@ def test_the_count_of_an_average_is_never_to_be_left_out(average: Callable[[], A
     )
     polyak.transfer(source, target.get_submodule(inner))
     assert torch.equal(target.get_submodule(inner).weight, source.weight)
+
+
+def test_names_of_flax_are_turned_for_pytorch() -> None:
+    """Its kernels lie as those of Keras; a norm has words of its own for all that it holds."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.Dense_0, self.BatchNorm_0, self.LayerNorm_0 = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4)
+            self.Embed_0 = nn.Embedding(4, 4)
+
+    rng = np.random.default_rng(0)
+    held = {
+        n: rng.normal(size=4).astype("f") for n in flax("BatchNorm_0") | arrays("LayerNorm_0/scale", "LayerNorm_0/bias")
+    }
+    held |= {n: rng.normal(size=(4, 4)).astype("f") for n in ("Dense_0/kernel", "Embed_0/embedding")}
+    held["Dense_0/bias"] = np.ones(4, "f")
+    found = list(ends(polyak.Snapshot.from_arrays(held), Net))
+    assert found
+    for made, receipt, _ in found:
+        assert not receipt.skipped
+        values = polyak.snapshot(made)
+        for theirs, ours in {
+            "BatchNorm_0/scale": "BatchNorm_0.weight",
+            "BatchNorm_0/bias": "BatchNorm_0.bias",
+            "BatchNorm_0/mean": "BatchNorm_0.running_mean",
+            "BatchNorm_0/var": "BatchNorm_0.running_var",
+            "LayerNorm_0/scale": "LayerNorm_0.weight",
+            "LayerNorm_0/bias": "LayerNorm_0.bias",
+            "Embed_0/embedding": "Embed_0.weight",
+            "Dense_0/bias": "Dense_0.bias",
+        }.items():
+            assert np.array_equal(values[ours], held[theirs])
+        assert np.array_equal(values["Dense_0.weight"], held["Dense_0/kernel"].T)
+
+
+def test_a_transposed_convolution_that_flax_would_keep_otherwise_is_asked_about() -> None:
+    held = {"up/kernel": np.ones((2, 2, 3, 3), "f"), "up/bias": np.ones(3, "f")}
+    source = polyak.Snapshot.from_arrays(held)
+    target = nn.ModuleDict({"up": nn.ConvTranspose2d(3, 3, 2)})
+    with pytest.raises(AmbiguousMatch, match="Keras and Flax keep such kernels in another order") as error:
+        polyak.transfer(source, target, layout="keras")
+    assert error.value.hint.startswith('layers={"up": "Conv2DTranspose"} says that it lies as in Keras')
+    polyak.transfer(source, target, layout="keras", layers={"up": "Conv2DTranspose"})
+    wide = {"up/kernel": np.ones((2, 2, 5, 3), "f"), "up/bias": np.ones(5, "f")}
+    polyak.transfer(
+        polyak.Snapshot.from_arrays(wide), nn.ModuleDict({"up": nn.ConvTranspose2d(3, 5, 2)}), layout="keras"
+    )
