@@ -287,6 +287,22 @@ def test_several_that_fit_are_listed_without_a_pair() -> None:
     assert "nearest" not in error.value.message
 
 
+def test_names_of_many_layers_are_compared_number_by_number() -> None:
+    """Of more than can be compared no order is taken, either."""
+
+    def side(start: str, *names: str) -> polyak.Snapshot:
+        return polyak.Snapshot.from_arrays(arrays(*(f"{start}/{i}/{n}/kernel" for i in range(120) for n in names)))
+
+    source, target = side("layers", "q", "k", "v"), side("blocks", "key", "query", "value")
+    with pytest.raises(MissingWeight) as error:
+        polyak.plan(source, target)
+    assert error.value.hint == 'pair them with rename={"layers/0/k/kernel": "blocks/0/key/kernel"}'
+    plain = polyak.Snapshot.from_arrays(arrays(*(f"{'zyx'[i % 3]}{i:03}/kernel" for i in range(360))))
+    with pytest.raises(MissingWeight) as error:
+        polyak.plan(source, plain)
+    assert "rename={" not in error.value.hint
+
+
 @pytest.mark.parametrize("sample", [(1, 4), np.ones((1, 4), "f")], ids=["shape", "input"])
 def test_a_sample_builds_what_an_average_follows(sample: Any, tmp_path: Path) -> None:
     def network() -> Any:

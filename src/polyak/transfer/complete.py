@@ -48,28 +48,40 @@ def _missing(
         f"weight {first.path!r}: expected {first.shape} {first.dtype} for {target}, received nothing from {source}"
         f"{_others(missing)}"
     )
-    nearly = "" if near is None else f"; nearest: {near.path!r}"
-    ours, theirs = [*(p.target for p in pairs), *missing], [*(p.source for p in pairs), *unexpected]
-    if advice := inner_counts.hint(missing, ours) or computed.hint(first, near, ours, theirs):
-        return MissingWeight(message + nearly, hint=advice)
-    if near is None:
-        return MissingWeight(message)
-    if any(w.path == first.path for w in unexpected):
+    if near is not None and any(w.path == first.path for w in unexpected):
         why = "where rename= or by= gave it another name"
         return MissingWeight(f"{message}, {why}", hint='leave it out of rename=, or pair by="path"')
-    other = framework([near]) or framework(unexpected)
-    if other and (framework([first]) or framework(missing)) not in ("", other):
-        return MissingWeight(message + nearly, hint=f'say how the source lies: layout="{other}"')
-    renames = in_order(missing, near.path if found else first.path, ours, theirs)
-    if renames == {} or (renames is None and _counted_otherwise(first, near, pairs)):
-        return MissingWeight(message + nearly, hint=_UNORDERED)
-    if not renames and found is None and near.shape == first.shape:
+    advice = _before_names(near, missing, unexpected, pairs)
+    if near is None:
+        return MissingWeight(message, hint=advice)
+    renames = _lists(found, missing, unexpected, pairs)
+    if not advice and (renames == {} or (renames is None and _counted_otherwise(first, near, pairs))):
+        advice = _UNORDERED
+    if not (advice or renames or found) and near.shape == first.shape:
         return MissingWeight(message, hint=_left_open(first, unexpected) + _whole(missing, unexpected, pairs))
     told = renames or _renames(near, missing, unexpected, pairs)
     shown = ", ".join(f'"{old}": "{new}"' for old, new in told.items())
-    return MissingWeight(
-        message + nearly, hint=f"pair them with rename={{{shown}}}{_whole(missing, unexpected, pairs)}"
-    )
+    advice = advice or f"pair them with rename={{{shown}}}{_whole(missing, unexpected, pairs)}"
+    return MissingWeight(f"{message}; nearest: {near.path!r}", hint=advice)
+
+
+def _before_names(near: Weight | None, missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair]) -> str:
+    """What must be done before names can be paired; empty where they can."""
+    first, ours, theirs = missing[0], [*(p.target for p in pairs), *missing], [*(p.source for p in pairs), *unexpected]
+    if advice := inner_counts.hint(missing, ours) or computed.hint(first, near, ours, theirs):
+        return advice
+    other = near and (framework([near]) or framework(unexpected))
+    if other and (framework([first]) or framework(missing)) not in ("", other):
+        return f'say how the source lies: layout="{other}"'
+    return ""
+
+
+def _lists(
+    found: Weight | None, missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair]
+) -> dict[str, str] | None:
+    """Globs for lists whose places have shifted; see ``in_order``."""
+    ours, theirs = [*(p.target for p in pairs), *missing], [*(p.source for p in pairs), *unexpected]
+    return in_order(missing, (found or missing[0]).path, ours, theirs)
 
 
 def _renames(near: Weight, missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair]) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from polyak.weights import Weight
 
 _ALIKE = 0.65  # from here on two words of one first letter are taken for one that was changed, in [0, 1]
-_MANY = 500  # names of one shape; of more it would take seconds to compare each with each
+_MANY = 300  # names of one shape and number; to compare each with each of more would take seconds
 _PARTS = re.compile(r"[^\W\d_]+|\d+")
 # What frameworks call the same weight of a layer; a weight is a matrix, or the scale of a norm.
 _SAME = (
@@ -53,31 +53,47 @@ def partners(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> dict[s
         {}
     """
     told = by_names(list(ours), list(theirs))
-    if len(ours) == len(theirs) and in_own_order(ours) and in_own_order(theirs):
+    if told is not None and len(ours) == len(theirs) and in_own_order(ours) and in_own_order(theirs):
         placed = dict(zip(ours, theirs, strict=True))
         if not denied(placed, told):
             return placed
-    return told
+    return told or {}
 
 
-def by_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
-    """Pairs of names that are nearer to each other than to any other; of two that are left over, that they are so."""
-    if max(len(ours), len(theirs), 0) > _MANY:
-        return {}
+def by_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str] | None:
+    """Pairs of names that are nearer to each other than to any other; of two that are left over, that they are so.
+
+    None where there are too many to be compared.
+    """
     mine, other = _read(ours, theirs)
-    near = {(a, b): _nearness(mine[a], other[b]) for a in ours for b in theirs}
     told: dict[str, str] = {}
-    left, rest = list(ours), list(theirs)
+    for numbers in {name.numbers for name in mine.values()}:
+        left, rest = ([n for n in side if side[n].numbers == numbers] for side in (mine, other))
+        if max(len(left), len(rest)) > _MANY:
+            return None
+        told |= _nearest(left, rest, {(a, b): _nearness(mine[a], other[b]) for a in left for b in rest})
+    return {a: told[a] for a in ours if a in told}
+
+
+def _nearest(ours: Sequence[str], theirs: Sequence[str], near: Mapping[tuple[str, str], float]) -> dict[str, str]:
+    told: dict[str, str] = {}
+    left, rest = ours, theirs
     while pairs := _mutual(left, rest, near):
         told |= pairs
         left, rest = [a for a in left if a not in pairs], [b for b in rest if b not in pairs.values()]
     if len(left) == len(rest) == 1 and near[left[0], rest[0]] >= 0:
         told[left[0]] = rest[0]
-    return {a: told[a] for a in ours if a in told}
+    return told
 
 
-def denied(pairs: Mapping[str, str], told: Mapping[str, str]) -> bool:
-    """Whether names speak against pairs that an order makes: they tell others, or begin as others do."""
+def denied(pairs: Mapping[str, str], told: Mapping[str, str] | None) -> bool:
+    """Whether names speak against pairs that an order makes: they tell others, or begin as others do.
+
+    Args:
+        told: what ``by_names`` gives for them.
+    """
+    if told is None:
+        return True
     back = {b: a for a, b in told.items()}
     if any(told.get(a, b) != b or back.get(b, a) != a for a, b in pairs.items()):
         return True
@@ -136,8 +152,8 @@ def _side(names: Sequence[str], counted: bool) -> dict[str, _Name]:
 
 
 def _nearness(a: _Name, b: _Name) -> float:
-    """How near two names are; 0 where they tell nothing, less where they speak against each other."""
-    if a.numbers != b.numbers or _clash(a.last, b.last):
+    """How near two names with the same numbers are; 0 where they tell nothing, less where one denies the other."""
+    if _clash(a.last, b.last):
         return -1.0
     return _in_common(a.words, b.words) + bool(a.numbers) + _same_role(a, b) / 2
 
