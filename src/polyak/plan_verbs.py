@@ -19,6 +19,7 @@ from polyak.transfer.like import Like, filled
 from polyak.transfer.plan import Asked, Plan, make_plan
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.stored import StoredPlan
+from polyak.transfer.target import Target
 from polyak.verbs import both_of, save, saver
 
 
@@ -65,10 +66,17 @@ def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
     if isinstance(target, Average):
         if isinstance(source, (Snapshot, str, os.PathLike)) and weights != RAW:
             _refuse_stateless(held, target)
-        return make_plan(held, target.target, asked)
+        return make_plan(held, _shadows(target, sample), asked)
     if isinstance(target, (Snapshot, str, os.PathLike)):
         return make_plan(held, structure_of(target, weights), asked)
     return plan_into_model(held, target, asked, sample)
+
+
+def _shadows(average: Average, sample: Any) -> Target:
+    """The values of an average; the model that it follows is built first if a sample is given."""
+    if sample is not None:
+        model_target(average.followed(), sample)
+    return average.target
 
 
 def _refuse_stateless(held: Snapshot, average: Average) -> None:
@@ -147,7 +155,7 @@ def _as_stored(
     if isinstance(target, Like):
         return known.checked(held, target)
     if isinstance(target, Average):
-        return known.checked(held, target.target)
+        return known.checked(held, _shadows(target, sample))
     warn_if_immature(held)
     return known.checked(held, model_target(target, sample))
 

@@ -10,8 +10,8 @@ from polyak.errors import AmbiguousMatch, WeightError
 from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer.layout_pairs import Pairing
 from polyak.transfer.layout_rules import turns
-from polyak.transfer.layouts import said_layout, seen_as, told_by_classes
-from polyak.transfer.match import are_of_two_frameworks, is_numbered_kernel, natural_key
+from polyak.transfer.layouts import CALLED, said_layout, seen_as, told_by_classes
+from polyak.transfer.match import are_of_two_frameworks, framework, is_numbered_kernel, natural_key
 from polyak.transfer.target import Target
 from polyak.weights import as_globs, glob_match
 
@@ -59,12 +59,29 @@ def change(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Change
             hint="they are in the order of parameters(): transfer them into the module that they are of, and from that "
             "module",
         )
+    if not (asked.get("layout") or asked.get("layers")):
+        _refuse_other_names(source, layout)
     view = seen_as(source, target.weights, _pairing(source, target, asked), layout)
     held = {w.path for w in target.weights}
     alone = [path for path in view.alone if path in held]
     exclude = [g for g in as_globs(asked.get("exclude", ())) if any(glob_match(path, g) for path in held)]
     rest = {k: v for k, v in asked.items() if k not in ("rename", "by", "exclude", *OWN)}
     return Change(view.snapshot, rest | {"exclude": (*exclude, *alone)}, view.alone)
+
+
+def _refuse_other_names(source: Snapshot, layout: str) -> None:
+    """Raise AmbiguousMatch where a file of one framework has the names of the other: so a Keras model on PyTorch is
+    saved by ``torch.save``, with arrays that lie as in Keras.
+    """
+    names = framework(source.weights)
+    if names not in ("", layout) and not source.manifest.tool.startswith("polyak"):
+        kernel = next(w.path for w in source.weights if framework([w]) == names)
+        raise AmbiguousMatch(
+            f"weight {kernel!r}: expected a name of {CALLED[layout]} in {source.origin}, received one of "
+            f"{CALLED[names]}",
+            hint=f'say how the source lies: layout="{names}", if a model of {CALLED[names]} wrote it; else '
+            f'layout="{layout}"',
+        )
 
 
 def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Target, layout: str | None) -> None:

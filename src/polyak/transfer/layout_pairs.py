@@ -11,6 +11,7 @@ from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, Unexpected
 from polyak.renaming import Rename, apply_rename
 from polyak.snapshot import nearest_name
 from polyak.transfer import layout_rules as rules
+from polyak.transfer.kinship import by_names, denied, partners
 from polyak.transfer.layout_blocks import Block, Layout, joined_pairs, normal, pair_of
 from polyak.transfer.layout_parts import shape_of
 from polyak.transfer.layout_recurrent import refuse_unclear
@@ -22,6 +23,7 @@ _WRAPPED = "TorchModuleWrapper"  # Keras runs a module of PyTorch, whose arrays 
 _SEPARABLE = "SeparableConv"
 _GRUS = ("GRU", "Bidirectional GRU")
 _ORDER = 'if both have their layers in one order, pair them with by="position"'
+_BY_NAME = "name the pairs with rename=, from layers of the source to layers of the target"
 Pairs = list[tuple[Block, Block]]
 Named = list[tuple[str, Block]]
 
@@ -95,7 +97,10 @@ def pair(ours: Sequence[Block], theirs: Sequence[Block], layout: Layout, pairing
     pairs = [(found[n], t) for n, t in targets.items() if n in found and pairing.wanted(t)]
     missing = [t for n, t in targets.items() if n not in found and pairing.wanted(t)]
     unexpected = [b for n, b in found.items() if n not in targets]
-    _refuse_unpaired(missing, unexpected, pairing)
+    if missing:
+        raise _missing(missing, unexpected, _by_order(targets, found), pairing)
+    if unexpected:
+        raise _unexpected(unexpected, pairing)
     return pairs
 
 
@@ -163,23 +168,28 @@ def _unique(named: Named, where: str) -> dict[str, Block]:
     return found
 
 
-def _refuse_unpaired(missing: Sequence[Block], unexpected: Sequence[Block], pairing: Pairing) -> None:
-    if missing:
-        first = missing[0]
-        near = _nearest(first, unexpected)
-        tail = f"; nearest: {near}" if near else ""
-        rename = f'name the pair with rename={{"{near.path}": "{first.path}"}}; {_ORDER}' if near else _ORDER
-        raise MissingWeight(
-            f"layer {first}{_more(missing)}: expected a layer of this name for {pairing.target}, "
-            f"received none from {pairing.source}{tail}",
-            hint=rename,
-        )
-    if unexpected:
-        first = unexpected[0]
-        raise UnexpectedWeight(
-            f"layer {first}{_more(unexpected)} of {pairing.source}: {pairing.target} has no layer of this name",
-            hint=f'leave it out with exclude="{next(iter(first.weights.values())).path}"',
-        )
+def _missing(
+    missing: Sequence[Block], unexpected: Sequence[Block], order: Sequence[str], pairing: Pairing
+) -> MissingWeight:
+    """``order`` is what else to try."""
+    first = missing[0]
+    found = _partner(first, missing, unexpected)
+    near = found or _nearest(first, unexpected)
+    tail = f"; nearest: {near}" if near else ""
+    said = [f'name the pair with rename={{"{found.path}": "{first.path}"}}'] if found else []
+    return MissingWeight(
+        f"layer {first}{_more(missing)}: expected a layer of this name for {pairing.target}, "
+        f"received none from {pairing.source}{tail}",
+        hint="; ".join([*said, *order]) or _BY_NAME,
+    )
+
+
+def _unexpected(unexpected: Sequence[Block], pairing: Pairing) -> UnexpectedWeight:
+    first = unexpected[0]
+    return UnexpectedWeight(
+        f"layer {first}{_more(unexpected)} of {pairing.source}: {pairing.target} has no layer of this name",
+        hint=f'leave it out with exclude="{next(iter(first.weights.values())).path}"',
+    )
 
 
 def _more(found: Sequence[Block]) -> str:
@@ -187,13 +197,35 @@ def _more(found: Sequence[Block]) -> str:
 
 
 def _nearest(block: Block, among: Sequence[Block]) -> Block | None:
-    """A layer of the most similar name, if possible with as many numbers."""
+    """A layer of a similar name, if possible with as many numbers."""
     size = _size(block)
     for pool in ([b for b in among if _size(b) == size], among):
-        close = difflib.get_close_matches(block.name, [b.name for b in pool], 1, 0.0)
-        if close:
-            return next(b for b in pool if b.name == close[0])
+        close = difflib.get_close_matches(block.name, [b.name for b in pool], 1)
+        if close or len(pool) == 1:
+            return next(b for b in pool if not close or b.name == close[0])
     return None
+
+
+def _partner(first: Block, missing: Sequence[Block], unexpected: Sequence[Block]) -> Block | None:
+    """The layer with as many numbers that the first of those missing is, where names, numbers or the order tell."""
+    alike, ours = ([b for b in side if _size(b) == _size(first)] for side in (unexpected, missing))
+    name = partners(_named(ours), _named(alike)).get(f"{first.name}/")
+    return next((b for b in alike if f"{b.name}/" == name), None)
+
+
+def _by_order(ours: Mapping[str, Block], theirs: Mapping[str, Block]) -> list[str]:
+    """The order of all layers as a suggestion, where their names do not speak against it."""
+    moved = {a: b for a, b in zip(ours, theirs, strict=False) if a != b}
+    if len(ours) == len(theirs):
+        known = any(a in theirs or b in ours for a, b in moved.items())
+        slashed = {f"{a}/": f"{b}/" for a, b in moved.items()}
+        if known or denied(slashed, by_names(list(slashed), list(slashed.values()))):
+            return []
+    return [_ORDER]
+
+
+def _named(side: Sequence[Block]) -> dict[str, Weight]:
+    return {f"{b.name}/": next(iter(b.weights.values())) for b in side}
 
 
 def _size(block: Block) -> int:
@@ -307,7 +339,20 @@ def _by_torch(mine: Block, other: Block | None, layout: Layout, name: str) -> Ru
     if keras is None or keras.layer or len(fitting) != 1:
         raise _no_rule(mine, other, " or ".join(f'"{r.keras[0]}"' for r in fitting or rules.by_torch(name)))
     _refuse_unclear(fitting[0], mine, other)
+    _refuse_flax(fitting[0], mine)
     return fitting[0]
+
+
+def _refuse_flax(rule: Rule, mine: Block) -> None:
+    """Raise AmbiguousMatch for a kernel of Keras' or Flax', which have its last two axes in another order."""
+    kernel = mine.shapes.get("kernel", ())
+    if kernel and rule.torch[0].startswith("ConvTranspose") and kernel[-2:-1] == kernel[-1:]:
+        raise AmbiguousMatch(
+            f"layer {mine}: Keras and Flax keep such kernels in another order, and this one has as many channels in as "
+            "out, so that nobody would see it",
+            hint=f'layers={{"{mine.path}": "{rule.keras[0]}"}} says that it lies as in Keras; for those of Flax there '
+            "is no rule",
+        )
 
 
 def _no_rule(mine: Block, other: Block | None, classes: str) -> AmbiguousMatch:

@@ -38,11 +38,22 @@ def contiguous(value: Any) -> Array:
     return np.array(value, order="C")
 
 
+# What Flax calls weights that lie as in Keras.
+_FLAX = {
+    "gamma": "scale",
+    "beta": "bias",
+    "moving_mean": "mean",
+    "moving_variance": "var",
+    "embeddings": "embedding",
+}
+
+
 def plain(*entries: tuple[str, str, Axes]) -> tuple[Way, Way]:
     """Both ways of (name in Keras, name in PyTorch, axes of the Keras array in PyTorch's order)."""
 
     def to_torch(given: Shapes, wanted: Shapes) -> Iterator[Part]:
-        yield from (Part(torch, (keras,), permuted(axes)) for keras, torch, axes in entries if keras in given)
+        held = ((keras if keras in given else _FLAX.get(keras, keras), torch, axes) for keras, torch, axes in entries)
+        yield from (Part(torch, (own,), permuted(axes)) for own, torch, axes in held if own in given)
 
     def to_keras(given: Shapes, wanted: Shapes) -> Iterator[Part]:
         back = ((keras, torch, inverse(axes)) for keras, torch, axes in entries if torch in given)

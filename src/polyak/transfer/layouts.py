@@ -27,7 +27,7 @@ _INNER = frozenset(("LSTMCell", "GRUCell", "SimpleRNNCell", "EinsumDense"))
 _KERAS_ONLY = (frozenset(rules.BY_KERAS) | _INNER) - rules.TORCH_CLASSES
 _TORCH_ONLY = rules.TORCH_CLASSES - frozenset(rules.BY_KERAS)
 _OTHER: dict[Layout, Layout] = {"keras": "torch", "torch": "keras"}
-_CALLED = {"keras": "Keras", "torch": "PyTorch"}
+CALLED = {"keras": "Keras", "torch": "PyTorch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ def _made(source: Snapshot, names: tuple[str, ...], part: Part) -> Array:
 def _snapshot(items: list[Item], source: Snapshot, layout: Layout) -> Snapshot:
     known: Manifest = source.manifest
     written = msgspec.structs.replace(known, layout=layout)
-    origin = f"{source.origin} (in the layout of {_CALLED[layout]})"
+    origin = f"{source.origin} (in the layout of {CALLED[layout]})"
     return Snapshot(items, source.states, origin, source.integrity, written, source.moment)
 
 

@@ -13,17 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
+from polyak.errors import AmbiguousMatch
 from polyak.renaming import Rename, apply_rename
-from polyak.transfer import computed
-from polyak.transfer.nearest import in_order, partner, prefixes
-from polyak.weights import Kind, Weight, glob_match
+from polyak.weights import Kind, Weight
 
 Key = Literal["path", "structure", "name", "creation", "position", "saved"]
-_UNORDERED = (
-    "the lists of the two sides have other weights at other places, so that a number does not tell which is meant: "
-    "name the pairs with rename="
-)
 _WITNESSES: tuple[Key, ...] = ("structure", "name", "creation")
 
 # What is a matrix in both frameworks, with its axes in another order.
@@ -186,27 +180,6 @@ def refuse_conflicts(pairing: Pairing, source: Sequence[Weight], target: Sequenc
                 raise _conflict(p, other, witness, where)
 
 
-def require_complete(pairing: Pairing, source_label: str, target_label: str, note: str = "") -> None:
-    """Raise MissingWeight or UnexpectedWeight unless every weight but random seeds has a partner.
-
-    ``note`` is what is known of weights that the source's writer leaves out.
-    """
-    missing = [w for w in pairing.missing if w.kind is not Kind.SEED]
-    unexpected = [w for w in pairing.unexpected if w.kind is not Kind.SEED]
-    if missing:
-        error = _missing(missing, unexpected, pairing.pairs, source_label, target_label)
-        error.hint = error.hint or _left_alone(missing, pairing.pairs)
-        error.hint = "; ".join(filter(None, [error.hint, note]))
-        raise error
-    if unexpected:
-        raise _unexpected(unexpected, pairing.pairs, source_label, target_label)
-    if not any(p.target.kind is not Kind.SEED for p in pairing.pairs):
-        raise MissingWeight(
-            f"{target_label}: expected at least one weight to transfer, received none from {source_label}",
-            hint="include= and exclude= are compared with the target's names, after rename=",
-        )
-
-
 def _unique(names: Iterable[tuple[str | None, Weight]]) -> dict[str, Weight]:
     keyed: dict[str, Weight] = {}
     for name, weight in names:
@@ -264,17 +237,25 @@ def _names_around(weight: Weight) -> tuple[str, ...]:
 
 def are_of_two_frameworks(ours: str, theirs: str) -> bool:
     """Whether one name is a kernel's in Keras and the other one's in PyTorch, whose axes have another order."""
-    one, other = _local(ours), _local(theirs)
+    one, other = local_name(ours), local_name(theirs)
     return any(_KERNEL.fullmatch(a) and _WEIGHT.fullmatch(b) for a, b in ((one, other), (other, one)))
 
 
 def is_numbered_kernel(ours: str, theirs: str) -> bool:
     """Whether a kernel of either framework is given a mere number, which does not tell whose it is."""
-    own = _local(theirs)
-    return bool(_NUMBER.fullmatch(_local(ours)) and (_KERNEL.fullmatch(own) or _WEIGHT.fullmatch(own)))
+    own = local_name(theirs)
+    return bool(_NUMBER.fullmatch(local_name(ours)) and (_KERNEL.fullmatch(own) or _WEIGHT.fullmatch(own)))
 
 
-def _local(path: str) -> str:
+def framework(weights: Sequence[Weight]) -> str:
+    """Whose names the matrices have: of a norm or a bias they do not tell."""
+    own = [local_name(w.path) for w in weights]
+    kernels, matrices = (any(name.fullmatch(n) for n in own) for name in (_KERNEL, _WEIGHT))
+    return "" if kernels is matrices else "keras" if kernels else "torch"
+
+
+def local_name(path: str) -> str:
+    """The last step of a path."""
     return path.replace(".", "/").rpartition("/")[2]
 
 
@@ -298,48 +279,10 @@ def _conflict(p: Pair, other: Weight, witness: Key, where: str, by: Key = "path"
     )
 
 
-def _missing(
-    missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str
-) -> MissingWeight:
-    first = missing[0]
-    near = partner(first, missing, unexpected)
-    message = (
-        f"weight {first.path!r}: expected {first.shape} {first.dtype} for {target}, received nothing from {source}"
-        f"{_others(missing)}"
-    )
-    nearly = "" if near is None else f"; nearest: {near.path!r}"
-    ours, theirs = [*(p.target for p in pairs), *missing], [*(p.source for p in pairs), *unexpected]
-    if advice := computed.hint(first, near, ours, theirs):
-        return MissingWeight(message + nearly, hint=advice)
-    if near is None:
-        return MissingWeight(message)
-    if near.path == first.path:
-        why = "where rename= or by= gave it another name"
-        return MissingWeight(f"{message}, {why}", hint='leave it out of rename=, or pair by="path"')
-    other = _framework([near]) or _framework(unexpected)
-    if other and (_framework([first]) or _framework(missing)) not in ("", other):
-        return MissingWeight(message + nearly, hint=f'say how the source lies: layout="{other}"')
-    renames = in_order(missing, near.path, ours, theirs)
-    if renames == {}:
-        return MissingWeight(message + nearly, hint=_UNORDERED)
-    globs = prefixes(near.path, first.path, missing, unexpected)
-    if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
-        globs = near.path, first.path
-    told = ", ".join(f'"{old}": "{new}"' for old, new in (renames or dict([globs])).items())
-    return MissingWeight(message + nearly, hint=f"pair them with rename={{{told}}}{_whole(missing, unexpected)}")
-
-
-def _framework(weights: Sequence[Weight]) -> str:
-    """Whose names the matrices have: of a norm or a bias they do not tell."""
-    own = [_local(w.path) for w in weights]
-    kernels, matrices = (any(name.fullmatch(n) for n in own) for name in (_KERNEL, _WEIGHT))
-    return "" if kernels is matrices else "keras" if kernels else "torch"
-
-
 def refuse_other_local(p: Pair, where: str) -> None:
     """Raise AmbiguousMatch where a position pairs a kernel with a bias of the same shape."""
     ours, theirs = p.target.evidence, p.source.evidence
-    if ours and theirs and _have_other_locals(p.target, p.source):
+    if ours and theirs and have_other_locals(p.target, p.source):
         raise AmbiguousMatch(
             f"weight {p.target.path!r}: expected {ours.local!r} at position {ours.position}, "
             f"received {theirs.local!r} ({p.source.path!r}) from {where}",
@@ -347,44 +290,9 @@ def refuse_other_local(p: Pair, where: str) -> None:
         )
 
 
-def _have_other_locals(target: Weight, source: Weight) -> bool:
+def have_other_locals(target: Weight, source: Weight) -> bool:
     """Whether the names of two weights within their layers are known, and differ."""
     ours, theirs = target.evidence, source.evidence
     if not (ours and theirs and theirs.local) or target.kind is Kind.SEED:
         return False
     return ours.local != theirs.local and not any(_UNNAMED.fullmatch(local) for local in (ours.local, theirs.local))
-
-
-def _whole(missing: list[Weight], unexpected: list[Weight]) -> str:
-    """Another kind of evidence that pairs all the rest, as a second suggestion."""
-    kinds: tuple[tuple[Key, str], ...] = (("structure", "structure"), ("name", "name"), ("position", "order"))
-    for by, word in kinds:
-        found = {key_of(w, by): w for w in unexpected if w.evidence is not None}
-        pairs = [(t, found.get(key_of(t, by))) for t in missing]
-        if all(s and s.shape == t.shape and not (by == "position" and _have_other_locals(t, s)) for t, s in pairs):
-            return f', or all by their {word} with by="{by}"'
-    return ""
-
-
-def _left_alone(missing: Sequence[Weight], pairs: Sequence[Pair]) -> str:
-    """Statistics, which many sources leave out, by their local names at once; else the first weight by its path."""
-    globs = list(dict.fromkeys(f"*{_local(w.path)}" for w in missing))
-    derived = all(w.kind in (Kind.STATISTIC, Kind.COUNTER) for w in missing)
-    if len(missing) == 1 or not derived or any(glob_match(p.target.path, globs) for p in pairs):
-        return f'leave it as it is with exclude="{missing[0].path}"'
-    listed = ", ".join(f'"{glob}"' for glob in globs)
-    return f"leave all of them as they are with exclude=[{listed}]"
-
-
-def _unexpected(unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str) -> UnexpectedWeight:
-    first = unexpected[0]
-    part = computed.parts([*(p.source for p in pairs), *unexpected]).get(first.path)
-    return UnexpectedWeight(
-        f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
-        f"from {source}{_others(unexpected)}",
-        hint=computed.advice(part) if part else f'leave it out with exclude="{first.path}"',
-    )
-
-
-def _others(weights: list[Weight]) -> str:
-    return f" (and {len(weights) - 1} more)" if len(weights) > 1 else ""

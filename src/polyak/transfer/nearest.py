@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import product, takewhile
 
+from polyak.transfer.kinship import partners
 from polyak.weights import Weight
 
 # From here on two names are taken for one that was changed, in [0, 1].
@@ -27,15 +28,14 @@ def nearest(weight: Weight, candidates: Sequence[Weight]) -> Weight | None:
 
 
 def partner(first: Weight, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> Weight | None:
-    """The nearest by name; of several alike whose names say nothing, the one at the same place in the order."""
-    near = nearest(first, unexpected)
-    alike, ours = ([w for w in weights if w.shape == first.shape] for weights in (unexpected, missing))
-    shortened = [w for w in alike if _is_shortened(*_apart(first.path, w.path))]
-    if len(shortened) == 1:
-        return shortened[0]
-    if near not in alike or len(alike) != len(ours) or _likeness(*_apart(first.path, near.path)) >= _ALIKE:
-        return near
-    return alike[ours.index(first)]
+    """The weight of that shape that the first of those missing is, where its name, its shape or the order tells."""
+    alike, ours = ({w.path: w for w in weights if w.shape == first.shape} for weights in (unexpected, missing))
+    if first.size <= 1:  # counters and the like are all of one shape
+        alike, ours = ({p: w for p, w in side.items() if _end(p) == _end(first.path)} for side in (alike, ours))
+    starts = {found: w for w in alike.values() if (found := prefixes(w.path, first.path, missing, unexpected))}
+    if len(starts) == 1:
+        return next(iter(starts.values()))
+    return alike.get(partners(ours, alike).get(first.path, ""))
 
 
 def prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
@@ -104,19 +104,5 @@ def _numbers(start: str) -> list[str]:
     return [place[1] for place in _PLACE.finditer(start)]
 
 
-def _apart(one: str, other: str) -> tuple[str, str]:
-    """Two names less the last steps that both have."""
-    ours, theirs = (re.split("[/.]", name) for name in (one, other))
-    while ours and theirs and ours[-1] == theirs[-1]:
-        ours.pop(), theirs.pop()
-    return "/".join(ours), "/".join(theirs)
-
-
-def _is_shortened(one: str, other: str) -> bool:
-    """Whether one name is how the other begins: ``q`` and ``query``, ``enc`` and ``encoder``."""
-    return bool(one and other) and (one.startswith(other) or other.startswith(one))
-
-
-def _likeness(one: str, other: str) -> float:
-    """How alike two names are, in [0, 1]."""
-    return difflib.SequenceMatcher(None, one, other).ratio()
+def _end(path: str) -> str:
+    return re.split("[/.]", path)[-1]

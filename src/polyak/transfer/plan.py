@@ -15,6 +15,7 @@ from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer import match, names, places
 from polyak.transfer.commit import commit
+from polyak.transfer.complete import require_complete
 from polyak.transfer.layout_asked import change, refuse_unsaid
 from polyak.transfer.match import Key, Pair, Pairing
 from polyak.transfer.nearest import nearest
@@ -199,7 +200,7 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
         match.refuse_conflicts(pairing, source.weights, target.weights, source.origin)
     if asked.get("by") is None and by in ("saved", "position"):
         match.refuse_other_names(pairing, source.weights, source.origin, by)
-    match.require_complete(_without_spares(pairing, source), source.origin, target.label, source.manifest.note)
+    require_complete(_without_spares(pairing, source), source.origin, target.label, source.manifest.note)
     for p in pairing.pairs:
         if by == "position":
             match.refuse_other_local(p, source.origin)
