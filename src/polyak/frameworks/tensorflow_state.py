@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -41,3 +42,27 @@ class Memo(tf.train.experimental.PythonState):
         average = cast(StatefulAverage, self._average.value)
         average.begin()
         average.compare_memo(string_value)
+
+    @tf.autograph.experimental.do_not_convert
+    def _copy_trackable_to_cpu(self, object_map: MutableMapping[Any, Any]) -> None:
+        """A save in a thread writes copies: what holds is what holds when the variables are copied.
+
+        TensorFlow copies eagerly the first time, and from then on by a function that it traces once.
+        """
+        copied = object_map.setdefault(self, _Copied())
+        if tf.executing_eagerly():
+            copied.text = self.serialize()
+        else:
+            tf.py_function(lambda: setattr(copied, "text", self.serialize()), [], [])
+
+
+class _Copied(tf.train.experimental.PythonState):
+    """What a memo said when it was copied. TensorFlow restores the memo itself."""
+
+    text = ""
+
+    def serialize(self) -> str:
+        return self.text
+
+    def deserialize(self, string_value: bytes) -> None:
+        raise NotImplementedError
