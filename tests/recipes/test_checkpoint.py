@@ -199,3 +199,46 @@ def test_a_save_in_a_thread_is_refused_while_an_average_is_applied(tmp_path):
     checkpoint.save(prefix, IN_A_THREAD)
     checkpoint.sync()
     assert sorted(p.name for p in tmp_path.glob("*.index")) == ["ckpt-1.index", "ckpt-2.index"]
+
+
+class Job(tf.Module):
+    """A module that holds several averages of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = tf.Variable([1.0, 2.0])
+        self.averages = polyak.Averages(self, {"fast": "ema:0.5,start=initial", "slow": "ema:0.9,start=initial"})
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return self.w * x
+
+
+@pytest.mark.parametrize("root", [lambda job: {"job": job}, lambda job: {"averages": job.averages}])
+def test_a_checkpoint_has_averages_that_are_held_together(root, tmp_path):
+    job, fresh = Job(), Job()
+    job.w.assign([9.0, 9.0])
+    job.averages.update()
+    path = tf.train.Checkpoint(**root(job)).write(str(tmp_path / "ckpt"))
+    status = tf.train.Checkpoint(**root(fresh)).read(path)
+    status.assert_consumed()
+    status.assert_existing_objects_matched()
+    for name, average in job.averages.items():
+        nets.assert_same(fresh.averages[name].values(), average.values())
+        assert fresh.averages[name].count == 1
+    assert [role.rpartition("/")[2] for role in polyak.open(path).roles] == ["raw", "fast", "slow"]
+
+
+def test_averages_that_are_held_together_are_no_part_of_a_saved_model(tmp_path):
+    job = Job()
+    job.averages.update()
+    tf.saved_model.save(job, str(tmp_path / "served"))
+    assert polyak.open(tmp_path / "served").roles == ("raw",)
+
+
+def test_a_module_that_holds_its_averages_runs_with_each():
+    job = Job()
+    job.w.assign([9.0, 9.0])
+    job.averages.update()
+    assert job.averages["fast"](1.0).numpy().tolist() == [5.0, 5.5]
+    job.averages.update()
+    assert job.averages["fast"](1.0).numpy().tolist() == [7.0, 7.25]

@@ -23,6 +23,7 @@ from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
+from polyak.frameworks.tensorflow_state import HeldByTensorFlow
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, called, leaves, walk
 from polyak.manifest import AVERAGE, RAW, State
@@ -32,6 +33,7 @@ from polyak.weights import Kind
 class TensorFlowFramework(Framework):
     """tf.Module and everything built on it; Keras 3 has a class of its own."""
 
+    holder = HeldByTensorFlow
     aside_hint = "set it yourself in the other instance"
 
     def owns(self, obj: object) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import tensorflow as tf
 
+from polyak.frameworks.base import Average
 from polyak.frameworks.stateful import Ref, StatefulAverage
 from polyak.frameworks.tensorflow_placing import Place
 
@@ -66,3 +67,16 @@ class _Copied(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value: bytes) -> None:
         raise NotImplementedError
+
+
+class HeldByTensorFlow(tf.__internal__.tracking.Trackable, Mapping[str, Average]):
+    """Averages by name, of which a TensorFlow checkpoint makes children of these names."""
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        """A SavedModel serves values; averages in it would only weigh it down."""
+        del kwargs
+        return {} if save_type == "savedmodel" else dict(self)
+
+    def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
+        del cached_dependencies
+        return self.get(name)
