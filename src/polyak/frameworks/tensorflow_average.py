@@ -81,15 +81,12 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._traced = Ref(False)
         self._moving = Ref(Moving([self]))
         raw = framework.variables(model, tracking.kinds) if framework.is_built(model) else None
-        with tf.init_scope():
-            place = Place.asked(tracking, model, () if raw is None else raw.variables.values())
-            self._own = Ref(Counters.at_zero(place))
+        self._own: Ref = Ref(None)
+        self._count_at(Place.asked(tracking, model, () if raw is None else raw.variables.values()))
         if raw is None:
             self.refuse_start_without_weights()
         else:
             self._begin(raw)
-        for name, state in (("count", self.counts.updates), ("skipped", self.counts.refused)):
-            self._track_trackable(state, name=name)
         self._track_trackable(Memo(self), name="memo")
 
     # What it is
@@ -335,9 +332,19 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def _bind(self) -> None:
         self._begin(self.framework.variables(self.followed(), self.tracking.kinds))
 
+    def _count_at(self, place: Place) -> None:
+        """Count beside the weights: of a model that was not built nothing said yet where they would be."""
+        with tf.init_scope():
+            self._own.value = Counters.at(place, self._own.value)
+        for name, state in (("count", self.counts.updates), ("skipped", self.counts.refused)):
+            self._track_trackable(state, name=name, overwrite=True)
+
     def _begin(self, raw: Variables) -> None:
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
+        place = Place.asked(self.tracking, None, raw.variables.values())
+        if place != self.counts.place:
+            self._count_at(place)
         self._hold(raw, self.rule, {})
         self.note_unbuilt(self.framework.layers(self.followed()))
         tell_aside(self.framework, self.followed())

@@ -13,7 +13,7 @@ from polyak.frameworks.exchange import Watcher, together
 from polyak.frameworks.stateful import APPLIED
 from polyak.frameworks.tensorflow_binding import Bound, refuse_resized
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
-from polyak.frameworks.tensorflow_placing import HOST
+from polyak.frameworks.tensorflow_placing import HOST, refuse_shared
 from polyak.frameworks.tensorflow_state import Counters
 from polyak.transfer.unbroken import unbroken
 
@@ -30,6 +30,8 @@ class Moved(Watcher, Protocol):
     def counts(self) -> Counters: ...
     @property
     def count(self) -> int: ...
+    @property
+    def label(self) -> str: ...
     @property
     def tracking(self) -> Tracking: ...
     def note_traced(self) -> None: ...
@@ -100,6 +102,8 @@ class Moving:
 
     def _trace(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:
         """One update as operations, on the host where all averages lie there."""
+        for average in self._averages:
+            refuse_shared(average.label, (*average.bound.shadows.variables.values(), average.counts.updates))
         on_host = all(average.tracking.on_host for average in self._averages)
         with tf.device(HOST if on_host else None):
             self._operations(move, real)

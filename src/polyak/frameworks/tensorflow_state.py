@@ -15,16 +15,20 @@ from polyak.frameworks.tensorflow_placing import Place
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Updates, refused updates, and whether the model holds averaged values now."""
+    """Updates, refused updates, and whether the model holds averaged values now; and the place of all of them."""
 
+    place: Place
     updates: tf.Variable
     refused: tf.Variable
     in_use: tf.Variable
 
     @classmethod
-    def at_zero(cls, place: Place) -> Counters:
-        zero = tf.constant(0, tf.int64)
-        return cls(place.variable(zero, "count"), place.variable(zero, "skipped"), place.variable(False))
+    def at(cls, place: Place, before: Counters | None) -> Counters:
+        """Counters that go on from those before, or from zero."""
+        zero, no = tf.constant(0, tf.int64), tf.constant(False)
+        held = (zero, zero, no) if before is None else (before.updates, before.refused, before.in_use)
+        updates, refused, in_use = (v.read_value() if isinstance(v, tf.Variable) else v for v in held)
+        return cls(place, place.variable(updates, "count"), place.variable(refused, "skipped"), place.variable(in_use))
 
 
 class Memo(tf.train.experimental.PythonState):
