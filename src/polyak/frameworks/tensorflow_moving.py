@@ -11,7 +11,7 @@ import tensorflow as tf
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import Watcher, together
 from polyak.frameworks.stateful import APPLIED
-from polyak.frameworks.tensorflow_binding import Bound, refuse_resized
+from polyak.frameworks.tensorflow_binding import Bound, equal_shapes, refuse_resized
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
 from polyak.frameworks.tensorflow_placing import HOST, refuse_shared
 from polyak.frameworks.tensorflow_state import Counters
@@ -105,7 +105,9 @@ class Moving:
         for average in self._averages:
             refuse_shared(average.label, (*average.bound.shadows.variables.values(), average.counts.updates))
         on_host = all(average.tracking.on_host for average in self._averages)
-        with tf.device(HOST if on_host else None):
+        traced = () if tf.executing_eagerly() else self._averages
+        shaped = [tensor for average in traced for tensor in equal_shapes(average.bound)]
+        with tf.device(HOST if on_host else None), tf.control_dependencies(shaped):
             self._operations(move, real)
 
     def _operations(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:
