@@ -13,6 +13,7 @@ from polyak.frameworks.exchange import Watcher, together
 from polyak.frameworks.stateful import APPLIED
 from polyak.frameworks.tensorflow_binding import Bound, equal_shapes, refuse_resized
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
+from polyak.frameworks.tensorflow_lending import refuse_graph
 from polyak.frameworks.tensorflow_placing import HOST, refuse_shared
 from polyak.frameworks.tensorflow_state import Counters
 from polyak.transfer.unbroken import unbroken
@@ -50,6 +51,8 @@ class Moving:
     @tf.autograph.experimental.do_not_convert
     def __call__(self) -> None:
         if not tf.executing_eagerly():
+            with tf.init_scope():
+                refuse_graph(self._averages[0].label)  # no tf.function, but a graph of a session
             self._complete()
             for average in self._averages:
                 average.note_traced()
