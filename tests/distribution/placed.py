@@ -62,6 +62,21 @@ def restored_before() -> int:
     return average.count
 
 
+def restored_after() -> int:
+    """The count that a restore brings, which is the first to ask after the model was built."""
+    done = polyak.track(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), "ema:0.9,start=copy")
+    done.update()
+    checkpoint = tf.train.Checkpoint(average=done).write("ram://averaged")
+    with mirrored.scope():
+        model = keras.Sequential([keras.layers.Dense(2)])
+    average = polyak.track(model, "ema:0.9,start=copy")
+    with mirrored.scope():
+        model(tf.ones((1, 3)))
+    tf.train.Checkpoint(average=average).read(checkpoint).assert_consumed()
+    among(mirrored, average.update)()
+    return average.count
+
+
 def refused(scope: tf.distribute.Strategy | None, strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """What is said of variables that replicas share, and what becomes of them as the hint says."""
     module = tf.Module()
@@ -88,7 +103,7 @@ print(
     json.dumps(
         {
             "late": built_late(),
-            "restored": restored_before(),
+            "restored": [restored_before(), restored_after()],
             "plain": refused(None, mirrored),
             "central": refused(central, central),
         }

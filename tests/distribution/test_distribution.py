@@ -97,7 +97,7 @@ def test_each_update_counts_once_also_where_the_average_was_made_elsewhere_than_
     found = answer(start("placed.py"))
     assert found["late"]["count"] == 4
     assert found["late"]["off"] < CLOSE
-    assert found["restored"] == 2
+    assert found["restored"] == [2, 2]
     for shared in (found["plain"], found["central"]):
         assert "expected counts and averaged values beside each of the 2 replicas" in shared["said"]
         assert shared["left"] == [[1.0, 2.0], 0]
