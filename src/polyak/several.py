@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Unpack, final
+from copy import deepcopy
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NoReturn, SupportsIndex, Unpack, final
 
 from polyak.errors import ModelError, RuleError, UnbuiltModel
 from polyak.frameworks import Average, framework_of
@@ -18,6 +21,9 @@ class Averages(Mapping[str, Average]):
     Each of them is an average of its own, with its own rule, count, files and uses: ``averages["slow"].applied()``,
     ``polyak.save(averages["slow"], path)``, ``tf.train.Checkpoint(**averages)``. What they hold has the same bits as if
     each were updated for itself. In ``fit`` several ``polyak.keras.Averaging`` move together without this.
+
+    In an attribute of a model they are in the files of Keras and TensorFlow that an average in an attribute is in, each
+    by its name.
 
     Args:
         model: what ``polyak.track`` takes.
@@ -43,6 +49,11 @@ class Averages(Mapping[str, Average]):
         {'fast': [0.550000011920929], 'mean': [0.6000000238418579]}
     """
 
+    def __new__(cls, model: Any, rules: Mapping[str, RuleLike | Average], **following: Unpack[Following]) -> Averages:
+        """Of a kind that the files of the model's framework have."""
+        del rules, following
+        return super().__new__(_held_as(framework_of(model).holder))
+
     def __init__(self, model: Any, rules: Mapping[str, RuleLike | Average], **following: Unpack[Following]) -> None:
         _refuse_unnamed(rules)
         for name, given in rules.items():
@@ -52,13 +63,14 @@ class Averages(Mapping[str, Average]):
                     "follows another model",
                     hint="averages move together where they follow one model; make a polyak.Averages for each",
                 )
-        self._averages = {
+        made = {
             name: given if isinstance(given, Average) else track(model, given, **following)
             for name, given in rules.items()
         }
+        self._averages = MappingProxyType(made)  # Keras would save what is in a dictionary, too, and by its order
         if len({id(average) for average in self._averages.values()}) < len(self._averages):
             raise ModelError("polyak.Averages: expected different averages, received one under two names")
-        self._model = model
+        self._followed = type(model).__name__
         self._update = framework_of(model).moving(list(self._averages.values()))
 
     def update(self) -> None:
@@ -94,8 +106,26 @@ class Averages(Mapping[str, Average]):
             costs = f"{self.nbytes:,} bytes of memory, {self.traffic:,} bytes read and written an update"
         except UnbuiltModel:
             costs = "they wait for the model to be built"
-        head = f"<{len(self)} averages of {type(self._model).__name__}, which move together: {costs}"
+        head = f"<{len(self)} averages of {self._followed}, which move together: {costs}"
         return "\n".join([head, *lines]) + ">"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Averages:
+        """No copy: as each of them says, or refuses."""
+        for average in self.values():
+            deepcopy(average, memo)
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """What ``copy.copy`` and ``pickle`` ask: averages refuse both."""
+        raise ModelError(
+            f"{len(self)} averages of {self._followed} cannot be copied or pickled",
+            hint="for another process, polyak.save(averages[name], path) of each, and there polyak.transfer",
+        )
+
+
+@cache
+def _held_as(holder: type) -> type[Averages]:
+    return type(Averages.__name__, (Averages, holder), {"__module__": __name__, "__doc__": Averages.__doc__})
 
 
 def _refuse_unnamed(rules: object) -> None:

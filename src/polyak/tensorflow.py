@@ -27,6 +27,7 @@ from polyak.files.tensorbundle_format import NOTE
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.tensorflow import FRAMEWORK, TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.tensorflow_lending import refuse_graph
 from polyak.frameworks.walk import leaves
 from polyak.manifest import AVERAGE, RAW, Stored, digest, encode_note
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
@@ -96,7 +97,7 @@ def save_tf1(source: Any, prefix: str | os.PathLike[str], rename: Rename | None 
         AmbiguousRole: the snapshot holds several averages.
         ModelError: the call stands within a graph.
     """
-    _refuse_graph("save_tf1")
+    refuse_graph("save_tf1")
     arrays = _tf1_arrays(source, rename)
     return _write_bundle(source, "+".join(role or RAW for role, _ in _sets(source)), _named(prefix), arrays)
 
@@ -118,7 +119,7 @@ def export(average: Average, directory: str | os.PathLike[str], *signature: Any)
         ModelError: the average is not one of a TensorFlow model, there is no signature, or the call stands within a
             graph.
     """
-    _refuse_graph("export")
+    refuse_graph("export")
     if not isinstance(average, TensorFlowAverage):
         raise ModelError(f"expected an average of a TensorFlow model, received {type(average).__name__}")
     if not signature:
@@ -169,13 +170,6 @@ def write(checkpoint: tf.train.Checkpoint, prefix: str | os.PathLike[str]) -> st
     with replacing_bundle(_named(prefix), check=_read_all) as fresh, _refusals_named(Path(prefix)):
         checkpoint.write(str(fresh))
     return os.fspath(prefix)
-
-
-def _refuse_graph(verb: str) -> None:
-    if not tf.executing_eagerly():
-        raise ModelError(
-            f"{verb}: received a call within a graph or a tf.function", hint="call it outside of the graph"
-        )
 
 
 def _named(prefix: str | os.PathLike[str]) -> Path:

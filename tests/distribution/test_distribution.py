@@ -93,6 +93,17 @@ def test_a_mirrored_run_goes_on_on_one_device(mirrored: tuple[Path, dict[str, An
     assert_values(again, found["values"])
 
 
+def test_each_update_counts_once_also_where_the_average_was_made_elsewhere_than_the_weights() -> None:
+    found = answer(start("placed.py"))
+    assert found["late"]["count"] == 4
+    assert found["late"]["off"] < CLOSE
+    assert found["restored"] == [2, 2]
+    for shared in (found["plain"], found["central"]):
+        assert "expected counts and averaged values beside each of the 2 replicas" in shared["said"]
+        assert shared["left"] == [[1.0, 2.0], 0]
+        assert shared["outside"] == [[5.0, 5.5], 1]
+
+
 def assert_written_once(first: dict[str, Any], second: dict[str, Any]) -> None:
     """Both processes have saved to one path: both hold a receipt for the one file that the first has written."""
     assert first["count"] == second["count"] == 8

@@ -65,3 +65,21 @@ def test_in_a_function_their_shape_is_unknown() -> None:
 
     with pytest.raises(ModelError, match="weight 'known': expected a shape, received one that is unknown while"):
         step()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plainly", "by XLA"])
+@pytest.mark.parametrize("now", [[7.0], [3.0, 4.0, 5.0]], ids=["shorter", "longer"])
+def test_a_traced_update_moves_nothing_where_one_has_another_shape_now(now: list[float], compiled: bool) -> None:
+    made = module(None, [1.0, 2.0])
+    average = polyak.track(made, "ema:0.5,start=initial")
+    update = tf.function(average.update, jit_compile=compiled)
+    made.known.assign([3.0, 4.0])
+    made.kernel.assign([[2.0]])
+    update()
+    made.known.assign(now)
+    made.kernel.assign([[9.0]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)expected shape \[2\].*known_has_the_shape_of_its"):
+        update()
+    assert average.count == 1
+    assert average.values()["kernel"].tolist() == [[1.5]]
+    assert average.values()["known"].tolist() == [2.0, 3.0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -235,3 +237,70 @@ def test_several_averages_in_the_place_of_one_are_told_to_be_picked_from(verb: s
     with pytest.raises(ModelError, match=r"received polyak\.several\.Averages") as error:
         asked[verb]()
     assert error.value.hint == "give one of the averages, such as averages['copy']"
+
+
+# In files
+
+
+@keras.saving.register_keras_serializable("polyak-tests-several")
+class Holding(keras.Model):
+    """A model that holds several averages of a part of it, one of them under a name that Keras leaves out."""
+
+    def __init__(self, rules: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rules = rules
+        self.net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        self.averages = polyak.Averages(self.net, rules)
+
+    def call(self, x: Any) -> Any:
+        return self.net(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"rules": dict(self.rules)}
+
+
+def holding(rules: dict[str, str]) -> Holding:
+    model = Holding(rules)
+    model(np.zeros((1, 3), np.float32))
+    return model
+
+
+def test_keras_saves_averages_that_a_model_holds_each_by_its_name(tmp_path: Any) -> None:
+    rules = {"fast": "ema:0.5,start=initial", "losses": "mean", "50%/slow": "ema:0.9,start=initial"}
+    model = holding(rules)
+    for seed in range(3):
+        scramble(model, seed)
+        model.averages.update()
+    model.save_weights(tmp_path / "m.weights.h5")
+    model.save(tmp_path / "m.keras")
+    turned = holding(dict(reversed(rules.items())))
+    turned.load_weights(tmp_path / "m.weights.h5")
+    for loaded in (turned, keras.models.load_model(tmp_path / "m.keras")):
+        for name, average in model.averages.items():
+            assert_same_bits(loaded.averages[name].values(), average.values())
+            assert loaded.averages[name].count == 3
+    assert len(model.weights) == 2
+    found = polyak.open(tmp_path / "m.weights.h5")
+    assert set(found.roles) == {
+        "raw",
+        "average:averages/fast",
+        "average:averages/losses",
+        "average:averages/50%25%2Fslow",
+    }
+    assert_same_bits(dict(found.select("average:averages/fast").items()), model.averages["fast"].values())
+
+
+def test_a_keras_file_without_averages_that_a_model_holds_is_refused(tmp_path: Any) -> None:
+    model = holding({"fast": "ema:0.5"})
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(ValueError, match="holds no average"):
+        holding({"other": "ema:0.5"}).load_weights(tmp_path / "m.weights.h5")
+    with model.averages["fast"].applied(), pytest.raises(Applied, match="averaged values as raw weights"):
+        model.save_weights(tmp_path / "swapped.weights.h5")
+
+
+def test_averages_are_neither_copied_nor_pickled() -> None:
+    together = several(ZOO["sequential"].built())
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(ModelError, match="cannot be copied"):
+            copied(together)

@@ -153,3 +153,92 @@ def test_k7_a_file_is_never_written_with_the_roles_swapped(trained, tmp_path):
     assert {k: v for k, v in both.select("raw").items() if "seed" not in k}.keys() == raw.keys()
     nets.assert_same({k: v for k, v in both.select("raw").items() if "seed" not in k}, raw)
     assert polyak.open(tmp_path / "model.safetensors").roles == ("average",)
+
+
+IN_A_THREAD = tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True)
+
+
+def _vector(rule: str) -> tuple[tf.Module, polyak.Average]:
+    module = tf.Module()
+    module.w = tf.Variable([9.0, 9.0])
+    return module, polyak.track(module, rule)
+
+
+def test_a_save_in_a_thread_has_what_held_when_it_was_asked_for(tmp_path):
+    module, ema = _vector("ema:0.5,start=initial")
+    checkpoint = tf.train.Checkpoint(module=module, ema=ema)
+    for decay in (0.5, 0.75, 0.875):
+        ema.change_rule(f"ema:{decay},start=initial")
+        module.w.assign_add([1.0, 1.0])
+        ema.update()
+        path = checkpoint.save(str(tmp_path / "ckpt"), IN_A_THREAD)
+        with ema.applied():  # the thread writes meanwhile
+            checkpoint.sync()
+        found = polyak.open(path)
+        assert found.select("raw")["w"].tolist() == module.w.numpy().tolist()
+        assert found.select("average").state == ema.state
+    other, restored = _vector(ema.rule)
+    other.w.assign([0.0, 0.0])
+    tf.train.Checkpoint(module=other, ema=restored).restore(path).assert_existing_objects_matched()
+    nets.assert_same(restored.values(), ema.values())
+    module.w.assign([0.0, 0.0])
+    checkpoint.restore(path, IN_A_THREAD).assert_existing_objects_matched()
+    assert other.w.numpy().tolist() == module.w.numpy().tolist() == [12.0, 12.0]
+
+
+def test_a_save_in_a_thread_is_refused_while_an_average_is_applied(tmp_path):
+    module, ema = _vector("ema:0.5,start=initial")
+    checkpoint = tf.train.Checkpoint(module=module, ema=ema)
+    prefix = str(tmp_path / "ckpt")
+    with ema.applied(), pytest.raises(polyak.errors.Applied, match="averaged values as raw weights"):
+        checkpoint.save(prefix, IN_A_THREAD)
+    checkpoint.save(prefix, IN_A_THREAD)
+    # From the second save on TensorFlow copies by a function of its own, out of which only its own errors come.
+    with ema.applied(), pytest.raises(tf.errors.UnknownError, match="averaged values as raw weights"):
+        checkpoint.save(prefix, IN_A_THREAD)
+    checkpoint.save(prefix, IN_A_THREAD)
+    checkpoint.sync()
+    assert sorted(p.name for p in tmp_path.glob("*.index")) == ["ckpt-1.index", "ckpt-2.index"]
+
+
+class Job(tf.Module):
+    """A module that holds several averages of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = tf.Variable([1.0, 2.0])
+        self.averages = polyak.Averages(self, {"fast": "ema:0.5,start=initial", "slow": "ema:0.9,start=initial"})
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return self.w * x
+
+
+@pytest.mark.parametrize("root", [lambda job: {"job": job}, lambda job: {"averages": job.averages}])
+def test_a_checkpoint_has_averages_that_are_held_together(root, tmp_path):
+    job, fresh = Job(), Job()
+    job.w.assign([9.0, 9.0])
+    job.averages.update()
+    path = tf.train.Checkpoint(**root(job)).write(str(tmp_path / "ckpt"))
+    status = tf.train.Checkpoint(**root(fresh)).read(path)
+    status.assert_consumed()
+    status.assert_existing_objects_matched()
+    for name, average in job.averages.items():
+        nets.assert_same(fresh.averages[name].values(), average.values())
+        assert fresh.averages[name].count == 1
+    assert [role.rpartition("/")[2] for role in polyak.open(path).roles] == ["raw", "fast", "slow"]
+
+
+def test_averages_that_are_held_together_are_no_part_of_a_saved_model(tmp_path):
+    job = Job()
+    job.averages.update()
+    tf.saved_model.save(job, str(tmp_path / "served"))
+    assert polyak.open(tmp_path / "served").roles == ("raw",)
+
+
+def test_a_module_that_holds_its_averages_runs_with_each():
+    job = Job()
+    job.w.assign([9.0, 9.0])
+    job.averages.update()
+    assert job.averages["fast"](1.0).numpy().tolist() == [5.0, 5.5]
+    job.averages.update()
+    assert job.averages["fast"](1.0).numpy().tolist() == [7.0, 7.25]

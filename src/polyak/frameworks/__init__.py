@@ -47,4 +47,18 @@ def _meant(received: object) -> str:
         return f"give one of the averages, such as averages[{next(iter(received))!r}]"
     if isinstance(received, (int, float)):
         return f'give the model first; a rule alone is polyak.rules.EMA({received}), or "ema:{received}"'
+    if _may_hold_variables(received):
+        return (
+            "give the model itself; of what is none, such as a loaded SavedModel, put the variables into a module, "
+            "each under its path: module = tf.Module(); module.kernel = loaded.kernel"
+        )
     return "give the model itself"
+
+
+def _may_hold_variables(received: object) -> bool:
+    """Whether TensorFlow would look for variables in it. What is a model was asked before."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
+        return False
+    first = received[0] if isinstance(received, (list, tuple)) and received else received
+    return isinstance(first, tensorflow.__internal__.tracking.Trackable)

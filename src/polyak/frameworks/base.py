@@ -62,7 +62,13 @@ class Tracking:
 
 
 class Framework(ABC):
-    """Knows the live models of one framework."""
+    """Knows the live models of one framework.
+
+    Attributes:
+        holder: what a mapping of names to averages also is, so that the framework's own files have them.
+    """
+
+    holder: type = object
 
     @abstractmethod
     def owns(self, obj: object) -> bool:

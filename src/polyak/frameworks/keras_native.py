@@ -34,7 +34,7 @@ from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_moving import update_all
 from polyak.frameworks.keras_saved import saved_places
-from polyak.frameworks.keras_stored import StoredByKeras
+from polyak.frameworks.keras_stored import HeldByKeras, StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows, as_held
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.keras_wrapped import in_order, refuse_wrapped
@@ -49,6 +49,8 @@ from polyak.weights import Kind, Weight
 
 class KerasNative(Framework):
     """Keras 3 layers and models on arrays of one engine."""
+
+    holder = HeldByKeras
 
     def __init__(self, engine: Engine, host: Engine) -> None:
         self.engine = engine

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from polyak.errors import MissingWeight, ShapeMismatch
+from polyak.frameworks.base import Average
 from polyak.frameworks.keras_places import places_of
 from polyak.frameworks.stateful import StatefulAverage
 from polyak.manifest import AVERAGE, State
@@ -16,6 +17,9 @@ from polyak.snapshot import Snapshot
 from polyak.transfer.places import Place
 from polyak.transfer.plan import make_plan
 from polyak.weights import numpy_dtype
+
+# As the callbacks of ``fit`` call theirs; of a role's name in a file it is no part.
+_ATTRIBUTE = "_polyak_"
 
 
 class StoredByKeras(StatefulAverage, KerasSaveable):
@@ -51,6 +55,22 @@ class StoredByKeras(StatefulAverage, KerasSaveable):
         make_plan(held, target, {}).apply()
 
 
+class HeldByKeras(KerasSaveable, Mapping[str, Average]):
+    """Averages by name, which Keras saves and loads by these names: it walks the attributes that ``dir`` tells."""
+
+    def _obj_type(self) -> str:
+        return "Layer"
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *map(_attribute, self)]
+
+    def __getattr__(self, attribute: str) -> Any:
+        for name in self if attribute.startswith(_ATTRIBUTE) else ():
+            if _attribute(name) == attribute:
+                return self[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {attribute!r}")
+
+
 def _loaded(store: Any, path: str, shape: tuple[int, ...], dtype: str) -> Any:
     if _key(path) not in store:
         raise MissingWeight(f"weight {path!r}: the file holds no average of it", hint="it was saved from another model")
@@ -62,4 +82,13 @@ def _loaded(store: Any, path: str, shape: tuple[int, ...], dtype: str) -> Any:
 
 def _key(path: str) -> str:
     """A path as one name: stores take slashes for groups."""
-    return "shadows:" + path.replace("%", "%25").replace("/", "%2F")
+    return "shadows:" + _escaped(path)
+
+
+def _attribute(name: str) -> str:
+    """Under which Keras finds an average of this name; it leaves out some names, such as ``losses``."""
+    return _ATTRIBUTE + _escaped(name)
+
+
+def _escaped(path: str) -> str:
+    return path.replace("%", "%25").replace("/", "%2F")

@@ -16,12 +16,13 @@ from polyak.frameworks.keras_anatomy import Flavour, found_in
 from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_outputs import values_of
 from polyak.frameworks.keras_places import places_of
-from polyak.frameworks.keras_stored import StoredByKeras
+from polyak.frameworks.keras_stored import HeldByKeras, StoredByKeras
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.stateful import Ref
 from polyak.frameworks.tensorflow import ModelVariables, TensorFlowFramework
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
 from polyak.frameworks.tensorflow_binding import Bound
+from polyak.frameworks.tensorflow_state import HeldByTensorFlow
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Found
 from polyak.transfer.places import Place
@@ -30,9 +31,14 @@ from polyak.transfer.places import Place
 _BRIEFLY = 0.05
 
 
+class HeldByBoth(HeldByTensorFlow, HeldByKeras):
+    """Averages by name in TensorFlow's checkpoints and in Keras' files."""
+
+
 class KerasOnTensorFlow(TensorFlowFramework):
     """Keras 3 layers and models on the TensorFlow backend."""
 
+    holder = HeldByBoth
     aside_hint = Framework.aside_hint
 
     def __init__(self) -> None:

@@ -21,8 +21,10 @@ from polyak.frameworks.keras_anatomy import Flavour, contained, dtype_name, is_c
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_saved import Saved, saved_places
 from polyak.frameworks.tensorflow_average import TensorFlowAverage
+from polyak.frameworks.tensorflow_exchange import is_of_session
 from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
+from polyak.frameworks.tensorflow_state import HeldByTensorFlow
 from polyak.frameworks.tensorflow_target import Variables
 from polyak.frameworks.walk import Anatomy, Found, Own, Sibling, Step, called, leaves, walk
 from polyak.manifest import AVERAGE, RAW, State
@@ -32,6 +34,7 @@ from polyak.weights import Kind
 class TensorFlowFramework(Framework):
     """tf.Module and everything built on it; Keras 3 has a class of its own."""
 
+    holder = HeldByTensorFlow
     aside_hint = "set it yourself in the other instance"
 
     def owns(self, obj: object) -> bool:
@@ -44,6 +47,7 @@ class TensorFlowFramework(Framework):
         """The model's weights; ``kinds`` overrides kinds by glob."""
         self.refuse_unbuilt(model)
         found, ordered = list(self.find(model)), self.ordered(model)
+        self._refuse_of_session(model, found)
         self._refuse_unfound(model, found, ordered)
         made = described(model, [f for f in found if not _is_text(f)], ordered, kinds, self.saved(model))
         native = {path: self.native(variable) for path, variable in made.variables.items()}
@@ -64,6 +68,17 @@ class TensorFlowFramework(Framework):
                     f"{describe(model)}: expected each variable in an attribute, a list, a tuple or a dictionary, "
                     f"received {listed(words)} in something else",
                     hint="hold it in a list, too: of a variable in parts, `self.parts = list(sharded.variables)`",
+                )
+
+    def _refuse_of_session(self, model: Any, found: Sequence[Found]) -> None:
+        """Raise ModelError for variables of TensorFlow 1, which have no values but in a session."""
+        for f in found:
+            if is_of_session(self.native(f.own.variable)):
+                raise ModelError(
+                    f"weight {f.step.path!r} of {describe(model)}: expected a variable with a value, received one of a "
+                    "graph of TensorFlow 1, which has its value in a session",
+                    hint="write it with tf.compat.v1.train.Saver().save(session, prefix), and move it from there: "
+                    "polyak.transfer(prefix, model) into a model outside of the graph, or polyak.open(prefix)",
                 )
 
     def role(self, model: Any) -> tuple[str, State | None]:

@@ -21,6 +21,7 @@ from polyak.frameworks.shadow_target import ShadowTarget
 from polyak.frameworks.stateful import Ref, StatefulAverage, refuse_grown, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_fit, restart
 from polyak.frameworks.tensorflow_exchange import HANDS, enter, leave
+from polyak.frameworks.tensorflow_lending import number, refuse_graph
 from polyak.frameworks.tensorflow_moving import Moving
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_state import Counters, Memo
@@ -81,15 +82,12 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._traced = Ref(False)
         self._moving = Ref(Moving([self]))
         raw = framework.variables(model, tracking.kinds) if framework.is_built(model) else None
-        with tf.init_scope():
-            place = Place.asked(tracking, model, () if raw is None else raw.variables.values())
-            self._own = Ref(Counters.at_zero(place))
+        self._own: Ref = Ref(None)
+        self._count_at(Place.asked(tracking, model, () if raw is None else raw.variables.values()))
         if raw is None:
             self.refuse_start_without_weights()
         else:
             self._begin(raw)
-        for name, state in (("count", self.counts.updates), ("skipped", self.counts.refused)):
-            self._track_trackable(state, name=name)
         self._track_trackable(Memo(self), name="memo")
 
     # What it is
@@ -113,11 +111,11 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     @property
     def count(self) -> int:
-        return int(self.counts.updates.numpy())
+        return int(number(self.counts.updates, f"the count of {self.label}"))
 
     @property
     def skipped(self) -> int:
-        return int(self.counts.refused.numpy())
+        return int(number(self.counts.refused, f"the count of {self.label}"))
 
     @property
     def target(self) -> Target:
@@ -132,7 +130,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def __repr__(self) -> str:
         if self._held.value is None and not self.framework.is_built(self.followed()):
             return f"<{self.label}: waits for the model to be built>"
-        return super().__repr__()
+        with tf.init_scope():
+            return super().__repr__() if tf.executing_eagerly() else f"<{self.label}: seen from within a graph>"
 
     def unfit(self) -> dict[str, bytes]:
         bound = self.bound
@@ -288,7 +287,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     @property
     def in_use(self) -> bool:
-        return bool(self.counts.in_use.numpy())
+        return bool(number(self.counts.in_use, self.label))
 
     def shadow_weights(self) -> tuple[Weight, ...]:
         return () if self._held.value is None else self.bound.shadows.weights
@@ -335,9 +334,20 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def _bind(self) -> None:
         self._begin(self.framework.variables(self.followed(), self.tracking.kinds))
 
+    def _count_at(self, place: Place) -> None:
+        """Count beside the weights: of a model that was not built nothing said yet where they would be."""
+        with tf.init_scope():
+            refuse_graph(self.label)
+            self._own.value = Counters.at(place, self._own.value)
+        for name, state in (("count", self.counts.updates), ("skipped", self.counts.refused)):
+            self._track_trackable(state, name=name, overwrite=True)
+
     def _begin(self, raw: Variables) -> None:
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
+        place = Place.asked(self.tracking, None, raw.variables.values())
+        if place != self.counts.place:
+            self._count_at(place)
         self._hold(raw, self.rule, {})
         self.note_unbuilt(self.framework.layers(self.followed()))
         tell_aside(self.framework, self.followed())

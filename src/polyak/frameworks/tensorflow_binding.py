@@ -128,9 +128,12 @@ def _rule_of(rule: Rule | Parts, weight: Weight) -> Rule | None:
 
 
 def _shadow(weight: Weight, raw: tf.Variable, rule: Rule | Parts, place: Place) -> tf.Variable:
-    # A name that TensorFlow also takes for an operation, as an export asks for.
-    name = re.sub(r"[^A-Za-z0-9.]", "_", f"{weight.path}_average").lstrip("_")
-    return place.variable(_first(weight, raw, rule), name)
+    return place.variable(_first(weight, raw, rule), _plain(f"{weight.path}_average"))
+
+
+def _plain(name: str) -> str:
+    """A name that TensorFlow also takes for an operation, as an export asks for."""
+    return re.sub(r"[^A-Za-z0-9.]", "_", name).lstrip("_")
 
 
 def _first(weight: Weight, raw: tf.Variable, rule: Rule | Parts) -> Any:
@@ -151,6 +154,14 @@ def refuse_resized(bound: Bound) -> None:
                 f"weight {path!r}: expected the shape {tuple(shadow.shape)} of its average, received {tuple(now)}",
                 hint=f'track the model again; to leave the weight out: track(model, {{"{path}": None, "*": rule}})',
             )
+
+
+def equal_shapes(bound: Bound) -> list[tf.Tensor]:
+    """What stands before all that a graph moves: it fails where ``refuse_resized`` raises, and names the weight."""
+    return [
+        tf.ensure_shape(weight.read_value(), shadow.shape, name=_plain(f"{path}_has_the_shape_of_its_average"))
+        for path, (shadow, weight) in bound.unfixed
+    ]
 
 
 def _refuse_nonfinite(followed: tuple[Weight, ...] | list[Weight], raw: Variables) -> None:

@@ -17,6 +17,12 @@ def components(variable: tf.Variable) -> Sequence[tf.Variable]:
     return values or (variable,)
 
 
+def is_of_session(variable: tf.Variable) -> bool:
+    """Whether it is a variable of a graph, as all are where eager execution is off."""
+    first = components(variable)[0]
+    return bool(first.dtype != first.dtype.base_dtype or tf.is_symbolic_tensor(first.handle))
+
+
 def _take(variable: tf.Variable) -> tuple[tf.Tensor, ...]:
     return tuple(part.value() for part in components(variable))
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from polyak.errors import ModelError
 from polyak.memory import LARGE, copied
 from polyak.snapshot import Array
 
@@ -44,3 +45,18 @@ def is_same(one: tf.Tensor, other: tf.Tensor) -> bool:
         return bool(tf.reduce_all(tf.equal(one, other)))
     a, b = lent(one), lent(other)
     return a.__array_interface__["data"][0] == b.__array_interface__["data"][0] or a.tobytes() == b.tobytes()
+
+
+def refuse_graph(subject: str) -> None:
+    """Raise ModelError within a graph, where variables have no values to look at, and a write is only planned."""
+    if not tf.executing_eagerly():
+        raise ModelError(
+            f"{subject}: expected a call where variables have values, received one within a graph or a tf.function",
+            hint="call it outside of the graph",
+        )
+
+
+def number(variable: tf.Variable, subject: str) -> Any:
+    """The value of a scalar. Raises ModelError within a graph."""
+    refuse_graph(subject)
+    return variable.numpy()

@@ -11,9 +11,10 @@ import tensorflow as tf
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import Watcher, together
 from polyak.frameworks.stateful import APPLIED
-from polyak.frameworks.tensorflow_binding import Bound, refuse_resized
+from polyak.frameworks.tensorflow_binding import Bound, equal_shapes, refuse_resized
 from polyak.frameworks.tensorflow_kernel import OPS, Part, copy, glide, is_safe, move
-from polyak.frameworks.tensorflow_placing import HOST
+from polyak.frameworks.tensorflow_lending import refuse_graph
+from polyak.frameworks.tensorflow_placing import HOST, refuse_shared
 from polyak.frameworks.tensorflow_state import Counters
 from polyak.transfer.unbroken import unbroken
 
@@ -30,6 +31,8 @@ class Moved(Watcher, Protocol):
     def counts(self) -> Counters: ...
     @property
     def count(self) -> int: ...
+    @property
+    def label(self) -> str: ...
     @property
     def tracking(self) -> Tracking: ...
     def note_traced(self) -> None: ...
@@ -48,6 +51,8 @@ class Moving:
     @tf.autograph.experimental.do_not_convert
     def __call__(self) -> None:
         if not tf.executing_eagerly():
+            with tf.init_scope():
+                refuse_graph(self._averages[0].label)  # no tf.function, but a graph of a session
             self._complete()
             for average in self._averages:
                 average.note_traced()
@@ -100,8 +105,12 @@ class Moving:
 
     def _trace(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:
         """One update as operations, on the host where all averages lie there."""
+        for average in self._averages:
+            refuse_shared(average.label, (*average.bound.shadows.variables.values(), average.counts.updates))
         on_host = all(average.tracking.on_host for average in self._averages)
-        with tf.device(HOST if on_host else None):
+        traced = () if tf.executing_eagerly() else self._averages
+        shaped = [tensor for average in traced for tensor in equal_shapes(average.bound)]
+        with tf.device(HOST if on_host else None), tf.control_dependencies(shaped):
             self._operations(move, real)
 
     def _operations(self, move: Callable[[Sequence[Part]], None], real: bool | tf.Tensor) -> None:

@@ -80,3 +80,22 @@ class Place:
         inside = tf.distribute.has_strategy() and tf.distribute.get_strategy() is self.strategy
         scope: AbstractContextManager[Any] = nullcontext() if inside else self.strategy.scope()
         return scope
+
+
+def refuse_shared(label: str, variables: Iterable[tf.Variable]) -> None:
+    """Raise ModelError where each of several replicas is about to move variables that are not beside each of them."""
+    if tf.distribute.in_cross_replica_context():
+        return
+    strategy = tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    if replicas > 1 and not all(_is_beside_each(variable, strategy) for variable in variables):
+        raise ModelError(
+            f"{label}: update() within strategy.run: expected counts and averaged values beside each of the {replicas} "
+            "replicas, received some that all of them share, which each would move",
+            hint="call update() after strategy.run, outside of it; or make the model within the scope of the strategy, "
+            "such as a MirroredStrategy, and then the average",
+        )
+
+
+def _is_beside_each(variable: tf.Variable, strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(variable, tf.distribute.DistributedValues) and variable.distribute_strategy is strategy

@@ -12,7 +12,7 @@ import tensorflow as tf
 from polyak.errors import Applied, ModelError
 from polyak.frameworks.exchange import holds_average, moment_of
 from polyak.frameworks.tensorflow_exchange import components, raw_value
-from polyak.frameworks.tensorflow_lending import lent, owned
+from polyak.frameworks.tensorflow_lending import lent, owned, refuse_graph
 from polyak.snapshot import Array
 from polyak.transfer.target import PutBack, Target
 from polyak.weights import Kind, Weight
@@ -55,6 +55,7 @@ class Variables(Target):
 
     def view(self, path: str) -> Array:
         """TensorFlow lends the memory of a tensor, and writes a variable elsewhere while somebody looks at it."""
+        self._refuse_graph(path)
         first, *others = (lent(part.value()) for part in components(self.variables[path]))
         if not first.size:
             self._refuse_uninitialised(path)
@@ -80,10 +81,14 @@ class Variables(Target):
                     "reduced; go on from a file",
                 )
 
+    def _refuse_graph(self, path: str) -> None:
+        refuse_graph(f"weight {path!r} of {self.label}")
+
     def home(self, path: str) -> object:
         return id(self.variables[path])
 
     def write(self, path: str, value: Array) -> None:
+        self._refuse_graph(path)
         self.variables[path].assign(owned(value), read_value=False)
 
     def moment(self) -> AbstractContextManager[None]:
@@ -92,6 +97,7 @@ class Variables(Target):
 
     def hold(self, path: str) -> PutBack:
         """TensorFlow shares the buffer until the variable is written: holding costs no copy of its own."""
+        self._refuse_graph(path)
         variable = self.variables[path]
         if holds_average(variable):
             raise Applied(
@@ -114,4 +120,5 @@ class RawTarget(Variables):
 
     def view(self, path: str) -> Array:
         variable = self.variables[path]
+        self._refuse_graph(path)
         return lent(raw_value(variable)) if holds_average(variable) else super().view(path)
