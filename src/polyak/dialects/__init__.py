@@ -19,6 +19,7 @@ _DIALECTS = (
     "tf1",
     "keras_file",
     "keras_legacy",
+    "keras_module",
     "averaged_model",
     "ema_pytorch",
     "timm",
