@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -21,6 +22,8 @@ from polyak.weights import Globs, Kind, Weight, is_floating, numpy_dtype, select
 
 Array = NDArray[Any]
 T = TypeVar("T")
+# The sets of a role under other names, for objects that call the weights so.
+Namings = Callable[[str], Iterable["Snapshot"]]
 # A state, none, or how to read the present one of a live average.
 Told = State | Callable[[], State | None] | None
 Moment = Callable[[], AbstractContextManager[Any]]
@@ -91,6 +94,7 @@ class Snapshot(Mapping[str, Array]):
         self.origin = origin
         self.integrity = integrity
         self.moment = moment
+        self.namings: Namings = _no_others
         self._written = written
         self._states: dict[str, Told] = {role: (states or {}).get(role) for role in roles}
         self._items: dict[str, Item] = {}
@@ -172,7 +176,26 @@ class Snapshot(Mapping[str, Array]):
         kept = set(select(paths, include, exclude))
         items = (i for i in of_role if i.weight.path in kept)
         states = {chosen: self._states[chosen]}
-        return Snapshot(items, states, self.origin, self.integrity, self._written, self.moment)
+        made = Snapshot(items, states, self.origin, self.integrity, self._written, self.moment)
+        return made.also_named(self.namings) if len(kept) == len(of_role) else made
+
+    def also_named(self, namings: Namings) -> Snapshot:
+        """The same arrays, of which ``named_as`` may take each role under other names."""
+        made = copy(self)
+        made.namings = namings
+        return made
+
+    def named_as(self, paths: Iterable[str]) -> Snapshot:
+        """Of one role: the first set under other names that has all of these, where it lacks some; else itself.
+
+        A file of ``AveragedModel`` has ``module.conv.weight`` and a count, which such an object takes as they are, and
+        its average is ``conv.weight`` for everybody else.
+        """
+        wanted = frozenset(paths)
+        if wanted <= self._items.keys():
+            return self
+        others = (s for role in self.roles for s in self.namings(role))
+        return next((s for s in others if wanted <= s.items_by_path.keys()), self)
 
     @property
     def live(self) -> bool:
@@ -261,6 +284,10 @@ class Snapshot(Mapping[str, Array]):
             f"weight {name!r}: not in {self.origin}{nearest_name(name, self._items)}",
             hint=f"its weights are {listed(names, 3)}" if names else "it holds no weights",
         )
+
+
+def _no_others(role: str) -> tuple[Snapshot, ...]:
+    return ()
 
 
 def _present(told: Told) -> State | None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import polyak
-from polyak.errors import DamagedFile, UnknownFormat
+from polyak.errors import AmbiguousRole, DamagedFile, UnknownFormat
 
 WEIGHTS = {"conv_in.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "conv_in.bias": np.float32([1, 2])}
 # What EMAModel.save_pretrained adds to the model's own configuration.
@@ -47,6 +47,66 @@ def test_a_folder_of_shards_holds_one_too(tmp_path: Path) -> None:
     held = polyak.open(place)
     assert held.roles == ("average",)
     assert held["conv_in.weight"].tobytes() == WEIGHTS["conv_in.weight"].tobytes()
+
+
+@pytest.mark.parametrize("end", [".safetensors", ".bin"])
+def test_its_file_of_weights_is_the_average_by_its_own_path(end: str, tmp_path: Path) -> None:
+    place = folder(tmp_path / "unet_ema", **SETTINGS)
+    whole = place / "diffusion_pytorch_model.safetensors"
+    if end == ".bin":
+        torch = pytest.importorskip("torch")
+        whole.unlink()
+        torch.save({n: torch.tensor(v) for n, v in WEIGHTS.items()}, whole.with_suffix(end))
+    held = polyak.open(whole.with_suffix(end))
+    assert (held.roles, held.manifest.tool) == (("average",), "diffusers")
+    assert {n: held[n].tolist() for n in held} == {n: v.tolist() for n, v in WEIGHTS.items()}
+    raw = folder(tmp_path / "unet") / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(AmbiguousRole, match="expected members of one role"):
+        polyak.average([whole.with_suffix(end), raw])
+
+
+def test_its_index_of_shards_is_the_average_by_its_own_path(tmp_path: Path) -> None:
+    place = folder(tmp_path / "unet_ema", **SETTINGS)
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    (place / "diffusion_pytorch_model.safetensors").rename(place / shard)
+    index = place / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(WEIGHTS, shard)}))
+    assert polyak.open(index).roles == ("average",)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
+def test_a_file_beside_something_else_called_a_configuration_is_read(content: bytes, tmp_path: Path) -> None:
+    place = folder(tmp_path / "unet")
+    (place / "config.json").write_bytes(content)
+    assert polyak.open(place / "diffusion_pytorch_model.safetensors").roles == ("raw",)
+
+
+def test_a_name_of_weights_on_something_else_deceives_nobody(tmp_path: Path) -> None:
+    np.savez(tmp_path / "model.npz", **WEIGHTS)
+    (tmp_path / "model.npz").rename(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(SETTINGS))
+    assert polyak.open(tmp_path / "model.safetensors").roles == ("raw",)
+
+
+@pytest.mark.parametrize(
+    ("file", "config"),
+    [
+        ("model.fp16.safetensors", "config.json"),
+        ("diffusion_pytorch_model.non_ema.safetensors", "config.json"),
+        ("adapter_model.safetensors", "adapter_config.json"),
+        ("model.safetensors", ""),
+    ],
+)
+def test_a_folder_that_does_not_say_which_file_is_meant_names_what_it_has(
+    file: str, config: str, tmp_path: Path
+) -> None:
+    save_file(WEIGHTS, tmp_path / file)
+    if config:
+        (tmp_path / config).write_text("{}")
+    with pytest.raises(UnknownFormat, match=f"which of its files is meant: {file}") as caught:
+        polyak.open(tmp_path)
+    assert caught.value.hint == f"open the one that is meant, such as {str(tmp_path / file)!r}"
+    assert set(polyak.open(tmp_path / file)) == set(WEIGHTS)
 
 
 def test_a_folder_with_weights_and_shards_is_refused(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_an_average_of_some_weights_belongs_to_the_model_that_has_no_others_if_t
     held = opened({"model/w": W, "model/v": V, "part/w": W, "ema/w": 2 * W})
     assert held.roles == ("raw", "average", "training")
     assert set(held.select(role="average")) == set(held.select(role="raw")) == {"w"}
-    assert opened({"model/w": W, "model/v": V, "other/w": W, "other/x": V, "ema/w": 2 * W}).roles == ("raw", "training")
+    assert opened({"model/w": W, "model/v": V, "other/w": W, "other/x": V, "ema/w": 2 * W}).roles == ("raw",)
     assert opened({"model/w": W, "model/v": V, "ema/w": V}).roles == ("raw", "training")
 
 
@@ -245,15 +245,25 @@ def test_a_model_that_has_its_weights_back_keeps_them() -> None:
     assert not any("exchanged" in line for line in held.manifest.evidence)
 
 
+def test_a_model_that_holds_its_average_is_told_where_nothing_was_put_aside() -> None:
+    """As between ``copy_to`` and ``restore`` of diffusers, whose ``state_dict()`` leaves out what is aside."""
+    alike = pickled_diffusers({"unet/a": 2 * W, "unet/b": V}, shadow=2 * W)
+    assert alike.roles == ("raw", "average")
+    assert "'unet' holds the average's values in all 2 parameters" in alike.manifest.evidence[-1]
+    assert any(f.what == "raw and average may be exchanged: ambiguous" for f in polyak.doctor(alike))
+    other = pickled_diffusers({"unet/a": W, "unet/b": V}, shadow=2 * W)
+    assert not any("holds" in line for line in other.manifest.evidence)
+
+
 def test_weights_that_were_put_aside_and_tell_nothing_are_said() -> None:
     held = with_aside(model=W, shadow=W, aside=W)
     assert "exchanged for the average; the file cannot tell" in held.manifest.evidence[-1]
     assert any("exchanged" in f"{f.what} {f.evidence}" for f in polyak.doctor(held))
 
 
-def pickled_diffusers(model: dict[str, np.ndarray], shadow: np.ndarray, aside: np.ndarray) -> Snapshot:
+def pickled_diffusers(model: dict[str, np.ndarray], shadow: np.ndarray, aside: np.ndarray | None = None) -> Snapshot:
     """A pickled ``EMAModel`` between ``store()`` and ``restore()``; its ``state_dict()`` leaves out what is aside."""
-    lists = {"ema/shadow_params": (shadow, V), "ema/temp_stored_params": (aside, V)}
+    lists = {"ema/shadow_params": (shadow, V)} | ({} if aside is None else {"ema/temp_stored_params": (aside, V)})
     arrays = {f"{name}/{i}": a for name, held in lists.items() for i, a in enumerate(held)}
     return opened(model | arrays, ema__decay=0.9, ema__optimization_step=3)
 

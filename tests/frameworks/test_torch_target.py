@@ -274,9 +274,9 @@ def test_what_a_weight_was_computed_from_of_old_is_paired_with_no_plain_weight(w
 
 def test_counters_of_other_names_are_not_taken_for_each_other(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
-    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
+    torch.save(averaged.module.state_dict(), tmp_path / "plain.pt")
     with pytest.raises(PolyakError, match="weight 'n_averaged': expected") as error:
-        polyak.transfer(tmp_path / "averaged.pt", averaged)
+        polyak.transfer(tmp_path / "plain.pt", averaged)
     assert "set 'n_averaged' yourself" in error.value.hint
 
 

@@ -19,6 +19,7 @@ _DIALECTS = (
     "tf1",
     "keras_file",
     "keras_legacy",
+    "keras_module",
     "averaged_model",
     "ema_pytorch",
     "timm",
@@ -43,7 +44,8 @@ def interpret(contents: Contents) -> Snapshot:
     if not contents.unread and not contents.beside:
         return held
     told = _telling(held.manifest, contents)
-    return Snapshot(held.items_by_path.values(), held.states, held.origin, held.integrity, told, held.moment)
+    made = Snapshot(held.items_by_path.values(), held.states, held.origin, held.integrity, told, held.moment)
+    return made.also_named(held.namings)
 
 
 def _telling(known: Manifest, contents: Contents) -> Manifest:

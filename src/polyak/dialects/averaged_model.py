@@ -29,7 +29,8 @@ def interpret(contents: Contents) -> Snapshot | None:
     why = f"{held.place} holds a count {_COUNT} = {count} and all else in {_PREFIX}*, as AveragedModel does"
     rule = "the rule is not in the file; without one of its own, AveragedModel is the equal mean"
     pair = f"{raw.place} has the same names and shapes" if raw else "no set with the same names is beside it"
-    return snapshot(contents, Reading("PyTorch AveragedModel", roles, used, (why, pair, rule)))
+    whole = {AVERAGE: held.tensors} | ({RAW: raw.tensors} if raw else {})
+    return snapshot(contents, Reading("PyTorch AveragedModel", roles, used, (why, pair, rule), whole=whole))
 
 
 def _all_wrapped(tensors: object) -> bool:

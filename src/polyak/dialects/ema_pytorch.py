@@ -33,7 +33,8 @@ def interpret(contents: Contents) -> Snapshot | None:
     raw = bare(beside.tensors) if beside else included
     roles = {RAW: raw, AVERAGE: average} if raw else {AVERAGE: average}
     used = held.stored | (beside.stored if beside else frozenset())
-    return snapshot(contents, Reading("ema-pytorch", roles, used, _evidence(held, bool(raw))))
+    whole = {AVERAGE: held.tensors}
+    return snapshot(contents, Reading("ema-pytorch", roles, used, _evidence(held, bool(raw)), whole=whole))
 
 
 def _fits(tensors: Set) -> bool:

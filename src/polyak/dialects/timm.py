@@ -25,4 +25,5 @@ def interpret(contents: Contents) -> Snapshot | None:
         f"the arguments of the run say a decay of {decay}" if decay is not None else "the decay is not in the file",
     )
     used = found[_RAW].stored | found[_AVERAGE].stored
-    return snapshot(contents, Reading("timm", {RAW: raw, AVERAGE: average}, used, evidence))
+    whole = {RAW: found[_RAW].tensors, AVERAGE: found[_AVERAGE].tensors}
+    return snapshot(contents, Reading("timm", {RAW: raw, AVERAGE: average}, used, evidence, whole=whole))

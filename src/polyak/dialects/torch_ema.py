@@ -72,8 +72,10 @@ def _reading(held: Listed, model: Named | None, why: str, aside: dict[str, Tenso
     if model and average:
         found = (why, f"it has the number and all shapes of the parameters in {model.place}, in their order")
         kept = _by_position(raw, list(aside.values()))
-        in_model = _is_in_model(list(parameters(raw).values()), held.tensors, list(aside.values())) if kept else False
-        evidence = (*found, *_exchanged(in_model, model.place, held.tool))
+        own = list(parameters(raw).values())
+        in_model = _is_in_model(own, held.tensors, list(aside.values())) if kept else False
+        said = _exchanged(in_model, model.place, held.tool) if kept else _alike(own, held.tensors, model.place)
+        evidence = (*found, *said)
         used = held.stored | model.stored
         if kept and in_model:
             return Reading(held.tool, {RAW: kept, AVERAGE: average}, used | frozenset(aside), evidence)
@@ -106,15 +108,33 @@ def _aside(held: Listed, contents: Contents) -> dict[str, Tensor]:
 def _is_in_model(model: Sequence[Tensor], shadows: Sequence[Tensor], aside: Sequence[Tensor]) -> bool | None:
     """Whether the model's values are those of the average, by its smallest parameters; None where these do not tell."""
     told: set[bool] = set()
-    left = _LOOKED_AT
-    for own, *others in sorted(zip(model, shadows, aside, strict=True), key=lambda alike: math.prod(alike[0].shape)):
-        left -= math.prod(own.shape) * numpy_dtype(own.dtype).itemsize
-        if left < 0:
-            break
-        average, kept = (t.read().astype(numpy_dtype(own.dtype)).tobytes() for t in others)
+    for own, average, kept in _smallest(model, shadows, aside):
         if average != kept:
-            told.add(own.read().tobytes() == average)
+            told.add(own == average)
     return told.pop() if len(told) == 1 else None
+
+
+def _smallest(model: Sequence[Tensor], *others: Sequence[Tensor]) -> Iterator[tuple[bytes, ...]]:
+    """The values of the smallest parameters, and what the other lists have for each, in the model's dtype."""
+    left = _LOOKED_AT
+    for own, *rest in sorted(zip(model, *others, strict=True), key=lambda alike: math.prod(alike[0].shape)):
+        dtype = numpy_dtype(own.dtype)
+        left -= math.prod(own.shape) * dtype.itemsize
+        if left < 0:
+            return
+        yield own.read().tobytes(), *(t.read().astype(dtype).tobytes() for t in rest)
+
+
+def _alike(model: Sequence[Tensor], shadows: Sequence[Tensor], place: str) -> tuple[str, ...]:
+    """A word where the model has the average's values and nothing was put aside: diffusers keeps that elsewhere."""
+    compared = 0
+    for own, average in _smallest(model, shadows):
+        if own != average:
+            return ()
+        compared += 1
+    why = f"{place} holds the average's values in all {compared} parameters that were compared"
+    said = f"{why}: it may have been exchanged for the average while the file was written, without the raw weights"
+    return (said,) if compared else ()
 
 
 def _exchanged(in_model: bool | None, place: str, tool: str) -> tuple[str, ...]:

@@ -14,14 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.called import says_average
+from polyak.dialects.torch_beside import called_average, networks_beside
 from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, parameters, same, sets, snapshot, usual
 from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
 
 _GUIDED = re.compile(r"ema_(?P<decay>0?\.\d+)_(?P<step>\d+)\.\w+")
-_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|teacher|shadow)(?![a-z])")
 _TWIN_FILE = re.compile(r".*-EMA\.ckpt")
 
 
@@ -34,17 +33,32 @@ def interpret(contents: Contents) -> Snapshot | None:
 
 
 def _twins(found: Mapping[str, Named]) -> Reading | None:
-    """One set, and others of its names and shapes that are called averages: of all its weights, or of some."""
-    averages = [s for s in found.values() if _called_average(s.key)]
-    raws = [s for s in found.values() if not _called_average(s.key)]
+    """One set, and others of its names and shapes that are called averages; or several sets with one average each."""
+    averages = [s for s in found.values() if called_average(s.key)]
+    raws = [s for s in found.values() if not called_average(s.key)]
     pairs = [(raw, average) for average in averages for raw in _averaged_in(average, raws)]
-    if len({raw.key for raw, _ in pairs}) != 1:
-        return None
-    raw, averages = pairs[0][0], [average for _, average in pairs]
+    if len({raw.key for raw, _ in pairs}) == 1:
+        return _averages_of(pairs[0][0], [average for _, average in pairs])
+    once = len({raw.key for raw, _ in pairs}) == len({average.key for _, average in pairs}) == len(pairs)
+    return _side_by_side(pairs) if pairs and once else None
+
+
+def _averages_of(raw: Named, averages: Sequence[Named]) -> Reading:
     called = {AVERAGE if len(averages) == 1 else f"{AVERAGE}:{a.key or 'file'}": a for a in averages}
-    evidence = (*(_why(raw, a) for a in averages), "no tool that is known writes this; some tools save the two swapped")
     roles = {RAW: bare(raw.tensors)} | {role: _completed(raw, a) for role, a in called.items()}
-    return Reading("PyTorch", roles, raw.stored.union(*(a.stored for a in averages)), evidence)
+    whole = {RAW: raw.tensors} | {role: a.tensors for role, a in called.items()}
+    return Reading("PyTorch", roles, _stored(raw, *averages), _why([(raw, a) for a in averages]), whole=whole)
+
+
+def _side_by_side(pairs: Sequence[tuple[Named, Named]]) -> Reading:
+    """Networks with an average each: a generator and a discriminator. Each weight has its network's key in its name."""
+    raw = {n: t for s, _ in pairs for n, t in _with_key(s.key, bare(s.tensors)).items()}
+    average = {n: t for s, a in pairs for n, t in _with_key(s.key, _completed(s, a)).items()}
+    return Reading("PyTorch", {RAW: raw, AVERAGE: average}, _stored(*(s for p in pairs for s in p)), _why(pairs))
+
+
+def _stored(*of: Named) -> frozenset[str]:
+    return frozenset(name for s in of for name in s.stored)
 
 
 def _averaged_in(average: Named, raws: Sequence[Named]) -> list[Named]:
@@ -61,7 +75,11 @@ def _completed(raw: Named, average: Named) -> dict[str, Tensor]:
     return {n: own.get(n, t) for n, t in whole.items() if n in own or n not in trained}
 
 
-def _why(raw: Named, average: Named) -> str:
+def _why(pairs: Sequence[tuple[Named, Named]]) -> tuple[str, ...]:
+    return (*(_names_of(*p) for p in pairs), "no tool that is known writes this; some tools save the two swapped")
+
+
+def _names_of(raw: Named, average: Named) -> str:
     own, held = bare(average.tensors), _completed(raw, average)
     left = {
         "which it takes from there": [n for n in held if n not in own],
@@ -72,35 +90,30 @@ def _why(raw: Named, average: Named) -> str:
 
 
 def _only(found: Mapping[str, Named]) -> Reading | None:
-    """The only set, if it is called an average: what a training keeps that empties its model before it saves."""
-    if len(found) != 1 or not _called_average((one := next(iter(found.values()))).key):
+    """The only network, if it is called an average: what a training keeps that empties its model before it saves."""
+    averages = [s for s in found.values() if called_average(s.key)]
+    if len(averages) != 1 or networks_beside(one := averages[0], found):
         return None
     said = f"{one.place} is the only set, and called an average by its writer"
-    return Reading("PyTorch", {AVERAGE: bare(one.tensors)}, one.stored, (said,))
-
-
-def _called_average(key: str) -> bool:
-    return says_average(key, _AVERAGED)
+    return Reading("PyTorch", {AVERAGE: bare(one.tensors)}, one.stored, (said,), whole={AVERAGE: one.tensors})
 
 
 def _alone(found: Mapping[str, Named], contents: Contents) -> Reading:
-    held = usual(found)
-    if held is not None and not _has_twin(held, found):
-        tensors, used = bare(held.tensors), held.stored
-    else:
-        tensors = {n: t for s in found.values() for n, t in _with_key(s).items()}
-        used = frozenset(n for s in found.values() for n in s.stored)
     role, evidence, confidence = _by_file_name(file_name(contents))
-    return Reading("PyTorch", {role: tensors} if tensors else {}, used, evidence, confidence)
+    held = usual(found)
+    beside = networks_beside(held, found) if held else []
+    if held and not beside:
+        sets_, whole = {role: bare(held.tensors)}, {role: held.tensors}
+        return Reading("PyTorch", sets_, held.stored, evidence, confidence, whole)
+    if held and beside:
+        others = listed([s.place for s in beside])
+        evidence = (*evidence, f"{others} may be a network beside {held.place}: each weight has its key in its name")
+    tensors = {n: t for s in found.values() for n, t in _with_key(s.key, bare(s.tensors)).items()}
+    return Reading("PyTorch", {role: tensors} if tensors else {}, _stored(*found.values()), evidence, confidence)
 
 
-def _has_twin(held: Named, found: Mapping[str, Named]) -> bool:
-    """Whether another set has the same names and shapes, so that neither is the model more than the other."""
-    return any(s is not held and same(bare(s.tensors), bare(held.tensors)) for s in found.values())
-
-
-def _with_key(held: Named) -> dict[str, Tensor]:
-    return {f"{held.key}/{n}" if held.key else n: t for n, t in bare(held.tensors).items()}
+def _with_key(key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{key}/{n}" if key else n: t for n, t in tensors.items()}
 
 
 def _by_file_name(name: str) -> tuple[str, tuple[str, ...], str]:

@@ -7,12 +7,14 @@ several under keys of the writer's choice.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import item
+from polyak.errors import listed
 from polyak.manifest import Manifest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, is_floating
@@ -24,6 +26,10 @@ _FORMATS = (TORCH, "safetensors", "safetensors-sharded")
 _WRAPPERS = ("module.", "_orig_mod.")
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
 _SLOTS = re.compile(r"(^|/)state/\d+(/|$)")
+_OPTIMIZER = re.compile(r"(\w+[_-])?optim(s|i[sz]ers?)?([A-Z\d]|[_-]\w)?([_-]states?)?([_-]dicts?)?")
+_OF_OPTIMIZER = {"state", "param_groups"}
+_MOST_TOLD = 3
+_LISTS = ("shadow_params", "collected_params", "temp_stored_params")
 _COUNTER = "num_batches_tracked"
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 
@@ -37,6 +43,8 @@ class Reading:
     Attributes:
         sets: weights by their path, for each role.
         used: the stored names of all tensors that the dialect has accounted for.
+        whole: for each role the ``state_dict`` that its weights are taken from, with the names and counts of the
+            object that wrote it, where they are others.
     """
 
     tool: str
@@ -44,6 +52,7 @@ class Reading:
     used: frozenset[str]
     evidence: tuple[str, ...]
     confidence: str = "inferred"
+    whole: Mapping[str, Set] = field(default_factory=dict)
     note: str = ""
 
 
@@ -64,25 +73,45 @@ def sets(contents: Contents) -> dict[str, Named]:
     """The sets of a file by their key; the set of a bare file has the key "". Optimizer state is none."""
     if contents.format not in _FORMATS or contents.manifest is not None:
         return {}
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in contents.tensors.items():
-        key, _, last = name.rpartition("/")
-        if not is_optimizer(key) and not _is_position(last):
-            found.setdefault(key, {})[last] = tensor
-    return {key: _named(key, tensors) for key, tensors in found.items()}
+    found: dict[str, dict[str, str]] = {}
+    for name in contents.tensors:
+        key, last = place_of(name)
+        if not is_optimizer(key) and not is_list(key):
+            found.setdefault(key, {})[last] = name
+    return {
+        key: Named(key, {last: contents.tensors[name] for last, name in names.items()}, frozenset(names.values()))
+        for key, names in found.items()
+    }
 
 
-def _named(key: str, tensors: Set) -> Named:
-    return Named(key, tensors, frozenset(f"{key}/{name}" if key else name for name in tensors))
+def place_of(name: str) -> tuple[str, str]:
+    """The key of a stored name's set, and its name there. A name that begins or ends with a slash has no key.
+
+    Example:
+        >>> place_of("ema/shadow/conv.weight"), place_of("/conv.weight")
+        (('ema/shadow', 'conv.weight'), ('', '/conv.weight'))
+    """
+    key, _, last = name.rpartition("/")
+    return (key, last) if key and last else ("", name)
 
 
 def is_optimizer(key: str) -> bool:
-    """Whether a place in the file belongs to an optimizer, by the names that torch's own and others have."""
-    return bool(_SLOTS.search(key)) or any(step.startswith("optim") for step in key.split("/"))
+    """Whether a place in the file belongs to an optimizer: by its name, or by what torch's own keep below it.
+
+    Example:
+        >>> [is_optimizer(key) for key in ("optimizer", "optim_gan/state/0", "optimized_model")]
+        [True, True, False]
+    """
+    steps = key.split("/")
+    called = [i for i, step in enumerate(steps) if "optim" in step]
+    if any(_OPTIMIZER.fullmatch(steps[i]) for i in called) or _SLOTS.search(key):
+        return True
+    return bool(called) and not _OF_OPTIMIZER.isdisjoint(steps[called[0] + 1 :])
 
 
-def _is_position(name: str) -> bool:
-    return name.isdigit()
+def is_list(key: str) -> bool:
+    """Whether a place holds an average's list of weights by their position, and no set by name."""
+    return key.rpartition("/")[2] in _LISTS
 
 
 def under(tensors: Set, prefix: str) -> dict[str, Tensor]:
@@ -153,12 +182,35 @@ def snapshot(contents: Contents, reading: Reading) -> Snapshot:
         {},
         (),
         source=contents.origin,
-        note=reading.note,
+        note="; ".join(filter(None, (reading.note, _left_alone(left, contents)))),
         evidence=reading.evidence,
         confidence=reading.confidence,
         layout=TORCH if contents.format == TORCH else "",
     )
-    return Snapshot(items, None, contents.origin, contents.integrity, written)
+
+    def namings(role: str) -> Iterator[Snapshot]:
+        for named in _namings(reading, role):
+            held = [_item(role, name, named) for name in named]
+            yield Snapshot(held, None, contents.origin, contents.integrity, written)
+
+    return Snapshot(items, None, contents.origin, contents.integrity, written).also_named(namings)
+
+
+def _namings(reading: Reading, role: str) -> Iterator[Set]:
+    """A set under the names that an object has which wraps the model: its own writer's, or any that counts nothing."""
+    if role in reading.whole:
+        yield reading.whole[role]
+    if role in reading.sets:
+        yield {f"{_WRAPPERS[0]}{name}": tensor for name, tensor in reading.sets[role].items()}
+
+
+def _left_alone(left: Sequence[str], contents: Contents) -> str:
+    """A word on arrays that may be weights, too, and are in no set: their places, and how many are there."""
+    arrays = [n for n in left if contents.tensors[n].shape and is_floating(contents.tensors[n].dtype)]
+    places = [(key or name, key) for name in arrays for key, _ in [place_of(name)]]
+    counts = Counter(place for place, key in places if not is_optimizer(place) and not is_list(key))
+    told = [f"{place!r} ({n} array{'s' * (n > 1)})" for place, n in counts.items()]
+    return f"left with the state of the training: {listed(told, _MOST_TOLD)}" if told else ""
 
 
 def _item(role: str, name: str, tensors: Set) -> Item:

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from polyak.contents import Contents
-from polyak.errors import FileError, UnknownFormat
+from polyak.errors import FileError, UnknownFormat, listed
 from polyak.files.atomic import standing
 from polyak.files.failures import failures_named
 from polyak.files.stamp import Stamp, stamp
@@ -31,6 +31,8 @@ _FORMATS = (
 _TEXT_MODEL = "saved_model.pbtxt"
 _TORCH_INDEX = ".bin.index.json"
 _TRIES = 1000
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".keras", ".msgpack")
+_MOST_NAMED = 3
 
 
 def read(path: Path) -> Contents:
@@ -94,6 +96,10 @@ def _unknown(path: Path) -> tuple[str, str]:
     if checkpoints:
         hint = f"name one of the checkpoints in it, such as {str(checkpoints[-1].with_suffix(''))!r}"
         return "a directory that does not say which checkpoint is meant", hint
+    held = sorted(p.name for p in path.iterdir() if p.name.endswith(_WEIGHTS)) if path.is_dir() else []
+    if held:
+        what = f"a directory that does not say which of its files is meant: {listed(held, _MOST_NAMED)}"
+        return what, f"open the one that is meant, such as {str(path / held[0])!r}"
     what = "a directory without a checkpoint" if path.is_dir() else "a file of no known format"
     return what, "polyak reads safetensors, npz, TensorFlow, Orbax, SavedModel, Keras, PyTorch and Flax files"
 

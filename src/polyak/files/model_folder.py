@@ -1,7 +1,7 @@
 """A model's folder as diffusers and transformers write it: ``config.json`` beside one file of weights or an index.
 
 The weights are read by their own format; plain values of the configuration become facts ``config/<key>``, because that
-is where diffusers says that a folder holds an average.
+is where diffusers says that a folder holds an average. So they do where the file of weights is opened by its own path.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from polyak.contents import Contents, json_object
-from polyak.errors import DamagedFile, UnknownFormat
+from polyak.errors import DamagedFile, FileError, UnknownFormat
 from polyak.files.failures import failures_named
 
 _CONFIG = "config.json"
@@ -19,15 +20,21 @@ _SHARDED, _WHOLE = ".safetensors.index.json", ".safetensors"
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _PICKLED = ".bin.index.json"
 _ENDS = (_SHARDED, _WHOLE, ".bin", _PICKLED)
+_FORMATS = {_SHARDED: "safetensors_sharded", _WHOLE: "safetensors", ".bin": "torch_pt"}
 _LARGEST = 2_000_000
 
 
 def recognises(path: Path) -> bool:
-    return path.is_dir() and (path / _CONFIG).is_file() and _weights(path) is not None
+    if path.is_dir():
+        return (path / _CONFIG).is_file() and _weights(path) is not None
+    return _format(path) is not None and path.with_name(_CONFIG).is_file()
 
 
 def read(path: Path) -> Contents:
-    """Open a folder. Raises DamagedFile, UnknownFormat, FileError."""
+    """Open a folder, or the file of weights in it. Raises DamagedFile, UnknownFormat, FileError."""
+    if (format_ := _format(path)) is not None:
+        held: Contents = format_.read(path)
+        return replace(held, facts={**held.facts, **_facts_beside(path)})
     weights = _weights(path)
     assert weights is not None
     _refuse_both(weights)
@@ -39,6 +46,13 @@ def read(path: Path) -> Contents:
 def _weights(path: Path) -> Path | None:
     """The file of weights; safetensors, which run no code anywhere, come first."""
     return next((path / f"{s}{e}" for e in _ENDS for s in _STEMS if (path / f"{s}{e}").is_file()), None)
+
+
+def _format(path: Path) -> ModuleType | None:
+    """What reads a file that has the name of a folder's weights; None for others, and where the name deceives."""
+    end = next((end for end in _FORMATS for stem in _STEMS if path.name == f"{stem}{end}"), None)
+    module = import_module(f"polyak.files.{_FORMATS[end]}") if end and path.is_file() else None
+    return module if module and module.recognises(path) else None
 
 
 def _refuse_both(weights: Path) -> None:
@@ -59,6 +73,14 @@ def _refuse_pickled_shards(index: Path) -> None:
             f"shards of torch.save, which {index.name!r} lists",
             hint="open each shard by itself; or write the model anew: model.save_pretrained(folder) makes safetensors",
         )
+
+
+def _facts_beside(weights: Path) -> dict[str, object]:
+    """Those of the folder; what is no configuration of a model may lie beside a file that is opened by its own path."""
+    try:
+        return _facts(weights.with_name(_CONFIG))
+    except (DamagedFile, FileError):
+        return {}
 
 
 def _facts(path: Path) -> dict[str, object]:

@@ -171,7 +171,7 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
             PyTorch, layers whose rule is not known.
     """
     _refuse_unknown(asked)
-    source = without_twins(source, target, asked.get("exclude", ()))
+    source = without_twins(_named_as(source, target, asked), target, asked.get("exclude", ()))
     changed = change(source, target, asked)
     if changed is None:
         plan = _paired(source, target, asked)
@@ -180,6 +180,14 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     plan = _paired(changed.source, target, cast(Asked, changed.asked))
     skipped = tuple(path for path in plan.skipped if path not in changed.alone)
     return replace(plan, skipped=skipped, left=(*plan.left, *changed.alone), turned=True)
+
+
+def _named_as(source: Snapshot, target: Target, asked: Asked) -> Snapshot:
+    """The source under the target's own names, where its writer wraps the model as the target does."""
+    if asked.get("rename") is not None or asked.get("by") is not None:
+        return source
+    wanted = (w for w in target.weights if w.kind is not Kind.SEED)
+    return source.named_as(w.path for w in wanted if _asked_for(w.path, asked))
 
 
 def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:

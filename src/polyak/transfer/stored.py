@@ -97,7 +97,7 @@ class StoredPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ShapeMismatch, DtypeMismatch: a weight is not as planned, or does not fit.
             AmbiguousMatch: one target weight is written twice.
         """
-        source = without_twins(source, target)
+        source = without_twins(source.named_as(line.source for line in self.moves), target)
         refuse_two_layouts(source, target)
         sources, targets = ({w.path: w for w in side} for side in (source.weights, target.weights))
         if source.roles != (self.role,):
