@@ -1,7 +1,8 @@
 """``optax.ema``: its state holds a counter and the average of what went through it, which starts at zero.
 
 Outside of an optimizer's state it is an average of the weights beside it. Within one it averages updates, because
-that is what goes through the chain of an optimizer; there it is no set of weights.
+that is what goes through the chain of an optimizer; there it is no set of weights. A numbered part of a chain is one
+of an optimizer, whatever its place is called.
 
 Source: ``optax/transforms/_accumulation.py``: whether it debiases or not, the values in the state are the biased ones.
 """
@@ -9,7 +10,7 @@ Source: ``optax/transforms/_accumulation.py``: whether it debiases or not, the v
 from __future__ import annotations
 
 from polyak.contents import Contents
-from polyak.dialects.jax_tree import JaxTree, is_optimizer, snapshot, used, with_statistics
+from polyak.dialects.jax_tree import JaxTree, snapshot, used, with_statistics
 from polyak.dialects.torch_sets import Reading, is_count, number
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
@@ -53,7 +54,7 @@ def _states(tree: JaxTree) -> list[str]:
     """Places that hold a counter and a subtree of averages, and nothing else."""
     counters = [p for p in tree.weights if p == _COUNT or p.endswith(f"/{_COUNT}")]
     places = [p.removesuffix(_COUNT).removesuffix("/") for p in counters if is_count(tree.weights[p])]
-    places = [place for place in places if place and not is_optimizer(place)]
+    places = [place for place in places if place]
     return [place for place in places if _is_state(tree, place)] if len(places) <= _MOST_COUNTERS else []
 
 
