@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,31 @@ def test_the_average_of_optax_is_biased_and_the_note_says_so() -> None:
     raw, average = (held.select(role=r)["Dense_0/kernel"] for r in ("raw", "average"))
     # Three updates with the same weights: corrected, the average is those weights.
     np.testing.assert_allclose(average / (1 - 0.9**3), raw, rtol=1e-5)
+
+
+def test_a_biased_average_is_handed_over_with_a_word_and_a_way_to_correct_it(tmp_path: Path) -> None:
+    held = polyak.open(GOLDEN / "optax")
+    raw, target = held.select(role="raw"), polyak.Snapshot.from_arrays(held.select(role="raw"))
+    verbs: list[Callable[[], object]] = [
+        lambda: polyak.convert(held, tmp_path / "a.safetensors", weights="average"),
+        lambda: polyak.plan(tmp_path / "a.safetensors", target),
+        lambda: polyak.average([held, held], role="average"),
+        lambda: polyak.transfer(held, tmp_path / "b.npz", weights="average"),
+    ]
+    said = []
+    for verb in verbs:
+        with pytest.warns(polyak.errors.ImmatureWarning, match="0.30% of the right values with decay 0.999") as caught:
+            verb()
+        said.append(str(caught[0].message))
+    code = said[1].partition("of its program: ")[2]
+    held = polyak.open(tmp_path / "a.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corrected = eval(code, {"polyak": polyak, "held": held, "decay": 0.9})
+        polyak.plan(corrected, target)
+        polyak.plan(raw, target)
+    for name, array in raw.items():
+        np.testing.assert_allclose(corrected[name], array, rtol=1e-5)
 
 
 def test_moving_statistics_belong_to_both_sets() -> None:

@@ -17,6 +17,7 @@ from polyak.snapshot import Snapshot
 
 _COUNT, _EMA = "count", "ema"
 _MOST_COUNTERS = 64
+_USUAL = (0.999, 0.9999)
 
 
 def interpret(contents: Contents) -> Snapshot | None:
@@ -35,7 +36,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     count = number(tree.weights[_joined(place, _COUNT)])
     note = (
         f"the average is stored as optax.ema keeps it, without its correction for the start at zero: divide by "
-        f"1 - decay**{count}, where the decay is not in the file"
+        f"1 - decay**{count}, where the decay is not in the file; {_shares(int(count or 0))}"
     )
     why = (
         f"{place!r} holds a counter, which is {count}, and averages with the names and shapes of {raws[0]!r}, as the "
@@ -44,6 +45,11 @@ def interpret(contents: Contents) -> Snapshot | None:
     taken = used(tree, raws[0], _joined(place, _EMA))
     sets = {RAW: raw, AVERAGE: average | {n: raw[n] for n in raw if n in copied}}
     return snapshot(tree, Reading("optax", sets, taken, (why, note), note=note), copied)
+
+
+def _shares(count: int) -> str:
+    """How much of the right values is there, by usual decays."""
+    return "it is " + " or ".join(f"{1 - decay**count:.2%} of the right values with decay {decay}" for decay in _USUAL)
 
 
 def _joined(place: str, step: str) -> str:
