@@ -168,3 +168,24 @@ def test_values_that_their_writer_keeps_biased_are_taken_with_a_word() -> None:
     held = polyak.open(Path(__file__).parents[1] / "golden/jax/optax").select(role="average")
     with pytest.warns(ImmatureWarning, match="divide by 1 - decay"), pytest.raises(polyak.errors.PolyakError):
         ema.set_values(held)
+
+
+@jax_only
+def test_what_jax_programs_are_made_of_is_told_what_is_done_with_it() -> None:
+    import jax.numpy as jnp
+
+    received: list[Any] = [{"a": {"b": jnp.ones(2)}}, [jnp.ones(2)], jnp.ones(2)]
+    try:
+        from flax import linen, nnx
+
+        received += [linen.Dense(3), nnx.Linear(2, 2, rngs=nnx.Rngs(0))]
+    except ImportError:
+        pass
+    for one in received:
+        with pytest.raises(ModelError) as caught:
+            polyak.EMA(one, 0.9)
+        assert "modules and trees of JAX are not tracked" in str(caught.value.hint)
+        assert "polyak.Snapshot.from_arrays" in str(caught.value.hint)
+    with pytest.raises(ModelError) as caught:
+        polyak.EMA({"a": 1}, 0.9)
+    assert caught.value.hint == "give the model itself"
