@@ -85,10 +85,12 @@ def test_a_model_whose_arrays_were_given_away_is_told_so(verb: str, tmp_path: Pa
 
     model = ZOO["sequential"].built()
     ema = polyak.EMA(model, 0.9)
-    before = ema.values()
+    host, before = polyak.EMA(model, 0.9, placement="host"), ema.values()
     jax.jit(lambda held: [2 * array for array in held], donate_argnums=0)(parts(model)[0])
     with pytest.raises(ModelError, match="expected a value, received a deleted array") as caught:
         WITHIN[verb](model, ema, tmp_path)
+    with pytest.raises(ModelError, match="expected a value, received a deleted array"):
+        host.update()
     assert "give the step a copy" in str(caught.value.hint)
     ema.copy_to(model)
     assert_same_bits({path: values(model)[path] for path in before}, before)

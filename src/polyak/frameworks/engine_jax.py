@@ -92,12 +92,6 @@ class JaxEngine(Engine):
             )
         return value
 
-    def values(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        found = super().values(variables)
-        for path, value in found.items():
-            refuse_gone(value, f"weight {path!r}")
-        return found
-
     def settle(self, model: Any) -> None:
         # Of an evaluation that raised Keras keeps averaged values: it would write them over the raw ones later.
         if vars(model).get("_jax_state"):
@@ -161,7 +155,8 @@ class JaxEngine(Engine):
         """``real``: nothing, or the truth value of ``stepped``."""
         try:
             new = compiled(tuple(programs))([tree_of(h) for h in held], dict(values), *real)
-        except ValueError:
+        except (RuntimeError, ValueError):  # looked for only now: an update has no time for it
+            _refuse_gone(values)
             for one in held:
                 refuse_elsewhere(one.shadows, values)
             raise
@@ -181,6 +176,11 @@ class JaxEngine(Engine):
 
     def along(self, shadows: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
         return {path: _along(shadow, variables[path]._value) for path, shadow in shadows.items()}
+
+
+def _refuse_gone(values: Arrays) -> None:
+    for path, value in values.items():
+        refuse_gone(value, f"weight {path!r}")
 
 
 def _along(shadow: Any, value: Any) -> Any:
@@ -225,6 +225,7 @@ class JaxHostEngine(JaxEngine):
         return dict(shadows)
 
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, *real: Any) -> list[Held]:
+        _refuse_gone(values)
         here = {path: jax.device_put(value, _host()) for path, value in values.items()}
         return super().step(programs, held, here, *(jax.device_put(truth, _host()) for truth in real))
 
