@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, MissingWeight, ModelError
+from polyak.errors import AmbiguousRole, DamagedFile, DtypeMismatch, MissingWeight, ModelError, UnexpectedWeight
 from polyak.manifest import Manifest, State, digest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, Weight
@@ -229,3 +229,24 @@ def test_a_framework_that_a_program_bars_is_not_loaded(monkeypatch: pytest.Monke
     assert not barred & versions.keys()
     with pytest.raises(ModelError, match="expected a Keras model"):
         polyak.snapshot(object())
+
+
+def test_names_and_values_that_are_no_arrays_are_refused_with_the_next_step() -> None:
+    with pytest.raises(UnexpectedWeight, match="weight 1: expected a name that is text, received int"):
+        Snapshot.from_arrays({1: np.ones(2)})  # type: ignore[dict-item]
+    with pytest.raises(DtypeMismatch, match="received a tree of them, dict") as caught:
+        Snapshot.from_arrays({"a": {"b": np.ones(2)}})  # type: ignore[dict-item]
+    assert caught.value.hint == "give each array under its whole path: {'a/b': array, ...}"
+    with pytest.raises(DtypeMismatch, match="received list, which is none"):
+        Snapshot.from_arrays({"a": [[1.0], [1.0, 2.0]]})  # type: ignore[dict-item]
+
+
+def test_what_jax_gives_no_values_of_is_refused() -> None:
+    jax = pytest.importorskip("jax")
+    deleted = jax.numpy.ones(2)
+    deleted.delete()
+    for value, said in ((jax.random.key(0), "jax.random.key_data"), (deleted, "has been deleted")):
+        with pytest.raises(DtypeMismatch, match=said):
+            Snapshot.from_arrays({"w": value})
+    with pytest.raises(DtypeMismatch, match="on traced array"):
+        jax.jit(lambda x: Snapshot.from_arrays({"w": x})["w"])(jax.numpy.ones(2))

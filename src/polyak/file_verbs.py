@@ -28,7 +28,7 @@ from polyak.errors import AmbiguousRole, FileError, ModelError, RuleError
 from polyak.files.atomic import Check
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.growth import tell_left_out
-from polyak.frameworks.hand_over import model_target
+from polyak.frameworks.hand_over import model_target, warn_if_biased
 from polyak.manifest import AVERAGE, RAW, Manifest, State, Stored, choose_role
 from polyak.snapshot import Snapshot
 from polyak.transfer.layout_whole import refuse_lost
@@ -193,11 +193,13 @@ def _argument(path: str) -> str:
 
 
 def source_of(source: Any, weights: str | None) -> Snapshot:
-    """One set of a source: a path, a snapshot, an average or a model."""
+    """One set of a source: a path, a snapshot, an average or a model. Says so if it is a biased average."""
     if isinstance(source, (str, os.PathLike)):
         source = open(source)
     if isinstance(source, Snapshot):
-        return source.select(role=weights)
+        held = source.select(role=weights)
+        warn_if_biased(held)
+        return held
     if isinstance(source, Average):
         role = choose_role((AVERAGE,) if weights is None else (RAW, AVERAGE), weights, source.label)
         return source.snapshot() if role == AVERAGE else snapshot_of(source.source, RAW)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.errors import DamagedFile, DtypeMismatch, MissingWeight, listed
+from polyak.errors import DamagedFile, DtypeMismatch, MissingWeight, UnexpectedWeight, listed
 from polyak.manifest import Manifest, State, Stored, choose_role, digest
 from polyak.weights import Globs, Kind, Weight, is_floating, numpy_dtype, select, unmatched_globs
 
@@ -113,6 +113,7 @@ class Snapshot(Mapping[str, Array]):
 
         Raises:
             DtypeMismatch: a value is no array of numbers.
+            UnexpectedWeight: a name is no text.
         """
         return cls((_held(path, value, role) for path, value in arrays.items()), {role: state}, origin="arrays")
 
@@ -324,12 +325,30 @@ def refuse_unmatched(paths: Sequence[str], include: Globs, exclude: Globs, where
 
 
 def _held(path: str, value: Array, role: str) -> Item:
+    if not isinstance(path, str):
+        raise UnexpectedWeight(
+            f"weight {path!r}: expected a name that is text, received {type(path).__name__}",
+            hint='name it by its path, such as "layers/0/kernel"',
+        )
+    if isinstance(value, Mapping):
+        whole = f"{path}/{next(iter(value), 'b')}"
+        raise DtypeMismatch(
+            f"weight {path!r}: expected an array of numbers, received a tree of them, {type(value).__name__}",
+            hint=f"give each array under its whole path: {{{whole!r}: array, ...}}",
+        )
     if np.ma.is_masked(value):
         raise DtypeMismatch(
             f"weight {path!r}: expected an array of numbers, received one with masked elements",
             hint="fill them first: array.filled(0)",
         )
-    array = np.array(value, order="C")
+    try:
+        array = np.array(value, order="C")
+    except (TypeError, ValueError, RuntimeError) as error:  # of JAX: keys, deleted arrays, traced ones
+        said = str(error).partition("\n")[0]
+        raise DtypeMismatch(
+            f"weight {path!r}: expected an array of numbers, received {type(value).__name__}, which is none: {said}",
+            hint="give what NumPy makes an array of; of a key of JAX jax.random.key_data(key)",
+        ) from error
     if array.dtype.kind not in "biufcV" or array.dtype.type is np.void:
         raise DtypeMismatch(
             f"weight {path!r}: expected an array of numbers, received {array.dtype}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,31 @@ def test_the_average_of_optax_is_biased_and_the_note_says_so() -> None:
     np.testing.assert_allclose(average / (1 - 0.9**3), raw, rtol=1e-5)
 
 
+def test_a_biased_average_is_handed_over_with_a_word_and_a_way_to_correct_it(tmp_path: Path) -> None:
+    held = polyak.open(GOLDEN / "optax")
+    raw, target = held.select(role="raw"), polyak.Snapshot.from_arrays(held.select(role="raw"))
+    verbs: list[Callable[[], object]] = [
+        lambda: polyak.convert(held, tmp_path / "a.safetensors", weights="average"),
+        lambda: polyak.plan(tmp_path / "a.safetensors", target),
+        lambda: polyak.average([held, held], role="average"),
+        lambda: polyak.transfer(held, tmp_path / "b.npz", weights="average"),
+    ]
+    said = []
+    for verb in verbs:
+        with pytest.warns(polyak.errors.ImmatureWarning, match="0.30% of the right values with decay 0.999") as caught:
+            verb()
+        said.append(str(caught[0].message))
+    code = said[1].partition("of its program: ")[2]
+    held = polyak.open(tmp_path / "a.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corrected = eval(code, {"polyak": polyak, "held": held, "decay": 0.9})
+        polyak.plan(corrected, target)
+        polyak.plan(raw, target)
+    for name, array in raw.items():
+        np.testing.assert_allclose(corrected[name], array, rtol=1e-5)
+
+
 def test_moving_statistics_belong_to_both_sets() -> None:
     held = polyak.open(GOLDEN / "train_state")
     for role in ("raw", "average"):
@@ -92,11 +118,35 @@ def opened(arrays: Mapping[str, tuple[int, ...]], facts: Mapping[str, object] | 
     return dialects.interpret(Contents("checkpoint 'x'", "orbax", tensors, facts=facts or {}))
 
 
-def test_an_average_with_two_sets_of_its_shapes_is_not_paired() -> None:
-    held = opened({"params/w": (2,), "target/w": (2,), "ema_params/w": (2,)})
+def test_an_average_with_two_sets_of_its_shapes_is_not_paired_and_the_evidence_says_so() -> None:
+    held = opened({"net_a/w": (2,), "net_b/w": (2,), "ema/w": (2,)})
     assert held.roles == ("raw",)
     assert held.manifest.confidence == "unknown"
-    assert set(held) == {"params/w", "target/w", "ema_params/w"}
+    assert set(held) == {"net_a/w", "net_b/w", "ema/w"}
+    assert (
+        "'ema' is called an average, and 'net_a' and 'net_b' have its names and shapes: none is taken for it"
+        in held.manifest.evidence
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "average", "others"),
+    [
+        ("params", "ema_params", ("prev_params", "optim/0/mu")),
+        ("gen", "gen_ema", ("disc",)),
+        ("G/params", "G_ema/params", ("D/params",)),
+    ],
+)
+def test_of_several_sets_that_are_alike_an_average_is_of_the_one_that_it_is_named_after(
+    raw: str, average: str, others: tuple[str, ...]
+) -> None:
+    held = opened({f"{place}/d/w": (2,) for place in (*others, raw, average)} | {"step": ()})
+    assert set(held.roles) - {"training", "optimizer"} == {"raw", "average"}
+    assert set(held.select(role="raw")) == set(held.select(role="average")) == {"d/w"}
+
+
+def test_a_layer_that_is_called_an_average_is_no_set() -> None:
+    assert opened({"params/ema/kernel": (2, 2), "params/proj/kernel": (2, 2)}).roles == ("raw",)
 
 
 def test_an_average_of_other_shapes_is_not_paired() -> None:
@@ -113,6 +163,60 @@ def test_the_state_of_an_optimizer_is_never_the_average_of_the_weights() -> None
     assert held.select(role="raw").weights[0].path == "w"
     assert set(held.roles) == {"raw", "optimizer"}
     assert "averages updates" in held.manifest.evidence[1]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "optim_state",
+        "tx",
+        "opt_g",
+        "g_opt",
+        "opt_state_g",
+        "optimizer_g",
+        "optimizerState",
+        "OptState",
+        "opt_state2",
+        "optax_state",
+        "updater",
+        "train_opt",
+        "sgd_state",
+        "whatever",
+    ],
+)
+def test_an_average_in_a_chain_of_optax_is_never_one_of_the_weights(place: str) -> None:
+    held = opened({"params/w": (2,), f"{place}/0/count": (), f"{place}/0/ema/w": (2,), f"{place}/1/trace/w": (2,)})
+    assert set(held.select(role="raw")) == {"w"}
+    assert set(held.roles) == {"raw", "optimizer"}
+    assert "averages updates" in held.manifest.evidence[1]
+
+
+def test_the_moments_of_adam_are_an_optimizer_whatever_their_place_is_called() -> None:
+    held = opened({"params/w": (2,), "chain/0/count": (), "chain/0/mu/w": (2,), "chain/0/nu/w": (2,)})
+    assert set(held.select(role="raw")) == {"w"}
+    assert set(held.roles) == {"raw", "optimizer"}
+
+
+def test_variables_with_statistics_of_their_own_are_an_average_of_such_variables() -> None:
+    variables = {"params/d/kernel": (2, 3), "batch_stats/bn/mean": (3,)}
+    held = opened(variables | {f"ema/{path}": shape for path, shape in variables.items()} | {"step": ()})
+    for role in ("raw", "average"):
+        kinds = {w.path: w.kind for w in held.select(role=role).weights}
+        assert kinds == {"d/kernel": Kind.TRAINABLE, "bn/mean": Kind.STATISTIC}
+    assert set(held.select(role="training")) == {"step"}
+
+
+def test_statistics_called_as_an_average_belong_to_it() -> None:
+    names = {"params/d/k": (2,), "batch_stats/bn/mean": (3,), "ema_params/d/k": (2,), "ema_batch_stats/bn/mean": (3,)}
+    held = opened(names)
+    assert set(held.roles) == {"raw", "average"}
+    assert set(held.select(role="average")) == {"d/k", "bn/mean"}
+
+
+def test_an_average_among_the_layers_of_the_weights_is_none_of_these() -> None:
+    held = opened({"d/kernel": (2, 3), "e/bias": (3,), "ema/d/kernel": (2, 3), "ema/e/bias": (3,), "step": ()})
+    assert set(held.select(role="raw")) == set(held.select(role="average")) == {"d/kernel", "e/bias"}
+    assert set(held.select(role="training")) == {"step"}
 
 
 def test_a_part_of_the_model_beside_params_is_not_lost() -> None:

@@ -212,3 +212,56 @@ def test_what_zero_debias_keeps_beside_moving_statistics_is_no_weight(tmp_path):
     held = _saved(tmp_path / "a", {"w": (3,), mean: (3,), f"{mean}/biased": (3,), f"{mean}/local_step": ()})
     assert [w.path for w in held.select(role="raw").weights] == [mean, "w"]
     assert [w.path for w in held.select(role="training").weights] == [f"{mean}/biased", f"{mean}/local_step"]
+
+
+@pytest.fixture(scope="module")
+def scoped_run(tmp_path_factory):
+    """``ema.apply`` within a variable_scope, which TensorFlow puts before the names of the averages."""
+    prefix = str(tmp_path_factory.mktemp("tf1") / "scoped")
+    with tf.Graph().as_default(), tf1.Session() as session:
+        with tf1.variable_scope("net"):
+            bias = tf1.get_variable("b", (2,), initializer=tf1.ones_initializer(), use_resource=False)
+        ema = tf1.train.ExponentialMovingAverage(0.5)
+        with tf1.variable_scope("train"):
+            update = ema.apply([bias])
+        session.run(bias.initializer)
+        session.run(tf1.global_variables_initializer())
+        session.run(bias.assign([5.0, 5.0]))
+        session.run(update)
+        tf1.train.Saver().save(session, prefix, write_meta_graph=False, write_state=False)
+        return prefix, session.run(ema.average(bias))
+
+
+def test_an_average_in_a_scope_of_its_own_is_of_the_weight_that_its_name_ends_with(scoped_run):
+    prefix, average = scoped_run
+    held = polyak.open(prefix)
+    assert list(held) == ["raw/net/b", "average/net/b"]
+    assert held["average/net/b"].tobytes() == average.tobytes()
+    assert "1 of them in another scope than its weight: 'train/net/b'" in "; ".join(held.manifest.evidence)
+    module = tf.Module()
+    module.b = tf.Variable([0.0, 0.0])
+    polyak.transfer(prefix, module, weights="average", rename={"net/b": "b"})
+    assert module.b.numpy().tobytes() == average.tobytes()
+
+
+@pytest.mark.parametrize(
+    "others", [{"b": (2,), "net/b": (2,)}, {"net/b": (3,)}, {"net/b": (2,), "net/b/ExponentialMovingAverage": (2,)}]
+)
+def test_no_raw_weight_stands_in_for_an_average_that_may_be_its_own(tmp_path, others):
+    held = _saved(tmp_path / "a", {"train/net/b/ExponentialMovingAverage": (2,), "c": (4,), **others})
+    twins = {"net/b"} if "net/b/ExponentialMovingAverage" in others else set()
+    assert {*held.select(role="average")} == {"train/net/b", "c", *twins}
+    assert "'train/net/b' is of no one weight" in "; ".join(held.manifest.evidence)
+
+
+def test_averages_with_names_of_their_own_are_told_from_nothing_but_are_mentioned(tmp_path):
+    held = _saved(tmp_path / "a", {"w": (3,), "w/slow": (3,), "w/Adam": (3,), "w/ExponentialMovingAverage_1": (3,)})
+    assert held.roles == ("raw", "training")
+    said = "; ".join(held.manifest.evidence)
+    assert "named after: 'w/ExponentialMovingAverage_1', 'w/slow'; it may be an optimizer's, or an average" in said
+    assert "'w/Adam'" not in said
+    module = tf.Module()
+    module.w = tf.Variable([0.0, 0.0, 0.0])
+    assert 'transfer(snapshot.select("training", include="*/slow"), model, rename={"*/slow": "*"})' in said
+    polyak.transfer(held.select("training", include="*/slow"), module, rename={"*/slow": "*"})
+    assert module.w.numpy().tolist() == [1.0, 1.0, 1.0]

@@ -13,16 +13,21 @@ from functools import cached_property
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import item
-from polyak.dialects.torch_sets import OPTIMIZER, TRAINING, Reading
+from polyak.dialects.torch_sets import OPTIMIZER, TRAINING, Reading, is_count
 from polyak.manifest import Manifest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, is_floating
 
 FORMATS = ("orbax", "flax")
 _OPTIMIZER = re.compile(
-    r"(^|/)(opt|opts|optim|(\w+_)?opt_states?|(\w+_)?optimizers?(_states?|_variables)?|tx_state)(/|$)"
+    r"(^(tx|updater)|(^|/)(tx_state|(\w+_)?(opts?|optax)(_?(states?|variables))?\d*(_\w{1,2})?"
+    r"|(\w+_)?optim(i[sz]ers?)?(_?states?|_\w+)?))(/|$)",
+    re.IGNORECASE,
 )
-_STATISTICS = "batch_stats"
+_ADAM = frozenset(("count", "mu", "nu"))
+_CHAINED = frozenset(("count", "ema"))
+STATISTICS = "batch_stats"
+_PARAMS = "params"
 _VALUE = "/value"
 _MOST_LOOKED_AT, _MOST_PLACES = 1000, 16
 
@@ -47,7 +52,25 @@ class JaxTree:
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """Everything that belongs to no optimizer."""
-        return {p: self.contents.tensors[n] for p, n in self.stored.items() if not is_optimizer(p)}
+        return {p: self.contents.tensors[n] for p, n in self.stored.items() if not self.is_optimizer(p)}
+
+    def is_optimizer(self, path: str) -> bool:
+        """Whether a place belongs to an optimizer, by the names that Flax, Keras and users give it, or by its form."""
+        return bool(_OPTIMIZER.search(path)) or path.startswith(self._chains)
+
+    @cached_property
+    def _chains(self) -> tuple[str, ...]:
+        """Places with what optax keeps: both moments of Adam, or an average that is a numbered part of a chain."""
+        below: dict[str, set[str]] = {}
+        for path in self.stored:
+            steps = path.split("/")
+            for n in range(1, len(steps)):
+                below.setdefault("/".join(steps[:n]), set()).add(steps[n])
+        states = (p for p, held in below.items() if _is_state(p, held) and self._counts(f"{p}/count"))
+        return tuple(dict.fromkeys(f"{_chain(state)}/" for state in states))
+
+    def _counts(self, path: str) -> bool:
+        return path in self.stored and is_count(self.contents.tensors[self.stored[path]])
 
     @cached_property
     def _by_last(self) -> Mapping[str, list[str]]:
@@ -86,10 +109,17 @@ class JaxTree:
         return all((t := self.weights.get(start + n)) is not None and t.shape == w.shape for n, w in tensors.items())
 
     def statistics(self, place: str) -> dict[str, str]:
-        """The moving statistics beside a set: stored path by the path that they have in the set."""
-        parent = place.rpartition("/")[0]
-        start = f"{parent}/{_STATISTICS}/" if parent else f"{_STATISTICS}/"
-        return {p.removeprefix(start): p for p in self.weights if place and p.startswith(start)}
+        """The moving statistics beside a set: stored path by the path that they have in the set.
+
+        Those of ``ema_params`` may be ``ema_batch_stats``; otherwise they are those of the set that it is made of.
+        """
+        parent, slash, last = place.rpartition("/")
+        own = (last.replace(_PARAMS, STATISTICS),) if _PARAMS in last else ()
+        found = (self._renamed(f"{parent}{slash}{name}/") for name in (*own, STATISTICS) if place)
+        return next(filter(None, found), {})
+
+    def _renamed(self, start: str) -> dict[str, str]:
+        return {p.removeprefix(start): p for p in self.weights if p.startswith(start)}
 
 
 def _overlap(place: str, other: str) -> bool:
@@ -97,9 +127,17 @@ def _overlap(place: str, other: str) -> bool:
     return place == other or place.startswith(f"{other}/") or (bool(place) and other.startswith(f"{place}/"))
 
 
-def is_optimizer(path: str) -> bool:
-    """Whether a place belongs to an optimizer, by the names that Flax, Keras and users give it."""
-    return bool(_OPTIMIZER.search(path))
+def _is_state(place: str, below: set[str]) -> bool:
+    """Whether these are the parts of a state of optax; an average is one of an optimizer only in a chain."""
+    return below >= _ADAM or (below == _CHAINED and place.rpartition("/")[2].isdigit())
+
+
+def _chain(state: str) -> str:
+    """The place of a chain, given that of a state in it: without the numbers at its end."""
+    steps = state.split("/")
+    while len(steps) > 1 and steps[-1].isdigit():
+        steps.pop()
+    return "/".join(steps)
 
 
 def with_statistics(tree: JaxTree, place: str) -> dict[str, Tensor]:
@@ -124,8 +162,9 @@ def snapshot(tree: JaxTree, reading: Reading, statistics: Iterable[str] = ()) ->
     copied = frozenset(statistics)
     items = [_item(role, n, t, copied) for role, held in reading.sets.items() for n, t in held.items()]
     left = [p for p in tree.stored if p not in reading.used]
-    items += (item(OPTIMIZER if is_optimizer(p) else TRAINING, p, tree.contents.tensors[tree.stored[p]]) for p in left)
     contents = tree.contents
+    roles = {p: OPTIMIZER if tree.is_optimizer(p) else TRAINING for p in left}
+    items += (item(role, p, contents.tensors[tree.stored[p]]) for p, role in roles.items())
     written = Manifest(
         reading.tool,
         {},

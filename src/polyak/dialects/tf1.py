@@ -1,17 +1,20 @@
 """Name-based TensorFlow checkpoints: TF1's Saver, with the averages of tf.train.ExponentialMovingAverage.
 
 The average of ``net/kernel`` is ``net/kernel/ExponentialMovingAverage``; variables without one (moving
-statistics) belong to both sets, as in TensorFlow's own ``variables_to_restore``.
+statistics) belong to both sets, as in TensorFlow's own ``variables_to_restore``. Where ``apply`` was called within a
+scope, the average is ``scope/net/kernel/ExponentialMovingAverage``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from polyak.contents import Contents
+from polyak.contents import Contents, Tensor
 from polyak.dialects.autonumber import creation_keys
 from polyak.dialects.plain import UNSAID, item
+from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW, Manifest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind
@@ -24,6 +27,39 @@ BY_NAME = (
 )
 _SCALARS = ("global_step", "beta1_power", "beta2_power")
 _DEBIASED = "local_step"
+_SLOTS = re.compile(r"(?i)(adam|momentum|rmsprop|adagrad|adadelta|ftrl|lamb|lars|biased).*")
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Averages:
+    """Whose the averages of a file are.
+
+    Attributes:
+        of: the stored name of each weight's average.
+        scoped: those of them whose name begins with a scope of their own.
+        alone: the stored names of averages without a raw weight, by the name of what they are an average of.
+        unsure: weights each of which may be the raw one of an average in ``alone``.
+    """
+
+    of: Mapping[str, str]
+    scoped: tuple[str, ...]
+    alone: Mapping[str, str]
+    unsure: frozenset[str]
+
+    @classmethod
+    def among(cls, weights: Sequence[str], contents: Contents) -> Averages:
+        """Those of a file, given its weights: each by its own name, or of the one weight whose name ends it."""
+        by_name = {n.removesuffix(SUFFIX): n for n in contents.tensors if n.endswith(SUFFIX)}
+        of = {w: by_name[w] for w in weights if w in by_name}
+        ends = {name: [w for w in weights if name.endswith(f"/{w}") and w not in of] for name in by_name.keys() - of}
+        shape = {n: contents.tensors[n].shape for n in contents.tensors}
+        one = {name: w[0] for name, w in ends.items() if len(w) == 1 and shape[by_name[name]] == shape[w[0]]}
+        one = {name: w for name, w in one.items() if list(one.values()).count(w) == 1}
+        alone = {name: stored for name, stored in by_name.items() if name not in of and name not in one}
+        unsure = {w for name in alone for w in ends[name]}
+        of |= {w: by_name[name] for name, w in one.items()}
+        return cls(of, tuple(sorted(one)), alone, frozenset(unsure))
 
 
 def interpret(contents: Contents) -> Snapshot | None:
@@ -34,21 +70,55 @@ def interpret(contents: Contents) -> Snapshot | None:
     of_training = {n for n in names if _belongs_to_training(n, contents)}
     weights = [n for n in names if n not in of_training and not n.endswith(SUFFIX)]
     items = [item(RAW, n, contents.tensors[n]) for n in weights]
-    if any(n.endswith(SUFFIX) for n in names):
-        items = [_kind(i, contents) for i in (*items, *_averages(weights, contents))]
+    averages = Averages.among(weights, contents)
+    if averages.of or averages.alone:
+        items = [_kind(i, averages) for i in (*items, *_averaged(weights, averages, contents))]
     keys = creation_keys(i.weight.path for i in items)
     items = [_with_evidence(i, keys[i.weight.path], contents) for i in items]
     items += [item(TRAINING, n, contents.tensors[n]) for n in names if n in of_training]
-    return Snapshot(items, None, contents.origin, contents.integrity, _written(contents))
+    return Snapshot(items, None, contents.origin, contents.integrity, _written(contents, averages))
 
 
-def _written(contents: Contents) -> Manifest:
-    averages = sum(n.endswith(SUFFIX) for n in contents.tensors)
-    evidence, confidence = ((BY_NAME.format(averages),), "inferred") if averages else ((UNSAID,), "unknown")
+def _written(contents: Contents, averages: Averages) -> Manifest:
+    count = len(averages.of) + len(averages.alone)
+    evidence = ((BY_NAME.format(count), *_scopes(averages)) if count else (UNSAID,)) + _nameless(contents)
+    confidence = "inferred" if count else "unknown"
     unread = dict.fromkeys(contents.texts, "a text")
     return Manifest(
         "TensorFlow", {}, (), source=contents.origin, evidence=evidence, confidence=confidence, unread=unread
     )
+
+
+def _scopes(averages: Averages) -> Iterator[str]:
+    """A word on averages that are called after no weight, but lie in another scope."""
+    if averages.scoped:
+        named = listed([*map(repr, averages.scoped)], _MOST_NAMED)
+        yield (
+            f"{len(averages.scoped):,} of them in another scope than its weight: {named}; each is taken for that of "
+            "the one weight of its shape whose name it ends with"
+        )
+    for name in averages.alone:
+        if any(name.endswith(f"/{w}") for w in (*averages.of, *averages.unsure)):
+            yield f"{name!r} is of no one weight of its shape without another average{_left_out(name, averages)}"
+
+
+def _left_out(average: str, averages: Averages) -> str:
+    unsure = [repr(w) for w in sorted(averages.unsure) if average.endswith(f"/{w}")]
+    return f"; it may be of {listed(unsure, _MOST_NAMED)}, which the set of averages lacks therefore" if unsure else ""
+
+
+def _nameless(contents: Contents) -> tuple[str, ...]:
+    """A word on what may be averages of ``ExponentialMovingAverage(name=...)``: nothing tells them from slots."""
+    slots = [n for n in contents.tensors if _is_slot(n, contents) and not _SLOTS.fullmatch(n.rpartition("/")[2])]
+    if not slots:
+        return ()
+    named, one = listed([*map(repr, sorted(slots))], _MOST_NAMED), max(slots).rpartition("/")[2]
+    said = (
+        f"of the shape of the weight that it is named after: {named}; it may be an optimizer's, or an average of "
+        "tf.train.ExponentialMovingAverage under a name of its own, and is taken for the former; "
+        f'transfer(snapshot.select("training", include="*/{one}"), model, rename={{"*/{one}": "*"}}) takes it'
+    )
+    return (said,)
 
 
 def _with_evidence(held: Item, creation: str, contents: Contents) -> Item:
@@ -62,19 +132,23 @@ def _with_evidence(held: Item, creation: str, contents: Contents) -> Item:
     return replace(held, weight=replace(held.weight, evidence=evidence))
 
 
-def _averages(weights: list[str], contents: Contents) -> Iterator[Item]:
+def _averaged(weights: list[str], averages: Averages, contents: Contents) -> Iterator[Item]:
+    """What is called an average; a weight that has none stands in, unless it may be the raw one of another average."""
     for name in weights:
-        yield item(AVERAGE, name, contents.tensors.get(name + SUFFIX) or contents.tensors[name])
-    for name in contents.tensors:
-        weight = name.removesuffix(SUFFIX)
-        if weight != name and weight not in contents.tensors:
-            yield item(AVERAGE, weight, contents.tensors[name])
+        if name not in averages.unsure:
+            yield item(AVERAGE, name, contents.tensors[averages.of.get(name, name)])
+    for name, stored in averages.alone.items():
+        yield item(AVERAGE, name, contents.tensors[stored])
 
 
-def _kind(held: Item, contents: Contents) -> Item:
+def _kind(held: Item, averages: Averages) -> Item:
     """In a file with averages, a floating-point variable without one was not trained."""
-    untrained = held.weight.floating and held.weight.path + SUFFIX not in contents.tensors
-    return replace(held, weight=replace(held.weight, kind=Kind.STATISTIC)) if untrained else held
+    averaged = held.weight.path in (averages.of.keys() | averages.alone.keys() | averages.unsure)
+    return (
+        held
+        if averaged or not held.weight.floating
+        else replace(held, weight=replace(held.weight, kind=Kind.STATISTIC))
+    )
 
 
 def _belongs_to_training(name: str, contents: Contents) -> bool:
@@ -83,10 +157,18 @@ def _belongs_to_training(name: str, contents: Contents) -> bool:
     Counters and powers, optimizer slots such as ``<weight>/Adam_1`` of the weight's shape, and the counter of an
     average that ``zero_debias`` corrects.
     """
-    weight, _, last = name.rpartition("/")
-    if (last or name) in _SCALARS:
+    last = name.rpartition("/")[2]
+    if last in _SCALARS or _is_slot(name, contents):
         return True
-    twin = contents.tensors.get(weight) or contents.tensors.get(weight + SUFFIX)
-    shape = contents.tensors[name].shape
-    slot = not name.endswith(SUFFIX) and twin is not None and twin.shape == shape
-    return slot or (last == _DEBIASED and shape == () and twin is not None)
+    return last == _DEBIASED and contents.tensors[name].shape == () and _owner(name, contents) is not None
+
+
+def _is_slot(name: str, contents: Contents) -> bool:
+    twin = _owner(name, contents)
+    return not name.endswith(SUFFIX) and twin is not None and twin.shape == contents.tensors[name].shape
+
+
+def _owner(name: str, contents: Contents) -> Tensor | None:
+    """The weight or the average that something is named after."""
+    weight = name.rpartition("/")[0]
+    return contents.tensors.get(weight) or contents.tensors.get(weight + SUFFIX)

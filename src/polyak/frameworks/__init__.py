@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, ValuesView
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +19,8 @@ _FRAMEWORKS = (
     ("tensorflow", "polyak.frameworks.tensorflow"),
     ("torch", "polyak.frameworks.torch"),
 )
+
+_OF_JAX = ("jax", "jaxlib", "flax", "haiku", "equinox")
 
 
 def framework_of(model: object) -> Framework:
@@ -47,12 +49,25 @@ def _meant(received: object) -> str:
         return f"give one of the averages, such as averages[{next(iter(received))!r}]"
     if isinstance(received, (int, float)):
         return f'give the model first; a rule alone is polyak.rules.EMA({received}), or "ema:{received}"'
+    if _is_of_jax(received):
+        return (
+            "modules and trees of JAX are not tracked: their values are a snapshot by polyak.Snapshot.from_arrays"
+            '({"a/b": array}), and their files, of Orbax or flax.serialization, are read by polyak.open(path)'
+        )
     if _may_hold_variables(received):
         return (
             "give the model itself; of what is none, such as a loaded SavedModel, put the variables into a module, "
             "each under its path: module = tf.Module(); module.kernel = loaded.kernel"
         )
     return "give the model itself"
+
+
+def _is_of_jax(received: object) -> bool:
+    """Whether it is an array, a module or a state of JAX and its libraries, or a tree of such."""
+    if any(base.__module__.partition(".")[0] in _OF_JAX for base in type(received).__mro__):
+        return True
+    parts = received.values() if isinstance(received, Mapping) else received
+    return isinstance(parts, (list, tuple, ValuesView)) and any(map(_is_of_jax, parts))
 
 
 def _may_hold_variables(received: object) -> bool:

@@ -302,6 +302,10 @@ class Average(ABC):
             MissingWeight, UnexpectedWeight: the names are not those of ``values()``.
             ShapeMismatch, DtypeMismatch, NonFinite: a value does not fit.
         """
+        from polyak.frameworks.hand_over import warn_if_biased  # it looks a model's framework up among all
+
+        if isinstance(values, Snapshot):
+            warn_if_biased(values)
         known = [w.path for w in self.target.weights]
         missing = [path for path in known if path not in values]
         if missing:

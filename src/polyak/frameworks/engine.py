@@ -161,6 +161,15 @@ class Engine(ABC):
     def refuse_traced(self, array: Any) -> None:
         """Raise ModelError if a program is being compiled, where an average would be a constant."""
 
+    def refuse_gone(self, array: Any, what: str) -> None:
+        """Raise ModelError if the array's memory was given away."""
+        del array, what
+
+    def along(self, shadows: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The shadows on the devices where their variables' arrays are now; those that are there already stay."""
+        del variables
+        return dict(shadows)
+
 
 def program_for(weights: tuple[Weight, ...], rule: Rule | Parts, guarded: tuple[str, ...]) -> Program:
     """The weights sorted by what the rule does with them."""

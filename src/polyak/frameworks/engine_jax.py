@@ -17,6 +17,7 @@ from polyak.errors import ModelError
 from polyak.frameworks.base import Tree
 from polyak.frameworks.engine import Arrays, Engine, Held, Program, held_from, tree_of
 from polyak.frameworks.exchange import Hands, Over
+from polyak.frameworks.jax_refusals import Outside, is_elsewhere, is_gone, refuse_elsewhere, refuse_gone, refuse_traced
 from polyak.memory import copied
 from polyak.snapshot import Array
 
@@ -73,6 +74,7 @@ class JaxEngine(Engine):
     """Keras variables that hold arrays of JAX."""
 
     def __init__(self) -> None:
+        self._outside = Outside()
         self.hands = Hands(
             take=self.value,
             put=lambda variable, value: variable.assign(value),
@@ -151,20 +153,39 @@ class JaxEngine(Engine):
 
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, *real: Any) -> list[Held]:
         """``real``: nothing, or the truth value of ``stepped``."""
-        new = compiled(tuple(programs))([tree_of(h) for h in held], dict(values), *real)
-        _refuse_traced(new[0]["count"])
+        try:
+            new = compiled(tuple(programs))([tree_of(h) for h in held], dict(values), *real)
+        except (RuntimeError, ValueError):  # looked for only now: an update has no time for it
+            _refuse_gone(values)
+            for one in held:
+                refuse_elsewhere(one.shadows, values)
+            raise
+        refuse_traced(new[0]["count"])
         return [held_from(tree) for tree in new]
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
         return held_from(stepped_alone([program], [tree_of(held)], values)[0])
 
     def refuse_traced(self, array: Any) -> None:
-        """Whatever is computed while a function is compiled is traced.
+        """Nothing is computed from the array: the step of another thread may take its memory away just now."""
+        refuse_traced(array)
+        self._outside.refuse_traced()
 
-        Nothing is computed from the array: the step of another thread may take its memory away just now.
-        """
-        _refuse_traced(array)
-        _refuse_traced(jnp.zeros(()))
+    def refuse_gone(self, array: Any, what: str) -> None:
+        refuse_gone(array, what)
+
+    def along(self, shadows: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: _along(shadow, variables[path]._value) for path, shadow in shadows.items()}
+
+
+def _refuse_gone(values: Arrays) -> None:
+    for path, value in values.items():
+        refuse_gone(value, f"weight {path!r}")
+
+
+def _along(shadow: Any, value: Any) -> Any:
+    there = value is None or is_gone(value) or not is_elsewhere(shadow, value)
+    return shadow if there else _placed(shadow, value, value.sharding)
 
 
 def _are_same(put: Over, found: Any) -> bool:
@@ -200,7 +221,11 @@ class JaxHostEngine(JaxEngine):
     def readable(self, shadow: Any, variable: Any) -> Any:
         return self.as_weight(shadow, variable)
 
+    def along(self, shadows: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(shadows)
+
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, *real: Any) -> list[Held]:
+        _refuse_gone(values)
         here = {path: jax.device_put(value, _host()) for path, value in values.items()}
         return super().step(programs, held, here, *(jax.device_put(truth, _host()) for truth in real))
 
@@ -214,15 +239,6 @@ class JaxHostEngine(JaxEngine):
 
 def _host() -> Any:
     return jax.local_devices(backend="cpu")[0]
-
-
-def _refuse_traced(array: Any) -> None:
-    if isinstance(array, jax.core.Tracer):
-        raise ModelError(
-            "the average was used inside a function that JAX compiles: it would stay there what it is now",
-            hint="pass its state through: tree = ema.tree(), then ema.stateless_update(tree, ...) and "
-            "ema.stateless_call(tree, x) in the function, and ema.take(tree) after it",
-        )
 
 
 def _placed(value: Any, like: Any, sharding: Any) -> Any:
@@ -247,7 +263,8 @@ def stepped_alone(
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((trees, values, real))):
         return stepped(programs, trees, values, *real)
-    found: list[Tree] = compiled(tuple(programs), takes_over=False)(list(trees), dict(values), *real)
+    with in_float64():  # arrays of NumPy would come in with 32 bits
+        found: list[Tree] = compiled(tuple(programs), takes_over=False)(list(trees), dict(values), *real)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from polyak.averaging.parts import Parts, rule_from_json
@@ -9,13 +10,14 @@ from polyak.averaging.rules import Rule
 from polyak.errors import ImmatureWarning, RuleError, notify
 from polyak.frameworks import framework_of
 from polyak.frameworks.aside import tell_aside
-from polyak.manifest import State
+from polyak.manifest import AVERAGE, State
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import Asked, Plan, make_plan
 from polyak.transfer.target import Target
 
 MATURE = 0.05
 FAIR = 2.0
+_BIASED = re.compile(r"without its correction for the start at zero: divide by (?P<divisor>1 - decay\*\*\d+)")
 
 
 def plan_into_model(source: Snapshot, model: Any, asked: Asked, sample: Any = None) -> Plan:
@@ -50,6 +52,20 @@ def warn_if_immature(source: Snapshot) -> None:
                     f"it started from (rule {rule}); average for longer, or use a rule that forgets its start"
                 )
             )
+
+
+def warn_if_biased(source: Snapshot) -> None:
+    """Say so when one set is an average that its writer keeps biased towards zero, and how to correct it."""
+    note = source.manifest.note
+    told = _BIASED.search(note) if source.roles and source.roles[0].startswith(AVERAGE) else None
+    if told:
+        notify(
+            ImmatureWarning(
+                f"{source.origin}: {note}; corrected, where held is this set and decay that of its program: "
+                f"polyak.Snapshot.from_arrays({{w.path: held[w.path] / ({told['divisor']}) "
+                'if w.kind == "trainable" else held[w.path] for w in held.weights}, "average")'
+            )
+        )
 
 
 def _rules(state: State) -> tuple[Rule, ...]:

@@ -24,7 +24,6 @@ from polyak.frameworks.exchange import (
     holds_average,
     leave,
     patiently,
-    raw_value,
     together,
     watchers,
 )
@@ -34,6 +33,7 @@ from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.keras_moving import update_all
 from polyak.frameworks.keras_saved import saved_places
+from polyak.frameworks.keras_scope import refuse_scoped
 from polyak.frameworks.keras_stored import HeldByKeras, StoredByKeras
 from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows, as_held
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
@@ -155,6 +155,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
 
     @property
     def count(self) -> int:
+        self.engine.refuse_traced(None)
         with together([self]):  # a step of another thread takes over the memory of what it moves
             return 0 if self._held.value is None else int(self._held.value.count)
 
@@ -192,6 +193,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def raw_values(self) -> dict[str, Any]:
         """The arrays of the followed weights, as they are now."""
         self.raw  # noqa: B018
+        refuse_scoped(self.label)
         return self.engine.values(self._followed_by_path.value)
 
     def __repr__(self) -> str:
@@ -219,10 +221,11 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         raw, held, count = self.raw, self.held, self.count
         now = self._framework.value.described(self.followed(), self.tracking.kinds)
         growth = Growth.between(raw.variables, now.variables)
-        if not growth:
-            return ""
-        self.refuse_applied()
         kept = {path: shadow for path, shadow in held.shadows.items() if path not in growth.gone}
+        kept = self.engine.along(kept, now.variables)
+        if not growth:
+            return self._moved_along(kept)
+        self.refuse_applied()
         before = self.rule
         self._hold(now, joined(before, growth, count), kept)
         self.note_grown(before)
@@ -234,6 +237,7 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     @contextmanager
     def applied(self) -> Iterator[None]:
         self.engine.refuse_traced(self.held.count)
+        refuse_scoped(self.label)
         raw = self._fresh()
         self.report_skips()
         owner = object()
@@ -274,12 +278,6 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         variables = self.raw.variables.values()
         with EXCHANGING:
             self._in_use.value = any(holds_average(v) for v in variables)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.target.moment():
-            held = self.held
-            self.engine.refuse_traced(held.count)
-            return self.call_with(held.shadows, *args, **kwargs)
 
     def call_with(self, shadows: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         self.refuse_changed()
@@ -372,10 +370,6 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
         known = {**made, **kept}
         return {w.path: known[w.path] for w in shadows}
 
-    def _counted(self, shadows: dict[str, Any], count: int, skipped: int) -> Held:
-        beside = next(iter(shadows.values()))
-        return Held(shadows, self.engine.counter(count, beside), self.engine.counter(skipped, beside))
-
     def _refuse_nonfinite(self, weights: Sequence[Weight], raw: Described) -> None:
         for w in weights:
             if w.kind is Kind.TRAINABLE and not self.engine.is_fit(self._value(raw, w.path)):
@@ -384,9 +378,6 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
                     "or more than half of what its average can hold",
                     hint="start the average before training diverges, or load finite weights",
                 )
-
-    def _value(self, raw: Described, path: str) -> Any:
-        return raw_value(raw.variables[path], self.engine.hands)
 
     def _fresh(self) -> Described:
         """The followed weights, after a check that the model still has them."""

@@ -15,6 +15,7 @@ from polyak.frameworks.engine import Engine
 from polyak.frameworks.exchange import holds_average, moment_of, raw_value
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_places import places_of
+from polyak.frameworks.keras_scope import refuse_scoped
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.snapshot import Array
 from polyak.transfer.places import Place
@@ -43,7 +44,9 @@ class KerasVariables(Target):
 
     def view(self, path: str) -> Array:
         """The value; where devices hold copies of what is trained, that which all of them have. Raises ModelError."""
+        refuse_scoped(f"weight {path!r} of {self.label}")
         value = self._engine.value(self.variables[path])
+        self._engine.refuse_gone(value, f"weight {path!r} of {self.label}")
         if path in self._trained and self._engine.drifted(value):
             raise ModelError(
                 f"weight {path!r} of {self.label}: expected one value on all devices that hold a copy, received others",
@@ -64,6 +67,8 @@ class KerasVariables(Target):
 
     def hold(self, path: str) -> PutBack:
         variable = self.variables[path]
+        refuse_scoped(f"weight {path!r} of {self.label}")
+        self._engine.refuse_traced(None)
         if holds_average(variable):
             raise Applied(
                 f"weight {path!r} of {self.label}: an average is applied; what is written now would be lost",
@@ -95,7 +100,9 @@ class RawVariables(KerasVariables):
     """The raw weights that an average follows; they read as such also while it is applied."""
 
     def read(self, path: str) -> Array:
-        return self._engine.to_numpy(raw_value(self.variables[path], self._engine.hands))
+        what = f"weight {path!r} of {self.label}"
+        refuse_scoped(what)
+        return np.array(_seen(self._engine, raw_value(self.variables[path], self._engine.hands), what))
 
     def view(self, path: str) -> Array:
         return self.read(path) if holds_average(self.variables[path]) else super().view(path)
@@ -128,6 +135,7 @@ class Shadows(Target):
 
     def hold(self, path: str) -> PutBack:
         # Writing puts a new array in the place of the old one, which stays as it is.
+        self._average.engine.refuse_traced(None)
         old = self._average.held.shadows[path]
         return lambda: self._average.held.shadows.__setitem__(path, old)
 
@@ -146,6 +154,8 @@ def as_held(model: Described, engine: Engine) -> Described:
 
 def _seen(engine: Engine, value: Any, what: str) -> Array:
     """The value, if it can be read here. Raises ModelError."""
+    engine.refuse_traced(value)
+    engine.refuse_gone(value, what)
     if engine.is_parted(value):
         raise ModelError(
             f"{what}: expected a value that this process can read, received one of which other processes hold parts",

@@ -10,11 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from polyak.errors import ModelError, NonFinite
+from polyak.errors import ModelError, NonFinite, listed
 from polyak.frameworks.base import Tree
 from polyak.frameworks.described import Described
 from polyak.frameworks.engine import Engine, Held, Program, held_from, tree_of
+from polyak.frameworks.exchange import raw_value
 from polyak.frameworks.keras_outputs import values_of
+from polyak.frameworks.keras_scope import refuse_scoped
 from polyak.frameworks.keras_wrapped import Buffer
 from polyak.frameworks.stateful import StatefulAverage, undisturbed
 from polyak.snapshot import Array
@@ -52,6 +54,12 @@ class StatelessAverage(StatefulAverage):
         self.engine.refuse_traced(self.held.count)
         return tree_of(self._copied(self.held))
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.target.moment():
+            held = self.held
+            self.engine.refuse_traced(held.count)
+            return self.call_with(held.shadows, *args, **kwargs)
+
     def stateless_update(self, tree: Tree, trainable_variables: Any, non_trainable_variables: Any = ()) -> Tree:
         model, raw = self.followed(), self.raw.variables
         known = {
@@ -62,6 +70,7 @@ class StatelessAverage(StatefulAverage):
         values = {path: known.get(id(raw[path])) for path in held.shadows}
         values |= {path: self.engine.value(raw[path]) for path in values if isinstance(raw[path], Buffer)}
         for path, shadow in held.shadows.items():
+            self.engine.refuse_gone(values[path], f"stateless_update() of {self.label}: weight {path!r}")
             if _shape(values[path]) != _shape(shadow):
                 raise ModelError(
                     f"stateless_update() of {self.label}: weight {path!r}: expected a value of {_shape(shadow)}, "
@@ -78,6 +87,7 @@ class StatelessAverage(StatefulAverage):
                 f"stateless_call() of {self.label}: expected an average of every weight, received none of {left[0]!r}",
                 hint="a rule for it, for example 'copy', puts its present value into the tree",
             )
+        self._refuse_gone("stateless_call", held_from(tree))
         return self.call_with(tree["shadows"], *args, **kwargs)
 
     @undisturbed
@@ -110,6 +120,35 @@ class StatelessAverage(StatefulAverage):
             found = self.followed()(*args, **kwargs)
         return engine.apart_from(shadows.values(), values_of(found, within))
 
+    def __repr__(self) -> str:
+        try:
+            self.engine.refuse_traced(None)
+        except ModelError:
+            return f"<{self.label}: within a function that is compiled>"
+        return super().__repr__()
+
+    def _value(self, raw: Described, path: str) -> Any:
+        """A weight's raw value. Raises ModelError where it cannot be had."""
+        what = f"weight {path!r} of {raw.label}"
+        refuse_scoped(what)
+        self.engine.refuse_traced(None)
+        value = raw_value(raw.variables[path], self.engine.hands)
+        self.engine.refuse_gone(value, what)
+        return value
+
+    def _moved_along(self, shadows: dict[str, Any]) -> str:
+        """Go on with the same shadows on other devices; the answer is for who asked, "" if none has moved."""
+        moved = [repr(path) for path, shadow in shadows.items() if shadow is not self.held.shadows[path]]
+        if not moved:
+            return ""
+        self.refuse_applied()
+        self.held = self._counted(shadows, self.count, self.skipped)
+        return f"{self.label}: moved to the devices of its weights: {listed(moved, 3)}"
+
+    def _counted(self, shadows: dict[str, Any], count: int, skipped: int) -> Held:
+        beside = next(iter(shadows.values()))
+        return Held(shadows, self.engine.counter(count, beside), self.engine.counter(skipped, beside))
+
     def _copied(self, held: Held) -> Held:
         """The state in arrays of its own, where the shadows are: a compiled step may take over what it is given."""
         own = self.held.shadows
@@ -131,7 +170,12 @@ class StatelessAverage(StatefulAverage):
         for path in [*expected, *held.shadows]:
             if path not in held.shadows or path not in expected or _dtype(held.shadows[path]) != expected[path].dtype:
                 raise self._other(verb, path, held.shadows)
+        self._refuse_gone(verb, held)
         return held
+
+    def _refuse_gone(self, verb: str, held: Held) -> None:
+        for path, array in {**held.shadows, "count": held.count, "skipped": held.skipped}.items():
+            self.engine.refuse_gone(array, f"{verb}() of {self.label}: {path!r} of the tree")
 
     def _whole(self, count: Any) -> int:
         try:

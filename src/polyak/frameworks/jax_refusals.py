@@ -1,0 +1,76 @@
+"""Arrays of JAX that cannot be computed with where they are asked for: traced, deleted, or on other devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polyak.errors import ModelError
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # of older versions of JAX
+    from jax.core import get_opaque_trace_state
+
+
+class Outside:
+    """Knows whether a function is being compiled; to ask that of JAX again and again would take longer than to read."""
+
+    def __init__(self) -> None:
+        self._known: object = None
+
+    def refuse_traced(self) -> None:
+        """Raise ModelError within a function that JAX compiles: whatever is computed there is traced."""
+        now = get_opaque_trace_state(convention="flax")
+        if now != self._known:
+            refuse_traced(jnp.zeros(()))
+            self._known = now
+
+
+def refuse_traced(array: Any) -> None:
+    """Raise ModelError for what stands for an array while a function is compiled."""
+    if isinstance(array, jax.core.Tracer):
+        raise ModelError(
+            "the average was used inside a function that JAX compiles: it would stay there what it is now",
+            hint="pass its state through: tree = ema.tree(), then ema.stateless_update(tree, ...) and "
+            "ema.stateless_call(tree, x) in the function, and ema.take(tree) after it",
+        )
+
+
+def is_gone(array: Any) -> bool:
+    """Whether its memory was given away or freed."""
+    return isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and array.is_deleted()
+
+
+def refuse_gone(array: Any, what: str) -> None:
+    """Raise ModelError for an array whose memory was given away or freed."""
+    if is_gone(array):
+        raise ModelError(
+            f"{what}: expected a value, received a deleted array: a compiled step was given it (donate_argnums)",
+            hint="go on from what the step returned, which is to be assigned to the variables or taken as the tree; or "
+            "give the step a copy",
+        )
+
+
+def refuse_elsewhere(shadows: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise ModelError for a weight that was put on other devices than its shadow."""
+    for path, shadow in shadows.items():
+        if is_elsewhere(shadow, values[path]):
+            raise ModelError(
+                f"weight {path!r}: expected on {_devices(shadow)}, where its shadow is, received on "
+                f"{_devices(values[path])}",
+                hint="ema.refresh() moves the average to where the weights are now",
+            )
+
+
+def is_elsewhere(shadow: Any, value: Any) -> bool:
+    """Whether both are bound to devices, and to others."""
+    bound = shadow.committed and value.committed
+    return bool(bound and shadow.sharding.device_set != value.sharding.device_set)
+
+
+def _devices(array: Any) -> str:
+    return ", ".join(sorted(map(str, array.sharding.device_set)))

@@ -1,0 +1,193 @@
+"""Where the arrays behind Keras cannot be had: within a StatelessScope, deleted, traced, on other devices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from tests.keras.zoo import BACKEND, ZOO, assert_same_bits, scramble, values
+
+import polyak
+from polyak.errors import ImmatureWarning, ModelError
+
+arrays = pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow's averages live in variables")
+jax_only = pytest.mark.skipif(BACKEND != "jax", reason="of JAX's arrays")
+
+WITHIN: dict[str, Callable[[Any, Any, Path], object]] = {
+    "update": lambda model, ema, path: ema.update(),
+    "reset": lambda model, ema, path: ema.reset(),
+    "hard_sync": lambda model, ema, path: ema.hard_sync(),
+    "applied": lambda model, ema, path: ema.applied().__enter__(),
+    "track": lambda model, ema, path: polyak.EMA(model, 0.9),
+    "save": lambda model, ema, path: polyak.save(model, path / "a.safetensors"),
+    "raw": lambda model, ema, path: polyak.save(ema, path / "a.safetensors", weights="raw"),
+    "transfer": lambda model, ema, path: ema.copy_to(model),
+}
+
+
+def parts(model: Any) -> tuple[list[Any], list[Any]]:
+    return [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
+
+
+@arrays
+@pytest.mark.parametrize("verb", WITHIN)
+def test_within_a_stateless_scope_whoever_ignores_its_values_is_refused(verb: str, tmp_path: Path) -> None:
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    raw, before = values(model), ema.values()
+    doubled = [(v, keras.ops.multiply(v.value, 2)) for v in model.trainable_variables]
+    with keras.StatelessScope(state_mapping=doubled), pytest.raises(ModelError, match="StatelessScope") as caught:
+        WITHIN[verb](model, ema, tmp_path)
+    assert "ema.stateless_update(tree, ...)" in str(caught.value.hint)
+    assert ema.count == 0
+    assert_same_bits(ema.values(), before)
+    assert_same_bits(values(model), raw)
+
+
+@jax_only
+@pytest.mark.parametrize("verb", [*WITHIN, "count", "values", "snapshot", "set_values"])
+def test_within_a_function_that_jax_compiles_nothing_becomes_a_constant(verb: str, tmp_path: Path) -> None:
+    import jax
+
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    held = ema.values()
+    live = ema.snapshot()
+    verbs = WITHIN | {
+        "count": lambda model, ema, path: ema.count,
+        "values": lambda model, ema, path: ema.values(),
+        "snapshot": lambda model, ema, path: live[next(iter(held))],
+        "set_values": lambda model, ema, path: ema.set_values(held),
+    }
+
+    def step(x: Any) -> Any:
+        assert "compiled" in repr(ema)
+        verbs[verb](model, ema, tmp_path)
+        return x
+
+    with pytest.raises(ModelError, match="inside a function that JAX compiles"):
+        jax.jit(step)(1.0)
+    ema.update()
+    assert ema.count == 1
+    assert_same_bits(ema.values(), held)
+
+
+@jax_only
+@pytest.mark.parametrize("verb", [v for v in WITHIN if v not in ("applied", "transfer")])
+def test_a_model_whose_arrays_were_given_away_is_told_so(verb: str, tmp_path: Path) -> None:
+    import jax
+
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    host, before = polyak.EMA(model, 0.9, placement="host"), ema.values()
+    jax.jit(lambda held: [2 * array for array in held], donate_argnums=0)(parts(model)[0])
+    with pytest.raises(ModelError, match="expected a value, received a deleted array") as caught:
+        WITHIN[verb](model, ema, tmp_path)
+    with pytest.raises(ModelError, match="expected a value, received a deleted array"):
+        host.update()
+    assert "give the step a copy" in str(caught.value.hint)
+    ema.copy_to(model)
+    assert_same_bits({path: values(model)[path] for path in before}, before)
+
+
+@jax_only
+def test_a_tree_that_was_given_away_is_told_so() -> None:
+    import jax
+
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    tree, (trained, others) = ema.tree(), parts(model)
+    jax.jit(ema.stateless_update, donate_argnums=0)(tree, trained, others)
+    verbs: list[Callable[[], object]] = [
+        lambda: ema.take(tree),
+        lambda: ema.stateless_update(tree, trained, others),
+        lambda: ema.stateless_call(tree, np.ones((1, *model.input_shape[1:]), np.float32)),
+    ]
+    for verb in verbs:
+        with pytest.raises(ModelError, match="of the tree: expected a value, received a deleted array"):
+            verb()
+
+
+@jax_only
+def test_a_tree_of_numpy_keeps_its_float64() -> None:
+    import jax
+
+    model = ZOO["sequential"].built()
+    ema, twin = (polyak.EMA(model, 0.9, compensated=True) for _ in range(2))
+    scramble(model, 1)
+    twin.update()
+    ema.take(ema.stateless_update(jax.device_get(ema.tree()), *parts(model)))
+    assert_same_bits(ema.values(), twin.values())
+
+
+MOVED = """
+import jax, keras, numpy as np, polyak
+from tests.keras.zoo import ZOO, scramble
+here, there = jax.devices()
+model = ZOO["sequential"].built()
+def move(device):
+    for v in model.variables:
+        v._value = jax.device_put(v.value, device)
+move(here)
+ema, twin = polyak.EMA(model, 0.9), polyak.EMA(model, 0.9, placement="host")
+for seed, device in enumerate((here, there, here)):
+    scramble(model, seed)
+    move(device)
+    if seed:
+        try:
+            ema.update()
+        except polyak.errors.ModelError as error:
+            assert "where its shadow is" in error.message and "ema.refresh()" in error.hint, error
+        else:
+            raise AssertionError("not refused")
+        assert "moved to the devices of its weights" in ema.refresh()
+    ema.update()
+    twin.refresh()
+    twin.update()
+    assert ema.refresh() == ""
+    assert all(s.sharding.device_set == {device} for s in ema.tree()["shadows"].values())
+assert ema.count == twin.count == 3
+assert all(a.tobytes() == twin.values()[p].tobytes() for p, a in ema.values().items())
+"""
+
+
+@jax_only
+def test_an_average_follows_its_weights_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    done = subprocess.run([sys.executable, "-c", MOVED], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_values_that_their_writer_keeps_biased_are_taken_with_a_word() -> None:
+    pytest.importorskip("tensorstore")
+    ema = polyak.EMA(ZOO["sequential"].built(), 0.9)
+    held = polyak.open(Path(__file__).parents[1] / "golden/jax/optax").select(role="average")
+    with pytest.warns(ImmatureWarning, match="divide by 1 - decay"), pytest.raises(polyak.errors.PolyakError):
+        ema.set_values(held)
+
+
+@jax_only
+def test_what_jax_programs_are_made_of_is_told_what_is_done_with_it() -> None:
+    import jax.numpy as jnp
+
+    received: list[Any] = [{"a": {"b": jnp.ones(2)}}, [jnp.ones(2)], jnp.ones(2)]
+    try:
+        from flax import linen, nnx
+
+        received += [linen.Dense(3), nnx.Linear(2, 2, rngs=nnx.Rngs(0))]
+    except ImportError:
+        pass
+    for one in received:
+        with pytest.raises(ModelError) as caught:
+            polyak.EMA(one, 0.9)
+        assert "modules and trees of JAX are not tracked" in str(caught.value.hint)
+        assert "polyak.Snapshot.from_arrays" in str(caught.value.hint)
+    with pytest.raises(ModelError) as caught:
+        polyak.EMA({"a": 1}, 0.9)
+    assert caught.value.hint == "give the model itself"
