@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from polyak import dialects, files
 from polyak.averaging.parts import Parts, rule_from_json
@@ -34,6 +34,7 @@ from polyak.snapshot import Snapshot
 from polyak.transfer.layout_whole import refuse_lost
 from polyak.transfer.layouts import in_layout, layout_of
 from polyak.transfer.receipt import Moved, Receipt
+from polyak.weights import as_globs, select
 
 PathLike = str | os.PathLike[str]
 _READERS = {"keras": "keras_h5", "torch": "torch_pt"}  # of formats whose module only writes
@@ -68,18 +69,24 @@ def open(path: PathLike) -> Snapshot:
 def diff(a: Any, b: Any, weights: str | None = None, atol: float = 0.0) -> Difference:
     """What differs between two sources, leaf by leaf; see ``polyak.combine.difference``.
 
-    ``weights`` picks the sets. A file of one set that does not say what it holds is compared with any of them.
+    ``weights`` picks the sets. One file of one set that does not say what it holds is compared with any of the other's.
     """
-    return difference(*comparable(_compared(a, weights), _compared(b, weights)), atol)
+    a, b = (open(source) if isinstance(source, (str, os.PathLike)) else source for source in (a, b))
+    return difference(*comparable(_compared(a, b, weights), _compared(b, a, weights)), atol)
 
 
-def _compared(source: Any, weights: str | None) -> Snapshot:
-    """The set that was asked for; or the only one, where its role is an assumption of polyak's alone."""
-    held = open(source) if isinstance(source, (str, os.PathLike)) else source
+def _compared(source: Any, other: Any, weights: str | None) -> Snapshot:
+    """The set that was asked for. Or the only one, where its role is an assumption of polyak's alone, and the other
+    source has the set.
+    """
     is_role = weights is not None and weights.partition(":")[0] in (RAW, AVERAGE)
-    if is_role and isinstance(held, Snapshot) and len(held.roles) == 1 and held.manifest.confidence == "unknown":
-        return held
-    return held_by(held, weights)
+    if is_role and _says_nothing(source) and not _says_nothing(other):
+        return cast(Snapshot, source)
+    return held_by(source, weights)
+
+
+def _says_nothing(source: Any) -> bool:
+    return isinstance(source, Snapshot) and len(source.roles) == 1 and source.manifest.confidence == "unknown"
 
 
 def average(
@@ -130,7 +137,9 @@ def shared(writer: Writer, source: Any) -> Writer:
         return writer
     model = source.followed() if isinstance(source, Average) else source
     if isinstance(source, Average):
-        _tell_left_out(source, model)
+        with suppress(ModelError):  # it has no weights yet
+            now = framework_of(model).target(model).weights
+            tell_left_out(source.source.weights, now, source.rule, source.label)
     company = framework_of(model).company(model)
     if company.writes:
         return writer
@@ -141,11 +150,6 @@ def shared(writer: Writer, source: Any) -> Writer:
         return manifest
 
     return Writer(wait, writer.read)
-
-
-def _tell_left_out(average: Average, model: Any) -> None:
-    with suppress(ModelError):  # it has no weights yet
-        tell_left_out(average.source.weights, framework_of(model).target(model).weights, average.label)
 
 
 def moment_of(source: Any) -> AbstractContextManager[Any]:
@@ -171,7 +175,12 @@ def view(source: Any, weights: str | None = None, **choosing: Unpack[Choosing]) 
     layout, layers = choosing.pop("layout", None), choosing.pop("layers", {})
     held = held_by(source, weights)
     if layout == "torch" and layout_of(held) == "keras":
-        refuse_lost(held, layers)
+        include, exclude = choosing.get("include", "*"), choosing.get("exclude", ())
+        served = refuse_lost(held, layers, include, exclude)
+        held = in_layout(held, layout, layers)
+        paths = [w.path for w in held.weights]
+        choosing["exclude"] = [g for g in as_globs(exclude) if g not in served or select(paths, g)]
+        return converted(held, choosing)
     return converted(in_layout(held, layout, layers), choosing)
 
 

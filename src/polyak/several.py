@@ -129,6 +129,10 @@ def _held_as(holder: type) -> type[Averages]:
 
 
 def _refuse_unnamed(rules: object) -> None:
+    if isinstance(rules, Mapping) and (other := [name for name in rules if not isinstance(name, str)]):
+        raise RuleError(
+            f"polyak.Averages: expected names that are text, received {other[0]!r:.80}", hint='{"slow": "ema:0.999"}'
+        )
     if not isinstance(rules, Mapping) or not rules:
         received = f"{rules!r:.80}" if rules else "none"
         raise RuleError(

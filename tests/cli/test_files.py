@@ -129,6 +129,8 @@ def test_a_file_that_does_not_say_what_it_holds_is_compared_with_any_set() -> No
     answer = call("diff", "both.safetensors", "ema.safetensors", "--weights", "raw")
     assert "file 'ema.safetensors': expected weights of role 'raw', received 'average'" in answer.stderr
     assert polyak.diff("two.npz", "bare.npz", weights="average").roles == (("average",), ("raw",))
+    for asked in ("average", "average:slow"):  # where neither says that it has one, nothing is compared
+        assert call("diff", "bare.npz", "bare.npz", "--weights", asked).exit_code == 2
 
 
 def test_diff_in_json() -> None:

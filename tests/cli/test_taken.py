@@ -58,6 +58,7 @@ def contents() -> dict[str, bytes]:
         (f"a/{INDEX}", f"a/{FIRST}"),
         ("c", "c/model.safetensors"),
         ("c", "c/config.json"),
+        ("c/model.safetensors", "c/config.json"),
     ],
 )
 def test_a_part_of_a_source_is_not_written_over(source: str, target: str) -> None:
@@ -106,9 +107,19 @@ def test_links_in_a_source_are_followed() -> None:
 
 def test_beside_the_parts_of_a_source_there_is_room() -> None:
     """A new name, and a file that no directory is read from."""
-    assert call("average", "a", "b", "-o", "a/mean.safetensors").exit_code == 0
+    Path("c/sub").mkdir()
+    polyak.convert("d", "tree", format="orbax")
     for _ in range(2):
-        assert call("convert", "c", "c/copy.npz", "--force").exit_code == 0
+        for arguments in (
+            ("average", "a", "b", "-o", "a/mean.safetensors"),
+            ("convert", "c", "c/copy.npz"),
+            ("convert", "c", "c/sub/model.safetensors"),
+            ("convert", "c", "c/out.orbax"),
+            ("convert", "c", "tree", "--format", "orbax"),
+            ("plan", "c", "d", "-o", "c/plan.json"),
+            ("extract", "c", "u", "-o", "c/u.npy"),
+        ):
+            assert (call(*arguments, "--force").exit_code, arguments) == (0, arguments)
 
 
 def test_the_distances_are_those_of_the_members_that_were_averaged() -> None:
@@ -125,6 +136,14 @@ def test_a_directory_is_no_file_to_write_over() -> None:
     Path("x.orbax").mkdir()
     Path("x.orbax/_METADATA").write_bytes(b"{}")
     assert "hint: write over it with --force" in call("convert", "c", f"x.orbax{os.sep}").stderr
+
+
+def test_nothing_within_a_tree_of_arrays_is_written_over() -> None:
+    polyak.convert("c", "tree.orbax")
+    inside = next(p for p in Path("tree.orbax").rglob("*") if p.is_file() and p.parent != Path("tree.orbax"))
+    for source in ("tree.orbax", "."):
+        answer = call("convert", source, str(inside), "--format", "npz", "--force")
+        assert "which is one of the sources" in answer.stderr
 
 
 def test_two_pictures_do_not_share_a_name() -> None:

@@ -7,6 +7,7 @@ collect_ignore = [
     "fsdp.py",
     "joined.py",
     "mirrored.py",
+    "placed.py",
     "ranked.py",
     "replicated.py",
     "sharded.py",

@@ -335,6 +335,11 @@ def test_what_a_file_leaves_out_of_a_changed_model_is_said(tmp_path: Path) -> No
         warnings.simplefilter("error")
         for average in (ema, part):
             polyak.save(average, tmp_path / "a.safetensors", weights="both")
+    model.layers[-1].enable_lora(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polyak.save(part, tmp_path / "a.safetensors")  # it would not follow them
+    ema.refresh()
     model.layers[0].enable_lora(2)
     missing = r"weight '.*a/lora_kernel_[ab]' and 1 more: new in the model, .*; what is saved is without"
     for weights in ("raw", "average", "both"):

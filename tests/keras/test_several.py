@@ -131,6 +131,8 @@ def test_what_cannot_move_together_is_refused() -> None:
         polyak.Averages(model, {"a": "mean", "b": average})
     with pytest.raises(ModelError, match="one under two names"):
         polyak.Averages(other, {"a": average, "b": average})
+    with pytest.raises(RuleError, match="expected names that are text, received 1"):
+        polyak.Averages(model, {1: "swa"})
     with pytest.raises(RuleError, match="at least one rule"):
         polyak.Averages(model, {})
     with pytest.raises(RuleError, match=r"expected at least one rule by a name, received \['ema:0.9'\]") as error:

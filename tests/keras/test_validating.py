@@ -158,11 +158,34 @@ def shuffled_by_its_own_dice() -> Any:
     return torch.utils.data.DataLoader(held, batch_size=4, sampler=sampler)
 
 
+def batched_by_dice_of_its_own() -> Any:
+    torch = pytest.importorskip("torch")
+    held = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    sampler = torch.utils.data.RandomSampler(held, generator=torch.Generator().manual_seed(5))
+    return torch.utils.data.DataLoader(held, batch_sampler=torch.utils.data.BatchSampler(sampler, 4, False))
+
+
+class Dice(Sliding):
+    """Dice in attributes, and Keras' own where nobody gives a seed."""
+
+    def __init__(self) -> None:
+        super().__init__("on_epoch_end")
+        self.numpy, self.keras = np.random.default_rng(1), keras.random.SeedGenerator(2)
+        keras.random.normal(())  # Keras makes its own at the first use
+
+    def __getitem__(self, batch: int) -> Any:
+        x, y = super().__getitem__(batch)
+        thrown = [keras.ops.convert_to_numpy(keras.random.normal((), seed=s)) for s in (self.keras, None)]
+        return x + self.numpy.normal() + sum(map(float, thrown)), y
+
+
 DIFFERENT = {
     "a PyDataset told of ends": lambda: Sliding("on_epoch_end"),
     "a PyDataset told of beginnings": lambda: Sliding("on_epoch_begin"),
     "a DataLoader that shuffles": shuffled,
     "a DataLoader with dice of its own": shuffled_by_its_own_dice,
+    "a DataLoader whose batches have": batched_by_dice_of_its_own,
+    "a PyDataset with dice of its own": Dice,
 }
 
 
@@ -195,14 +218,50 @@ def test_a_dataset_that_is_shuffled_anew_is_refused_where_only_a_part_of_it_is_r
             .history
         )
 
-    for data in (whole.shuffle(16).batch(4), whole.shuffle(16).batch(4).prefetch(1).repeat()):
-        with pytest.raises(ModelError, match="shuffles them anew, and of which validation_steps=2") as told:
-            fit(data, 2)
+    for data, steps in (
+        (whole.shuffle(16).batch(4), 2),
+        (whole.shuffle(16).batch(4).prefetch(1).repeat(), 2),
+        (whole.shuffle(16).take(8).batch(4), None),
+        (whole.shuffle(16).batch(5, drop_remainder=True), None),
+        (tf.compat.v1.data.Dataset.from_tensor_slices((X, Y)).batch(4).shuffle(4), 2),
+    ):
+        with pytest.raises(ModelError, match="shuffles them anew, of which each pass takes another part") as told:
+            fit(data, steps)
         assert "reshuffle_each_iteration=False" in str(told.value)
     for data, steps in (
         (whole.shuffle(16, reshuffle_each_iteration=False).batch(4), 2),
         (whole.batch(4).repeat(), 2),
         (whole.shuffle(16).batch(16), 1),
+        (whole.shuffle(16).batch(8, drop_remainder=True).repeat(), 2),
+        (whole.shuffle(16).take(8).cache().batch(4).repeat(), 1),
+        (whole.shuffle(16).filter(lambda x, y: True).batch(4), 4),
     ):
         found = fit(data, steps)
         assert np.allclose(found["val_loss"], found["val_average_loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, None])
+def test_a_queue_that_goes_on_is_refused_where_a_pass_stops_in_the_middle(steps: int | None) -> None:
+    class Queued(Sliding):
+        def __init__(self) -> None:
+            super().__init__("on_epoch_end")
+            self.workers = 2
+
+        def __getitem__(self, batch: int) -> Any:
+            return X[batch * 8 :][:8], Y[batch * 8 :][:8]
+
+    def fit() -> Any:
+        averaging = Averaging("copy", evaluate="both")
+        return (
+            flat()
+            .fit(X, Y, 4, 2, verbose=0, validation_data=Queued(), validation_steps=steps, callbacks=[averaging])
+            .history
+        )
+
+    if steps is not None:
+        with pytest.raises(ModelError, match="goes on where the pass before has stopped") as told:
+            fit()
+        assert "workers=1" in str(told.value)
+    else:
+        found = fit()
+        assert found["val_loss"] == found["val_average_loss"]

@@ -57,3 +57,19 @@ def test_classes_and_globs_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         polyak.convert(of_keras(net__kernel=KERNEL), tmp_path / "a.pt", layout="torch", layers=layers)
+
+
+def test_an_array_without_a_name_is_left_out_by_its_name_in_keras(tmp_path: Path) -> None:
+    held = of_keras(net__kernel=KERNEL, net__extra=np.ones(3, np.float32), o__kernel=KERNEL)
+    asked: dict[str, Any] = {"layout": "torch", "layers": {"*": "Dense"}}
+    with pytest.raises(UnexpectedWeight) as error:
+        polyak.convert(held, tmp_path / "a.pt", **asked)
+    assert 'exclude="net/extra"' in error.value.hint
+    for choosing, names in (
+        ({"exclude": "net/extra"}, ["net.weight", "o.weight"]),
+        ({"exclude": ["net/extra", "o.*"]}, ["net.weight"]),
+        ({"exclude": "net*"}, ["o.weight"]),  # all of the layer, in either layout
+        ({"include": "o*"}, ["o.weight"]),
+    ):
+        polyak.convert(held, tmp_path / "a.pt", **asked, **choosing)
+        assert list(polyak.open(tmp_path / "a.pt")) == names

@@ -83,9 +83,11 @@ def refuse_taken(path: str, force: bool, sources: Sequence[str] = ()) -> None:
         raise FileError(f"file {path!r}: it is one of the sources", hint="give the result another name")
     if not Path(path).exists():
         return
+    from polyak.files.used import is_tree
+
     for source in filter(None, sources):
         _refuse_part(path, source)
-    if Path(path).is_dir() and not path.rstrip(os.sep).endswith(".orbax"):
+    if Path(path).is_dir() and not is_tree(Path(path)):
         raise FileError(f"file {path!r}: expected a file to write, received a directory", hint="add a file name")
     if not force:
         raise FileError(f"file {path!r}: it exists already", hint="write over it with --force")

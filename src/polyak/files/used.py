@@ -14,19 +14,35 @@ from polyak.files.limits import MOST_HEADER
 
 # The ends of names that TensorFlow gives to the parts of one checkpoint.
 _PART = re.compile(r"(?:\.index|\.data-\d{5}-of-\d{5}|-(?:\d{5}|\?{5})-of-\d{5})$")
-_ALONE = (".npz", ".npy", ".pt", ".pth", ".h5", ".keras")  # of files that no directory is read from
+_CONFIG = "config.json"
+_WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)(\.\w+)?\.(safetensors|bin)")
+# What is read of a directory by its name: a model's folder, an index and shards, TensorFlow's files and PyTorch's.
+_READ = re.compile(
+    rf"{re.escape(_CONFIG)}|{_WEIGHTS.pattern}|checkpoint|.*\.index(\.json)?|.*\.weights\.json|.*\d{{5}}-of-\d{{5}}.*|"
+    r"saved_model\.pb.*|fingerprint\.pb|variables|\.metadata|.*\.distcp"
+)
+_INDEX = (".index.json", ".weights.json")
+# What lies in a directory that is one tree of arrays, all of which is its own.
+_TREE = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
 
 
 def is_part(file: Path, whole: Path) -> bool:
-    """Whether a file may be read where another path is. No weights are looked at, so it is rather said once too often.
+    """Whether a file may be read where another path is, by their names; of an index also by what it says.
 
     Raises:
         ValueError: a path is none.
     """
     places = _places(file)
     if whole.is_dir():
-        return file.suffix not in _ALONE and (_lies_in(places, whole) or not places.isdisjoint(_led_to(whole)))
+        return any(_is_read(place, whole) for place in places) or not places.isdisjoint(_led_to(whole))
+    if file.name == _CONFIG and _WEIGHTS.fullmatch(whole.name) and _places(whole.parent) & _places(file.parent):
+        return True  # it says what the weights beside it are
     return not places.isdisjoint(_shards(whole)) or not _checkpoints(places).isdisjoint(_checkpoints(_places(whole)))
+
+
+def is_tree(directory: Path) -> bool:
+    """Whether a directory as a whole is one tree of arrays, as Orbax writes it."""
+    return any((directory / mark).exists() for mark in _TREE)
 
 
 def _places(path: Path) -> set[Path]:
@@ -34,20 +50,26 @@ def _places(path: Path) -> set[Path]:
     return {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent), path.name)}
 
 
-def _lies_in(places: set[Path], directory: Path) -> bool:
-    return any(place.is_relative_to(os.path.realpath(directory)) for place in places)
+def _is_read(place: Path, directory: Path) -> bool:
+    top = Path(os.path.realpath(directory))
+    if place == top or not place.is_relative_to(top):
+        return place == top
+    above = [p for p in place.parents if p.is_relative_to(top)]
+    return bool(_READ.fullmatch(place.relative_to(top).parts[0])) or any(map(is_tree, above))
 
 
 def _led_to(directory: Path) -> Iterator[Path]:
-    """What the names in a directory lead to."""
-    with suppress(OSError):  # what cannot be listed is not read
-        yield from (Path(os.path.realpath(entry)) for entry in directory.iterdir())
+    """Where links in a directory lead to, under names that are read."""
+    with suppress(OSError), os.scandir(directory) as entries:  # what cannot be listed is not read
+        for entry in entries:
+            if entry.is_symlink() and _READ.fullmatch(entry.name):
+                yield Path(os.path.realpath(entry.path))
 
 
 def _shards(index: Path) -> Iterator[Path]:
     """The files that an index names, beside it or beside what it leads to; none where it is no index."""
     with suppress(OSError, ValueError):
-        if index.suffix == ".json" and index.stat().st_size <= MOST_HEADER:
+        if index.name.endswith(_INDEX) and index.stat().st_size <= MOST_HEADER:
             homes = (index.parent, Path(os.path.realpath(index)).parent)
             for name in _named(json_object(index.read_bytes()).get("weight_map")):
                 yield from chain.from_iterable(_places(home / name) for home in homes)

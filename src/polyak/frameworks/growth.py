@@ -45,10 +45,10 @@ class Growth:
         return f"{label} has changed: {'; '.join(said)}"
 
 
-def tell_left_out(followed: Iterable[Weight], now: Iterable[Weight], label: str) -> None:
-    """Warn of weights that a model has now and that its average does not know: they are not in what is saved of it."""
+def tell_left_out(followed: Iterable[Weight], now: Sequence[Weight], rule: Rule | Parts, label: str) -> None:
+    """Warn of weights that an average would follow and does not know: they are not in what is saved of it."""
     known = {w.path for w in followed}
-    if new := [w.path for w in now if w.path not in known]:
+    if new := [w.path for w in now if w.path not in known and _is_followed(w, rule)]:
         notify(
             WeightsChanged(
                 f"weight {_listed(new)}: new in the model, not followed by {label}; what is saved is without. Follow "
@@ -57,9 +57,13 @@ def tell_left_out(followed: Iterable[Weight], now: Iterable[Weight], label: str)
         )
 
 
+def _is_followed(weight: Weight, rule: Rule | Parts) -> bool:
+    return not isinstance(rule, Parts) or rule.rule_of(weight.path) is not None
+
+
 def followed_by(rule: Rule | Parts, weights: Sequence[Weight]) -> list[Weight]:
     """The weights that the rule does not leave out. Raises RuleError where these are none."""
-    followed = [w for w in weights if not isinstance(rule, Parts) or rule.rule_of(w.path) is not None]
+    followed = [w for w in weights if _is_followed(w, rule)]
     if not followed:
         raise RuleError(
             f"rule {rule}: expected a rule for at least one weight, received one that leaves out all {len(weights)}",

@@ -6,13 +6,17 @@ import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common.global_state import get_global_attribute
 
 from polyak.errors import ModelError
 
+_ENDLESS = -1  # tf.data.INFINITE_CARDINALITY
+_SELECTING = {"_TakeDataset", "_SkipDataset", "_ShardDataset", "_TakeWhileDataset"}
 # How to put something back, and what it was.
 Memory = list[tuple[Callable[[Any], object], Any]]
 
@@ -104,14 +108,28 @@ def _variables(model: Any) -> Iterable[Any]:
 
 
 def _dice(data: Any) -> Memory:
-    """Random states of the process, and the generators that a DataLoader of PyTorch was given."""
+    """Random states of the process and of Keras, and those that the data hold, as a DataLoader and its samplers do."""
     found: Memory = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state())]  # noqa: NPY002
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return found
-    given = (getattr(data, "generator", None), getattr(getattr(data, "sampler", None), "generator", None))
-    generators = [torch.default_generator, *(g for g in given if isinstance(g, torch.Generator))]
-    return found + [(g.set_state, g.get_state()) for g in generators]
+    owners = [data, *(getattr(data, part, None) for part in ("dataset", "sampler", "batch_sampler"))]
+    owners.append(getattr(owners[-1], "sampler", None))
+    held = {id(value): value for owner in owners for value in getattr(owner, "__dict__", {}).values()}
+    of_torch = getattr(sys.modules.get("torch"), "default_generator", None)
+    of_all = (of_torch, get_global_attribute("global_seed_generator"), *held.values())
+    return found + [state for value in of_all for state in _state_of(value)]
+
+
+def _state_of(value: Any) -> Memory:
+    """Of a generator of random numbers; nothing of anything else."""
+    if isinstance(value, keras.random.SeedGenerator):
+        return [(value.state.assign, keras.ops.convert_to_numpy(value.state).copy())]
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return [(partial(setattr, bits, "state"), bits.state)]
+    if isinstance(value, random.Random):
+        return [(value.setstate, value.getstate())]
+    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Generator):
+        return [(value.set_state, value.get_state())]
+    return []
 
 
 def _recall(held: Memory) -> None:
@@ -129,24 +147,51 @@ def refuse_other_passes(model: Any, data: Any, steps: int | None) -> None:
             'each pass; or ask for evaluate="raw" or evaluate="average"',
         )
     tf = sys.modules.get("tensorflow")
-    if tf is not None and isinstance(data, tf.data.Dataset) and _is_part(data, steps) and _is_shuffled_anew(data):
+    if tf is not None and isinstance(data, tf.data.Dataset) and _differs(data, _is_part(data, steps)):
         raise ModelError(
-            f"{told}that are the same in each pass, received a tf.data.Dataset that shuffles them anew, and of which "
-            f"validation_steps={steps} takes a part",
-            hint="shuffle(..., reshuffle_each_iteration=False), or leave validation_steps out; "
-            'or ask for evaluate="raw" or evaluate="average"',
+            f"{told}that are the same in each pass, received a tf.data.Dataset that shuffles them anew, of which each "
+            "pass takes another part",
+            hint='shuffle(..., reshuffle_each_iteration=False); or ask for evaluate="raw" or evaluate="average"',
+        )
+    if isinstance(data, keras.utils.PyDataset) and data.workers > 1 and _goes_on(data, steps):
+        raise ModelError(
+            f"{told}that are the same in each pass, received a PyDataset with workers={data.workers}, whose queue goes "
+            "on where the pass before has stopped",
+            hint='give it workers=1, or leave validation_steps out; or ask for evaluate="raw" or evaluate="average"',
         )
 
 
 def _is_part(data: Any, steps: int | None) -> bool:
-    size = int(data.cardinality())
-    return steps is not None and (size < 0 or steps < size)  # below zero where it is endless or not known
+    """Whether so many steps are not all that there are, once or several times; not where that is not known."""
+    if steps is None:
+        return False
+    while (size := int(data.cardinality())) == _ENDLESS and len(data._inputs()) == 1:
+        (data,) = data._inputs()  # that is repeated for ever
+    return size == _ENDLESS or (size > 0 and steps % size != 0)
 
 
-def _is_shuffled_anew(data: Any) -> bool:
-    if type(data).__name__ == "_ShuffleDataset" and data._reshuffle_each_iteration is not False:
+def _goes_on(data: Any, steps: int | None) -> bool:
+    return data.num_batches is None or (steps is not None and steps < data.num_batches)
+
+
+def _differs(data: Any, is_part: bool) -> bool:
+    """Whether a part is taken of what lies further up, and that is shuffled anew in each pass."""
+    data = getattr(data, "_dataset", data)  # as TensorFlow 1 wraps them
+    kind = type(data).__name__
+    if kind == "CacheDataset":
+        return False
+    if kind == "_ShuffleDataset" and is_part and data._reshuffle_each_iteration is not False:
         return True
-    return any(map(_is_shuffled_anew, data._inputs()))
+    is_part = is_part or kind in _SELECTING or _drops(data)
+    return any(_differs(above, is_part) for above in data._inputs())
+
+
+def _drops(data: Any) -> bool:
+    """Whether a last batch that is too small is left out; not where it is not known that there is one."""
+    if not (hasattr(data, "_drop_remainder") and hasattr(data, "_batch_size")):
+        return False
+    size = int(data._input_dataset.cardinality())
+    return bool(np.asarray(data._drop_remainder)) and size > 0 and size % int(data._batch_size) != 0
 
 
 def named(name: str, metrics: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:

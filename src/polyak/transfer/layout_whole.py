@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from polyak.errors import PolyakError, UnexpectedWeight
+from polyak.errors import PolyakError, UnexpectedWeight, argument
 from polyak.snapshot import Snapshot
 from polyak.transfer.layout_blocks import Block, blocks
 from polyak.transfer.layout_pairs import Pairing, refuse_unused, rule_for
 from polyak.transfer.layout_rules import Rule
-from polyak.weights import Weight
+from polyak.weights import Globs, Weight, as_globs, glob_match
 
 
-def refuse_lost(held: Snapshot, layers: Mapping[str, str]) -> None:
+def refuse_lost(held: Snapshot, layers: Mapping[str, str], include: Globs, exclude: Globs) -> list[str]:
     """Look at what ``in_layout`` will make of weights in the layout of Keras; nothing is read.
+
+    Returns:
+        The globs of ``exclude`` that leave out what would have no name in the layout of PyTorch.
 
     Raises:
         UnexpectedWeight: the class of a layer has no array of such a name, as where a file counts them.
@@ -23,14 +26,31 @@ def refuse_lost(held: Snapshot, layers: Mapping[str, str]) -> None:
     pairing = Pairing(layers=layers, source=held.origin)
     found = [block for role in held.roles for block in blocks(held.select(role=role).weights, "keras")]
     refuse_unused(pairing, found, ())
+    left_out: list[str] = []
     for block in found:
         rule = rule_for(block, None, "keras", pairing)
-        if rule is not None and (left := next(_left(block, rule), None)):
-            raise UnexpectedWeight(
-                f"weight {left.path!r} of {held.origin}: expected a name that {rule.keras[0]} of Keras gives to an "
-                f"array of its own, received {left.path.rpartition('/')[2]!r}",
-                hint="load it into its model in Python, which knows the names, and convert that model or its average",
-            )
+        if rule is None:
+            continue
+        for left in _left(block, rule):
+            globs = [glob for glob in as_globs(exclude) if _matches(left, glob)]
+            left_out += globs
+            if not globs and _matches(left, include):
+                raise _lost(left, rule.keras[0], held.origin)
+    return left_out
+
+
+def _lost(left: Weight, layer: str, origin: str) -> UnexpectedWeight:
+    return UnexpectedWeight(
+        f"weight {left.path!r} of {origin}: expected a name that {layer} of Keras gives to an array of its own, "
+        f"received {left.path.rpartition('/')[2]!r}",
+        hint=f"leave it out with {argument('exclude', left.path)}; where a file of Keras only counts arrays, load it "
+        "into its model in Python, which knows their names, and convert that model or its average",
+    )
+
+
+def _matches(weight: Weight, globs: Globs) -> bool:
+    """By its name in either layout."""
+    return glob_match(weight.path, globs) or glob_match(weight.path.replace("/", "."), globs)
 
 
 def _left(block: Block, rule: Rule) -> Iterator[Weight]:
