@@ -17,9 +17,9 @@ from polyak.weights import is_floating
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|teacher|shadow)(?![a-z])")
 # Steps of a key, in small letters, that end with a word of these: "loss_fn", but not "loss_net".
 _TRAINING = re.compile(
-    r"(.*[^a-z])?(args|hparams|hyper_?param\w*|config|cfg|settings|meta(data)?|callbacks?|loops?|\w*schedulers?|scalers?|"
-    r"rng|random|loss(es)?|criterion|metrics?|history|logs?|stats|statistics|rms|normali[sz](ers?|ation)|sampler|"
-    r"\w*data_?(module|loader|set)s?)(_fn|_states?)?(_dicts?)?[^a-z]*"
+    r"(?<![a-z])(args|hparams|hyper_?param[a-z]*|config|cfg|settings|meta(data)?|callbacks?|loops?|[a-z]*schedulers?|"
+    r"scalers?|rng|random|loss(es)?|criterion|metrics?|history|logs?|stats|statistics|rms|normali[sz](ers?|ation)|"
+    r"sampler|[a-z]*data_?(module|loader|set)s?)(_fn|_states?)?(_dicts?)?[^a-z]*$"
 )
 _WEIGHT = re.compile(r"(weight|bias|kernel)(_\w+)?")
 _STATISTIC = re.compile(r"(\w+_)?(mean|std|var|variance|min|max|count|sum|median)")
@@ -50,7 +50,7 @@ def is_of_training(held: Named) -> bool:
     arrays = _arrays(held)
     if not held.key:
         return not any("." in name for name in arrays)
-    by_key = any(_TRAINING.fullmatch(step.lower()) for step in held.key.split("/"))
+    by_key = any(_TRAINING.search(step.lower()) for step in held.key.split("/"))
     return by_key or all(_STATISTIC.fullmatch(_last(name)) for name in arrays)
 
 
