@@ -74,6 +74,13 @@ def test_its_index_of_shards_is_the_average_by_its_own_path(tmp_path: Path) -> N
     assert polyak.open(index).roles == ("average",)
 
 
+@pytest.mark.parametrize(("precision", "role"), [("fp16", "average"), ("bf16", "average"), ("non_ema", "raw")])
+def test_a_file_of_another_precision_is_what_its_folder_says(precision: str, role: str, tmp_path: Path) -> None:
+    place = folder(tmp_path / "unet_ema", **SETTINGS)
+    whole = place / "diffusion_pytorch_model.safetensors"
+    assert polyak.open(whole.rename(whole.with_suffix(f".{precision}.safetensors"))).roles == (role,)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]"])
 def test_a_file_beside_something_else_called_a_configuration_is_read(content: bytes, tmp_path: Path) -> None:
     place = folder(tmp_path / "unet")

@@ -178,7 +178,65 @@ def test_the_weights_of_a_parameter_list_are_weights(key: str, tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in zip(source, target, strict=True))
 
 
-def test_a_parameter_list_beside_a_model_is_a_network(tmp_path: Path) -> None:
-    model, _ = states()
-    held = saved(tmp_path / "a.pt", model=model, prompts=nn.ParameterList([torch.rand(2)]).state_dict())
-    assert set(held) == {f"model/{n}" for n in model} | {"prompts/0"}
+DATA = {
+    "predictions": {"val": torch.ones(3, 2)},
+    "batch": {"x": torch.ones(3, 2), "y": torch.ones(3)},
+    "samples": [torch.ones(3, 2), torch.ones(2)],
+    "pretrained_embeddings": {"glove": torch.ones(5, 3)},
+    "observations": {"obs.mean": torch.ones(3), "obs.std": torch.ones(3)},
+}
+
+
+@pytest.mark.parametrize("beside", DATA)
+def test_data_beside_a_model_is_no_network(beside: str, tmp_path: Path) -> None:
+    model, head = states()
+    held = saved(tmp_path / "a.pt", model=model, **{beside: DATA[beside]})
+    assert set(held.select("raw")) == set(model)
+    assert f"left with the state of the training: {beside!r}" in held.manifest.note
+    held = saved(tmp_path / "b.pt", model=model, head=head, **{beside: DATA[beside]})
+    assert set(held.select("raw")) == {f"model/{n}" for n in model} | {f"head/{n}" for n in head}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "normalizing_flow",
+        "random_encoder",
+        "metric_fc",
+        "history_encoder",
+        "meta_net",
+        "loss_net",
+        "log_var_net",
+        "config_encoder",
+    ],
+)
+def test_a_network_whose_key_has_a_word_of_a_training_is_kept(key: str, tmp_path: Path) -> None:
+    model, head = states()
+    held = saved(tmp_path / "a.pt", model=model, **{key: head})
+    assert set(held.select("raw")) == {f"model/{n}" for n in model} | {f"{key}/{n}" for n in head}
+
+
+@pytest.mark.parametrize("key", ["loss_fn", "criterion_state_dict", "train_config", "lr_scheduler_1", "metrics"])
+def test_the_state_of_a_training_is_known_by_the_end_of_its_key(key: str, tmp_path: Path) -> None:
+    model, head = states()
+    assert set(saved(tmp_path / "a.pt", model=model, **{key: head}).select("raw")) == set(model)
+
+
+@pytest.mark.parametrize("keys", [("a", "b", "a_ema", "b_ema"), ("net1", "net2", "ema_net1", "net2-EMA")])
+def test_networks_of_one_architecture_are_paired_with_their_averages_by_keys(keys: Any, tmp_path: Path) -> None:
+    values = [states(seed)[0] for seed in range(4)]
+    held = saved(tmp_path / "a.pt", **dict(zip(keys, values, strict=True)))
+    for role, of in (("raw", values[:2]), ("average", values[2:])):
+        part = held.select(role)
+        assert set(part) == {f"{key}/{n}" for key in keys[:2] for n in values[0]}
+        for key, state in zip(keys, of, strict=False):
+            assert all(np.array_equal(part[f"{key}/{n}"], v) for n, v in state.items())
+
+
+def test_averages_that_no_key_pairs_are_raw_and_told(tmp_path: Path) -> None:
+    held = saved(tmp_path / "a.pt", **{key: states()[0] for key in ("a", "b", "first_ema", "second_ema")})
+    assert held.roles == ("raw",)
+    assert held.manifest.evidence[-1] == (
+        "called averages by their writer: 'first_ema', 'second_ema'; "
+        "neither names, shapes nor keys tell of which weights, so they are taken as raw"
+    )

@@ -26,6 +26,12 @@ def functional() -> Any:
     return keras.Model(inputs, keras.layers.Dense(4, name="head")(inner(keras.layers.Dense(4)(inputs))))
 
 
+def flat() -> Any:
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(4)(inputs)
+    return keras.Model(inputs, keras.layers.Dense(4)(hidden))
+
+
 class Subclassed(keras.Model):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +70,49 @@ def test_its_file_goes_into_another_instance(build: Any, key: str, tmp_path: Pat
     assert (known.tool, known.layout, known.confidence) == ("Keras", "keras", "unknown")
     polyak.transfer(path, twin)
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), twin.get_weights(), strict=True))
+
+
+def test_a_model_beside_its_average_has_roles(tmp_path: Path) -> None:
+    model, target = filled(flat()), flat()
+    average = keras.models.clone_model(model)
+    average.set_weights([2 * w for w in model.get_weights()])
+    path = saved(tmp_path / "a.pt", {"model": model.state_dict(), "ema": average.state_dict(), "epoch": 1})
+    assert polyak.open(path).roles == ("raw", "average")
+    for role, source in (("raw", model), ("average", average)):
+        polyak.transfer(path, target, weights=role)
+        assert all(np.array_equal(a, b) for a, b in zip(source.get_weights(), target.get_weights(), strict=True))
+
+
+def test_an_average_whose_variables_have_other_names_is_left_and_told(tmp_path: Path) -> None:
+    model, other, target = filled(flat()), flat(), flat()
+    path = saved(tmp_path / "a.pt", {"model": model.state_dict(), "ema": other.state_dict()})
+    held = polyak.open(path)
+    assert (held.roles, held.manifest.layout) == (("raw", "training"), "keras")
+    assert held.manifest.note == "left with the state of the training: 'ema' (4 arrays)"
+    polyak.transfer(path, target)
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), target.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("build", [sequential, flat])
+@pytest.mark.parametrize("wrapper", ["AveragedModel", "DataParallel"])
+def test_a_model_within_a_wrapper_goes_into_another_instance(build: Any, wrapper: str, tmp_path: Path) -> None:
+    from torch import nn, optim
+
+    model, twin = filled(build()), build()
+    wrap: Any = {"AveragedModel": optim.swa_utils.AveragedModel, "DataParallel": nn.DataParallel}[wrapper]
+    path = saved(tmp_path / "a.pt", wrap(model).state_dict())
+    held = polyak.open(path)
+    assert ("average" in held.roles, held.manifest.layout) == (wrapper == "AveragedModel", "keras")
+    polyak.transfer(path, twin)
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), twin.get_weights(), strict=True))
+
+
+def test_two_models_are_one_set_with_their_keys(tmp_path: Path) -> None:
+    model, other = filled(functional()), filled(sequential())
+    path = saved(tmp_path / "a.pt", {"model": model.state_dict(), "critic": other.state_dict()})
+    held = polyak.open(path)
+    assert (held.roles, held.manifest.layout) == (("raw",), "keras")
+    assert set(held) == {f"{key}/{v.path}" for key, m in (("model", model), ("critic", other)) for v in m.variables}
 
 
 def test_layers_under_attributes_need_a_renaming(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What lies beside a model in a file of PyTorch: another network, or what a training keeps of itself.
 
-Nothing in the file says which of the two a set is. What has the key of neither an average nor the state of a training
-is taken for a network: one that is left out of a mean is lost, and one too many is refused where it has no place.
+Nothing in the file says which of the two a set is. A network is what has names like one, and neither the key of an
+average nor that of the state of a training. Beside a model that has no average it is kept: what is left out of a mean
+is lost. Beside one that has an average it is left with the state of the training, and the note of the snapshot says so.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from polyak.dialects.torch_sets import Named, bare, same
 from polyak.weights import is_floating
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|teacher|shadow)(?![a-z])")
-# Steps of a key, in small letters, by a word in them.
+# Steps of a key, in small letters, that end with a word of these: "loss_fn", but not "loss_net".
 _TRAINING = re.compile(
-    r"(?<![a-z])(args|hparams|hyper_?param\w*|config|cfg|settings|meta(data)?|callbacks?|loops?|\w*schedulers?|scalers?|"
-    r"rng|random|loss(es)?|criterion|metrics?|history|logs?|stats|statistics|rms|normali[sz]\w*|sampler|"
-    r"\w*data_?(module|loader|set)s?)(?![a-z])"
+    r"(?<![a-z])(args|hparams|hyper_?param[a-z]*|config|cfg|settings|meta(data)?|callbacks?|loops?|[a-z]*schedulers?|"
+    r"scalers?|rng|random|loss(es)?|criterion|metrics?|history|logs?|stats|statistics|rms|normali[sz](ers?|ation)|"
+    r"sampler|[a-z]*data_?(module|loader|set)s?)(_fn|_states?)?(_dicts?)?[^a-z]*$"
 )
+_WEIGHT = re.compile(r"(weight|bias|kernel)(_\w+)?")
 _STATISTIC = re.compile(r"(\w+_)?(mean|std|var|variance|min|max|count|sum|median)")
 
 
@@ -28,16 +30,39 @@ def called_average(key: str) -> bool:
     return says_average(key, _AVERAGED)
 
 
+def named_after(average: str, of: str) -> bool:
+    """Whether a key is another's, and a word for an average: ``g_ema`` and ``g``."""
+    return _letters(_AVERAGED.sub("", average.lower())) == _letters(of.lower())
+
+
+def _letters(key: str) -> str:
+    return re.sub(r"[\W_]", "", key)
+
+
 def networks_beside(model: Named, among: Mapping[str, Named]) -> list[Named]:
-    """The other sets that may be networks like the model, or that are its twins."""
+    """The other sets that are networks like the model by their names, or that are its twins."""
     others = [s for s in among.values() if s is not model]
-    return [s for s in others if _may_be_network(s) or same(bare(s.tensors), bare(model.tensors))]
+    return [s for s in others if _is_network(s) or same(bare(s.tensors), bare(model.tensors))]
 
 
-def _may_be_network(held: Named) -> bool:
-    """Arrays that lie in the file itself, beside sets that have keys, are a network only if their names have dots."""
-    arrays = [n for n, t in held.tensors.items() if t.shape and is_floating(t.dtype)]
+def is_of_training(held: Named) -> bool:
+    """Whether a set is no network: by its key, by its names, or as an array beside sets that have keys."""
+    arrays = _arrays(held)
     if not held.key:
-        return any("." in name for name in arrays)
-    of_training = any(_TRAINING.search(step.lower()) for step in held.key.split("/"))
-    return not (of_training or called_average(held.key) or all(_STATISTIC.fullmatch(name) for name in arrays))
+        return not any("." in name for name in arrays)
+    by_key = any(_TRAINING.search(step.lower()) for step in held.key.split("/"))
+    return by_key or all(_STATISTIC.fullmatch(_last(name)) for name in arrays)
+
+
+def _is_network(held: Named) -> bool:
+    """Whether there is a name as modules have them; data of a training has others, such as ``val`` or ``0``."""
+    named = any("." in name or _WEIGHT.fullmatch(name) for name in _arrays(held))
+    return named and not is_of_training(held) and not called_average(held.key)
+
+
+def _arrays(held: Named) -> list[str]:
+    return [name for name, t in held.tensors.items() if t.shape and is_floating(t.dtype)]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.torch_beside import called_average, networks_beside
+from polyak.dialects.torch_beside import called_average, is_of_training, named_after, networks_beside
 from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, parameters, same, sets, snapshot, usual
 from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW
@@ -39,8 +39,18 @@ def _twins(found: Mapping[str, Named]) -> Reading | None:
     pairs = [(raw, average) for average in averages for raw in _averaged_in(average, raws)]
     if len({raw.key for raw, _ in pairs}) == 1:
         return _averages_of(pairs[0][0], [average for _, average in pairs])
-    once = len({raw.key for raw, _ in pairs}) == len({average.key for _, average in pairs}) == len(pairs)
-    return _side_by_side(pairs) if pairs and once else None
+    return next((_side_by_side(told) for told in (pairs, _by_keys(pairs)) if _each_once(told, pairs)), None)
+
+
+def _by_keys(pairs: Sequence[tuple[Named, Named]]) -> list[tuple[Named, Named]]:
+    """The pairs that their keys tell, too, where several networks have the same names and shapes."""
+    return [(raw, average) for raw, average in pairs if named_after(average.key, raw.key)]
+
+
+def _each_once(told: Sequence[tuple[Named, Named]], pairs: Sequence[tuple[Named, Named]]) -> bool:
+    """Whether these are one average for each network, and one network for each average, of all that there are."""
+    keys = [{pair[side].key for pair in some} for some in (told, pairs) for side in (0, 1)]
+    return bool(told) and all(len(held) == len(told) for held in keys)
 
 
 def _averages_of(raw: Named, averages: Sequence[Named]) -> Reading:
@@ -92,8 +102,9 @@ def _names_of(raw: Named, average: Named) -> str:
 def _only(found: Mapping[str, Named]) -> Reading | None:
     """The only network, if it is called an average: what a training keeps that empties its model before it saves."""
     averages = [s for s in found.values() if called_average(s.key)]
-    if len(averages) != 1 or networks_beside(one := averages[0], found):
+    if len(averages) != 1 or not all(is_of_training(s) for s in found.values() if s is not averages[0]):
         return None
+    one = averages[0]
     said = f"{one.place} is the only set, and called an average by its writer"
     return Reading("PyTorch", {AVERAGE: bare(one.tensors)}, one.stored, (said,), whole={AVERAGE: one.tensors})
 
@@ -105,11 +116,23 @@ def _alone(found: Mapping[str, Named], contents: Contents) -> Reading:
     if held and not beside:
         sets_, whole = {role: bare(held.tensors)}, {role: held.tensors}
         return Reading("PyTorch", sets_, held.stored, evidence, confidence, whole)
-    if held and beside:
-        others = listed([s.place for s in beside])
-        evidence = (*evidence, f"{others} may be a network beside {held.place}: each weight has its key in its name")
-    tensors = {n: t for s in found.values() for n, t in _with_key(s.key, bare(s.tensors)).items()}
-    return Reading("PyTorch", {role: tensors} if tensors else {}, _stored(*found.values()), evidence, confidence)
+    kept = [held, *beside] if held else list(found.values())
+    evidence = (*evidence, *_beside(held, beside), *_unpaired(kept))
+    tensors = {n: t for s in kept for n, t in _with_key(s.key, bare(s.tensors)).items()}
+    return Reading("PyTorch", {role: tensors} if tensors else {}, _stored(*kept), evidence, confidence)
+
+
+def _beside(held: Named | None, others: Sequence[Named]) -> tuple[str, ...]:
+    said = listed([s.place for s in others])
+    found = held and f"{said} may be a network beside {held.place}: each weight has its key in its name"
+    return (found,) if found else ()
+
+
+def _unpaired(kept: Sequence[Named]) -> tuple[str, ...]:
+    """A word on averages by their keys that are taken as raw."""
+    called = ", ".join(s.place for s in kept if called_average(s.key))
+    untold = "neither names, shapes nor keys tell of which weights, so they are taken as raw"
+    return (f"called averages by their writer: {called}; {untold}",) if called else ()
 
 
 def _with_key(key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

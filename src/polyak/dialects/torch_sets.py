@@ -22,6 +22,7 @@ from polyak.weights import Evidence, Kind, is_floating
 TORCH = "torch"
 OPTIMIZER = "optimizer"
 TRAINING = "training"
+KERAS = "_torch_params."  # before the path of a variable, where Keras on PyTorch is saved as a module
 _FORMATS = (TORCH, "safetensors", "safetensors-sharded")
 _WRAPPERS = ("module.", "_orig_mod.")
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
@@ -87,12 +88,18 @@ def sets(contents: Contents) -> dict[str, Named]:
 def place_of(name: str) -> tuple[str, str]:
     """The key of a stored name's set, and its name there. A name that begins or ends with a slash has no key.
 
+    Variables of Keras have slashes in their own names.
+
     Example:
         >>> place_of("ema/shadow/conv.weight"), place_of("/conv.weight")
         (('ema/shadow', 'conv.weight'), ('', '/conv.weight'))
+        >>> place_of("ema/_torch_params.conv/kernel")
+        ('ema', '_torch_params.conv/kernel')
     """
-    key, _, last = name.rpartition("/")
-    return (key, last) if key and last else ("", name)
+    before, mark, variable = name.partition(KERAS)
+    key, _, last = before.rpartition("/")
+    own = last + mark + variable
+    return (key, own) if key and own else ("", name)
 
 
 def is_optimizer(key: str) -> bool:

@@ -1,11 +1,13 @@
 """A model's folder as diffusers and transformers write it: ``config.json`` beside one file of weights or an index.
 
 The weights are read by their own format; plain values of the configuration become facts ``config/<key>``, because that
-is where diffusers says that a folder holds an average. So they do where the file of weights is opened by its own path.
+is where diffusers says that a folder holds an average. So they do where the file of weights is opened by its own path,
+and where its name also says a precision: ``model.fp16.safetensors``, which a folder may hold beside the others.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +23,7 @@ _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _PICKLED = ".bin.index.json"
 _ENDS = (_SHARDED, _WHOLE, ".bin", _PICKLED)
 _FORMATS = {_SHARDED: "safetensors_sharded", _WHOLE: "safetensors", ".bin": "torch_pt"}
+_PRECISION = re.compile(r"\.(fp|bf)\d+(?=\.(safetensors|bin)$)")
 _LARGEST = 2_000_000
 
 
@@ -50,7 +53,8 @@ def _weights(path: Path) -> Path | None:
 
 def _format(path: Path) -> ModuleType | None:
     """What reads a file that has the name of a folder's weights; None for others, and where the name deceives."""
-    end = next((end for end in _FORMATS for stem in _STEMS if path.name == f"{stem}{end}"), None)
+    name = _PRECISION.sub("", path.name)
+    end = next((end for end in _FORMATS for stem in _STEMS if name == f"{stem}{end}"), None)
     module = import_module(f"polyak.files.{_FORMATS[end]}") if end and path.is_file() else None
     return module if module and module.recognises(path) else None
 
