@@ -148,6 +148,7 @@ def test_the_class_of_a_layer_is_told_as_the_hint_says() -> None:
     for wrong in ("Dense", "=Dense", "my net="):
         assert "expected GLOB=CLASS" in call(*asked, "--layers", wrong).stderr
     assert "received 'n' twice" in call(*asked, "--layers", "n=Dense", "--layers", "n=same").stderr
+    assert "--layers needs --layout torch" in call("convert", "a.npz", "c.npz", "--layers", "n=same").stderr
     assert "--layers needs --like FILE" in call("transfer", "a.npz", "c.npz", "--layers", "n=same").stderr
 
 
