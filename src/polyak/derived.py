@@ -25,6 +25,7 @@ from polyak.combine import average as many
 from polyak.errors import ModelError, RuleError, ShapeMismatch
 from polyak.file_verbs import source_of
 from polyak.frameworks import Average, snapshot_of
+from polyak.frameworks.hand_over import warn_if_biased
 from polyak.manifest import AVERAGE, RAW, Manifest
 from polyak.snapshot import Array, Item, Snapshot, tool, versions
 from polyak.weights import Kind, Weight
@@ -280,6 +281,7 @@ class BEMA(Derived):
             _refuse_other_count(average, self.form)
         self._begun = average.beginnings
         held = snapshot_of(average.source, RAW) if start is None else source_of(start, None)
+        warn_if_biased(held)
         self._start = {w.path: _same_shape(held, w) for w in average.target.weights if w.kind is Kind.TRAINABLE}
 
     @property

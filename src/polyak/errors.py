@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 # Keras and the others call polyak for the user, whose own line is further out.
@@ -143,15 +143,24 @@ def listed(words: Sequence[str], most: int = 1) -> str:
     return ", ".join(words[:most]) + more
 
 
-def argument(name: str, value: str) -> str:
+def argument(name: str, value: str | Sequence[str] | Mapping[str, str]) -> str:
     """An argument as a hint says it, so that it can be copied whatever is in a name.
 
     Example:
-        >>> print(argument("exclude", "head/*"), argument("exclude", 'say "x"'))
-        exclude="head/*" exclude='say "x"'
+        >>> print(argument("exclude", "head/*"), argument("exclude", ['say "x"', "b"]), argument("rename", {"a": "b"}))
+        exclude="head/*" exclude=['say "x"', "b"] rename={"a": "b"}
     """
-    plain = value.isprintable() and '"' not in value and "\\" not in value
-    return f'{name}="{value}"' if plain else f"{name}={value!r}"
+    if isinstance(value, str):
+        return f"{name}={quoted(value)}"
+    if isinstance(value, Mapping):
+        return f"{name}={{{', '.join(f'{quoted(old)}: {quoted(new)}' for old, new in value.items())}}}"
+    return f"{name}=[{', '.join(map(quoted, value))}]"
+
+
+def quoted(text: str) -> str:
+    """A text as Python reads it, in double quotes where that is all it takes."""
+    plain = text.isprintable() and '"' not in text and "\\" not in text
+    return f'"{text}"' if plain else repr(text)
 
 
 def notify(warning: PolyakWarning) -> None:

@@ -108,6 +108,7 @@ def average(
     mean = many.mean([member.still() for member in members], weights, watch)
     if out is not None:
         return written(mean, out, writer(out))
+    warn_if_biased(mean)
     return mean.copy() if any(member.live for member in members) else mean
 
 
@@ -202,13 +203,11 @@ def _argument(path: str) -> str:
 
 
 def source_of(source: Any, weights: str | None) -> Snapshot:
-    """One set of a source: a path, a snapshot, an average or a model. Says so if it is a biased average."""
+    """One set of a source: a path, a snapshot, an average or a model."""
     if isinstance(source, (str, os.PathLike)):
         source = open(source)
     if isinstance(source, Snapshot):
-        held = source.select(role=weights)
-        warn_if_biased(held)
-        return held
+        return source.select(role=weights)
     if isinstance(source, Average):
         role = choose_role((AVERAGE,) if weights is None else (RAW, AVERAGE), weights, source.label)
         return source.snapshot() if role == AVERAGE else snapshot_of(source.source, RAW)
@@ -227,8 +226,9 @@ def held_by(source: Any, weights: str | None) -> Snapshot:
 def written(held: Snapshot, path: PathLike, writer: Writer, view: Converted | None = None) -> Receipt:
     """Write, and prove by what is read back before the path holds it: a failure leaves the old file as it was.
 
-    ``view`` knows what was renamed, cast and left out.
+    ``view`` knows what was renamed, cast and left out. Says so if a biased average is written.
     """
+    warn_if_biased(held)
     found: dict[str, str] = {}
 
     def read_back(fresh: Path) -> None:

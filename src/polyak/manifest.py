@@ -16,6 +16,7 @@ from polyak.weights import Weight
 VERSION = 1
 RAW = "raw"
 AVERAGE = "average"
+OF_MEMBER = "member "  # begins what is told of one of several that were averaged
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 

@@ -11,7 +11,7 @@ from polyak.combine.convert import Choosing, Converted, converted
 from polyak.errors import FileError, RuleError, WeightError
 from polyak.file_verbs import PathLike, moment_of, open, shared, source_of, written
 from polyak.frameworks import Average
-from polyak.frameworks.hand_over import model_target, plan_into_model, warn_if_immature
+from polyak.frameworks.hand_over import model_target, plan_into_model, warn_if_biased, warn_if_immature
 from polyak.manifest import RAW
 from polyak.snapshot import Snapshot
 from polyak.transfer import stored as plans
@@ -55,6 +55,12 @@ def plan(source: Any, target: Any, **asking: Unpack[Asking]) -> Plan:
         UnbuiltModel: the target has no weights yet; give ``sample=``.
         RuleError: an average is to go on from a file or snapshot that has no rule and count.
     """
+    made = _planned(source, target, asking)
+    warn_if_biased(made.source)
+    return made
+
+
+def _planned(source: Any, target: Any, asking: Asking) -> Plan:
     weights, sample = asking.pop("weights", None), asking.pop("sample", None)
     if asking.pop("like", None) is not None:
         raise WeightError("like= is the structure of a file that is written", hint="give it as the target of plan")

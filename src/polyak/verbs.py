@@ -18,7 +18,7 @@ from polyak.errors import FileError, RuleError, UnknownFormat
 from polyak.file_verbs import PathLike, Writer, held_by, moment_of, shared, source_of, writer, written
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.base import Placement, Tracking
-from polyak.frameworks.hand_over import model_target
+from polyak.frameworks.hand_over import model_target, warn_if_biased
 from polyak.manifest import AVERAGE, RAW, Manifest
 from polyak.snapshot import Snapshot, tool, versions
 from polyak.transfer.receipt import Receipt
@@ -115,7 +115,9 @@ def PowerEMA(model: Any, sigma_rel: float, **following: Unpack[Following]) -> Av
 
 def snapshot(source: Any, weights: str | None = None) -> Snapshot:
     """An independent copy of what a model, an average or a file holds."""
-    return source_of(source, weights).copy()
+    held = source_of(source, weights)
+    warn_if_biased(held)
+    return held.copy()
 
 
 def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
@@ -184,7 +186,9 @@ def both_of(source: Any) -> Snapshot:
         sets = [source_of(source, RAW).copy(), source_of(source, AVERAGE).copy()]
     states = {s.roles[0]: s.state for s in sets}
     origin = sets[1].origin
-    written = Manifest(tool(), {}, (), source=origin, versions=versions(), layout=common_layout(sets))
+    written = Manifest(
+        tool(), {}, (), source=origin, versions=versions(), layout=common_layout(sets), note=sets[1].manifest.note
+    )
     return Snapshot((i for s in sets for i in s.items_by_path.values()), states, origin, written=written)
 
 

@@ -690,7 +690,7 @@ def test_the_status_is_the_same_where_nobody_can_hear(verb: str, status: int, cl
         "extract a.safetensors steps",
         "plan a.safetensors b.safetensors",
         "profile mean",
-        "diff a.safetensors b.safetensors",
+        "convert a.safetensors d.safetensors --dry-run",
     ],
 )
 def test_an_answer_that_goes_nowhere_is_not_done(verb: str) -> None:
@@ -700,6 +700,29 @@ def test_an_answer_that_goes_nowhere_is_not_done(verb: str) -> None:
         2,
         "error: standard output: expected a place for the answer, received none: it is closed\n",
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("nowhere", "said"), [(">&-", ""), (">/dev/full", "warning: standard output: No space left on device\n")]
+)
+@pytest.mark.parametrize(
+    ("verb", "status"),
+    [
+        ("convert a.safetensors w.npz", 0),
+        ("average a.safetensors a.safetensors -o w.npz", 0),
+        ("transfer a.safetensors w.npz --json", 0),
+        ("extract a.safetensors steps -o w.npy --json", 0),
+        ("plan a.safetensors a.safetensors -o w.json", 0),
+        ("verify a.safetensors", 0),
+        ("diff a.safetensors a.safetensors", 0),
+        ("diff a.safetensors b.safetensors", 1),
+    ],
+)
+def test_what_is_done_is_done_where_its_receipt_goes_nowhere(verb: str, status: int, nowhere: str, said: str) -> None:
+    command = f"{sys.executable} -m polyak {verb} {nowhere}"
+    done = subprocess.run(command, shell=True, check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (status, said)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 import polyak
 from polyak.cli import main
 from polyak.cli.hints import as_options
-from polyak.errors import WeightError
+from polyak.errors import WeightError, argument
 from polyak.manifest import Manifest, State
 from polyak.snapshot import Snapshot
 
@@ -57,7 +58,8 @@ def two_sets(path: str, **arrays: Any) -> None:
         ("include= and exclude= are compared, after rename=", "--include and --exclude are compared, after --rename"),
         ("""exclude='say "x"', or""", """--exclude 'say "x"', or"""),
         ('exclude="say "x""', """--exclude 'say "x"'"""),
-        ('layers={"d": "Dense" or "Conv1D"}, or "same"', '--layers d=Dense, or "same"'),
+        ('layers={"d": "Dense" or "Conv1D"}, or "same"', '--layers d=Dense or --layers d=Conv1D, or "same"'),
+        ('rename={"a*": "b*2"}', r"--rename '^a(.*)$=b\g<1>2'"),
         ('polyak.convert(member, path, exclude="q"); or', "polyak convert MEMBER PATH --exclude q; or"),
         ('polyak.transfer(source, "a.pt", like=target), and', "polyak transfer SOURCE a.pt --like TARGET, and"),
         ('polyak.track(model, {"head/*": rule}); cast="x"', 'polyak.track(model, {"head/*": rule}); --cast x'),
@@ -97,6 +99,31 @@ def test_a_name_with_quotes_is_left_out_as_the_hint_says() -> None:
         polyak.convert("odd.npz", "y.pt")
     said = str(refused.value.hint).partition("exclude=")[2]
     polyak.convert("odd.npz", "y.pt", exclude=eval(said))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("a=b/kernel", "c=d/kernel"), ('q"x/w', 'r"x/w'), ("a\\d/w", "b\\d/w"), ("a\\1/w", "b'\\1=/w")],
+)
+def test_odd_names_are_paired_and_left_out_as_the_hint_says(old: str, new: str) -> None:
+    polyak.save(held(**{old: np.ones(3, np.float32)}), "a.npz")
+    polyak.save(held(**{new: np.ones(3, np.float32)}), "like.npz")
+    asked = ("transfer", "a.npz", "b.npz", "--like", "like.npz")
+    words = hinted(call(*asked), "pair them with ")[:2]
+    assert words[0] == "--rename"
+    assert call(*asked, words[0], words[1].rstrip(",")).exit_code == 0
+    assert list(polyak.open("b.npz")) == [new]
+    polyak.save(held(w=np.ones(2, np.float32), **{new: np.ones(3, np.float32)}), "more.npz")
+    polyak.save(held(w=np.ones(2, np.float32)), "few.npz")
+    asked = ("transfer", "more.npz", "c.npz", "--like", "few.npz")
+    assert call(*asked, *hinted(call(*asked), "leave it out with ")).exit_code == 0
+
+
+def test_a_hint_of_many_names_is_told_at_once() -> None:
+    names = [f"layer/{i}/kernel" for i in range(2000)]
+    begun = time.perf_counter()
+    assert as_options(argument("exclude", names)) == " ".join(f"--exclude {name}" for name in names)
+    assert time.perf_counter() - begun < 2
 
 
 @pytest.mark.parametrize(
@@ -148,6 +175,7 @@ def test_the_class_of_a_layer_is_told_as_the_hint_says() -> None:
     for wrong in ("Dense", "=Dense", "my net="):
         assert "expected GLOB=CLASS" in call(*asked, "--layers", wrong).stderr
     assert "received 'n' twice" in call(*asked, "--layers", "n=Dense", "--layers", "n=same").stderr
+    assert "--layers needs --layout torch" in call("convert", "a.npz", "c.npz", "--layers", "n=same").stderr
     assert "--layers needs --like FILE" in call("transfer", "a.npz", "c.npz", "--layers", "n=same").stderr
 
 

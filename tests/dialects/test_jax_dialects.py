@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.files.jax_golden import GOLDEN, assert_same, expected
 
 import polyak
 from polyak import dialects
+from polyak.combine.average import mean
 from polyak.contents import Contents, Tensor
 from polyak.manifest import State
 from polyak.snapshot import Snapshot
@@ -95,6 +97,60 @@ def test_a_biased_average_is_handed_over_with_a_word_and_a_way_to_correct_it(tmp
         polyak.plan(raw, target)
     for name, array in raw.items():
         np.testing.assert_allclose(corrected[name], array, rtol=1e-5)
+
+
+def biased(action: Callable[[], object]) -> list[str]:
+    """What is said of averages that are biased."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        action()
+    return [str(w.message) for w in caught if issubclass(w.category, polyak.errors.ImmatureWarning)]
+
+
+def test_a_bias_is_said_once_where_an_average_is_written_and_not_where_it_is_compared(tmp_path: Path) -> None:
+    average, both = tmp_path / "a.safetensors", tmp_path / "both.safetensors"
+    assert len(biased(lambda: polyak.convert(GOLDEN / "optax", average, weights="average"))) == 1
+    assert len(biased(lambda: polyak.convert(GOLDEN / "optax", both))) == 1
+    stored = polyak.StoredPlan.from_json(polyak.plan(average, polyak.open(average)).to_json())
+    writing: list[Callable[[Path], object]] = [
+        lambda out: polyak.convert(average, out),
+        lambda out: polyak.transfer(average, out),
+        lambda out: polyak.transfer(average, out, exclude="*bias"),
+        lambda out: polyak.transfer(average, out, like=average),
+        lambda out: polyak.transfer(average, out, plan=stored),
+        lambda out: polyak.save(both, out, "both"),
+        lambda out: polyak.convert(both, out, weights="average"),
+        lambda out: polyak.average([average, average], None, out),
+    ]
+    said = [biased(partial(verb, tmp_path / f"{i}.npz")) for i, verb in enumerate(writing)]
+    assert [len(lines) for lines in said] == [1] * len(writing)
+    made = polyak.open(tmp_path / "7.npz")
+    comparing: list[Callable[[], object]] = [
+        lambda: polyak.diff(average, average, "average"),
+        lambda: polyak.distances([average, average], made, role="average"),
+        lambda: polyak.convert(both, tmp_path / "raw.npz", weights="raw"),
+        lambda: polyak.average([both, both], None, tmp_path / "raws.npz", "raw"),
+    ]
+    assert [biased(verb) for verb in comparing] == [[], [], [], []]
+
+
+def test_the_mean_of_biased_averages_is_biased_and_one_division_corrects_it_only_where_all_are_alike() -> None:
+    one = polyak.open(GOLDEN / "optax").select("average")
+    other = polyak.Snapshot.from_arrays(one, "average")
+    alike, mixed, alone = mean([one, one]), mean([one, other]), mean([one, other], [0, 1])
+    assert alike.manifest.note == one.manifest.note
+    assert mixed.manifest.note == f"member {one.origin}: {one.manifest.note}"
+    assert alone.manifest.note == ""
+    mends = {}
+    for name, made in (("alike", alike), ("mixed", mixed), ("alone", alone)):
+        found = {f.what: f.mend for f in polyak.doctor(made)}
+        mends[name] = found.get("average is biased towards zero", "")
+    assert mends["alike"].startswith("divide each value by 1 - decay**count")
+    assert mends["mixed"] == "correct the members first, and average those"
+    assert mends["alone"] == ""
+    assert "polyak.Snapshot.from_arrays" in biased(lambda: polyak.snapshot(alike))[0]
+    said = biased(lambda: polyak.snapshot(mixed))[0]
+    assert said.endswith("no division corrects their mean: correct the members first, and average those")
 
 
 def test_moving_statistics_belong_to_both_sets() -> None:

@@ -51,7 +51,8 @@ def average(
 def _answer(receipt: Receipt, members: tuple[Member, ...], as_json: bool) -> None:
     from polyak.report.combined import averaged, averaged_json
 
-    if as_json:
-        output.json(averaged_json(receipt, members))
-    else:
-        output.data(averaged(receipt, members))
+    with output.after_all():
+        if as_json:
+            output.json(averaged_json(receipt, members))
+        else:
+            output.data(averaged(receipt, members))

@@ -32,6 +32,8 @@ def convert(source: str, target: str, dry_run: bool, as_json: bool, force: bool,
     """
     import polyak
 
+    if asked["layers"] and asked["layout"] is None:
+        raise click.UsageError("--layers needs --layout torch: without it arrays are taken as they are")
     asked = options.asked(**asked)
     options.refuse_taken(target, force, [source])
     if dry_run:
@@ -39,10 +41,11 @@ def convert(source: str, target: str, dry_run: bool, as_json: bool, force: bool,
         return
     with output.progress() as watch:
         receipt = polyak.convert(reading.opened(source, watch), target, **asked)
-    if as_json:
-        output.json(receipt.to_json())
-    else:
-        output.data(str(receipt))
+    with output.after_all():
+        if as_json:
+            output.json(receipt.to_json())
+        else:
+            output.data(str(receipt))
 
 
 def _answer_dry(source: str, target: str, asked: dict[str, Any], as_json: bool) -> None:

@@ -35,10 +35,11 @@ def demo(seed: int, directory: str, recalibrate: bool, as_json: bool) -> None:
     with output.progress() as watch:
         watch("importing TensorFlow", 0, 1)
         report = _package().run(directory, seed, watch=watch, recalibrate=recalibrate)
-    if as_json:
-        output.json(report.to_json())
-    else:
-        output.data(text(report))
+    with output.after_all():
+        if as_json:
+            output.json(report.to_json())
+        else:
+            output.data(text(report))
     for line in report.differences:
         output.say(f"different: {line}")
     output.leave(0 if report.same else 1)

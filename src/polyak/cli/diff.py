@@ -26,8 +26,9 @@ def diff(a: str, b: str, weights: str | None, atol: float, as_json: bool) -> Non
 
     with output.progress() as watch:
         found = polyak.diff(reading.opened(a, watch), reading.held(b), weights, atol)
-    if as_json:
-        output.json(found.to_json())
-    else:
-        output.data(difference(found))
+    with output.after_all():
+        if as_json:
+            output.json(found.to_json())
+        else:
+            output.data(difference(found))
     output.leave(0 if found.equal else 1)

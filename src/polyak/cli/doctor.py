@@ -25,8 +25,9 @@ def doctor(file: str, as_json: bool) -> None:
 
     with output.progress() as watch:
         found = polyak.doctor(reading.opened(file, watch), called=file)
-    if as_json:
-        output.json(findings_json(output.shown(file), found))
-    else:
-        output.data(findings(file, found))
+    with output.after_all():
+        if as_json:
+            output.json(findings_json(output.shown(file), found))
+        else:
+            output.data(findings(file, found))
     output.leave(1 if found else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -39,10 +40,11 @@ def extract(file: str, name: str, out: str, weights: str | None, force: bool, as
     array = (held if weights is None else held.select(weights))[name]
     if out != "-":
         _write(array, out)
-    if as_json:
-        _describe(name, array)
-    elif out == "-":
-        output.raw(_npy(array))
+    with nullcontext() if out == "-" else output.after_all():
+        if as_json:
+            _describe(name, array)
+        elif out == "-":
+            output.raw(_npy(array))
 
 
 def _write(array: Array, path: str) -> None:

@@ -11,6 +11,7 @@ _SAME = "weights format include exclude rename by cast nonfinite layout layers l
 _OPTIONS = {"role": "weights", "largest_norm": "largest-norm"} | {name: name for name in _SAME.split()}
 _VERBS = ("convert", "transfer")
 _BEGINS = re.compile(rf"\bpolyak\.\w+\(|\b({'|'.join(_OPTIONS)})=")
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
 _ENDS = re.compile(r"""(?<=["'\]})\w])(?=[\s;,:.)}\]]|$)""")
 
 
@@ -59,7 +60,10 @@ def _argument(hint: str, found: re.Match[str]) -> tuple[str, int]:
 def _expression(hint: str, start: int, beyond: int) -> tuple[ast.expr | None, int]:
     """The shortest expression that begins here, and where it ends; a text whose quotes do not fit ends at the first."""
     whole: tuple[ast.expr, int] | None = None
+    closing = _CLOSING.get(hint[beyond - 1], "")
     for end in (found.end() for found in _ENDS.finditer(hint, beyond)):
+        if not hint.endswith(closing, start, end):  # a long list would be parsed at each of its names
+            continue
         try:
             return ast.parse(hint[start:end], mode="eval").body, end
         except (SyntaxError, ValueError):
@@ -72,23 +76,34 @@ def _given(name: str, value: ast.expr) -> Iterator[str]:
     """Each value of an argument as an option of its own."""
     values = value.elts if isinstance(value, (ast.List, ast.Tuple)) else [value]
     if isinstance(value, ast.Dict):
-        pairs = zip(value.keys, value.values, strict=True)
-        values = [ast.Constant(_pair(name, old, new)) for old, new in pairs if isinstance(old, ast.Constant)]
+        for old, new in zip(value.keys, value.values, strict=True):
+            if isinstance(old, ast.Constant):
+                choices = new.values if isinstance(new, ast.BoolOp) else [new]
+                yield " or ".join(f"--{_OPTIONS[name]} {_word(_pair(name, old, choice))}" for choice in choices)
+        return
     for one in values:
         yield f"--{_OPTIONS[name]} {_word(one)}"
 
 
-def _pair(name: str, old: ast.Constant, new: ast.expr) -> str:
-    """``OLD=NEW``, of several choices for the new one the first; names to replace as an expression."""
-    chosen = new.values[0] if isinstance(new, ast.BoolOp) else new
-    text = str(chosen.value) if isinstance(chosen, ast.Constant) else ast.unparse(chosen)
-    return _renaming(str(old.value), text) if name == "rename" else f"{old.value!s}={text}"
+def _pair(name: str, old: ast.Constant, new: ast.expr) -> ast.Constant:
+    """``OLD=NEW``; names to replace as an expression."""
+    text = str(new.value) if isinstance(new, ast.Constant) else ast.unparse(new)
+    return ast.Constant(_renaming(str(old.value), text) if name == "rename" else f"{old.value!s}={text}")
 
 
 def _renaming(old: str, new: str) -> str:
     pattern = "(.*)".join(re.escape(part) for part in old.split("*"))
-    parts = new.split("*")
-    return f"^{pattern}$=" + "".join(f"{part}\\{i}" for i, part in enumerate(parts[:-1], 1)) + parts[-1]
+    first, *rest = map(_literal, new.split("*"))
+    return f"^{pattern}$={first}" + "".join(f"{_group(i, part)}{part}" for i, part in enumerate(rest, 1))
+
+
+def _literal(part: str) -> str:
+    """A part of a new name as ``re.sub`` takes it; an option is divided at its last ``=``, which has an octal form."""
+    return part.replace("\\", r"\\").replace("=", r"\075")
+
+
+def _group(i: int, then: str) -> str:
+    return rf"\g<{i}>" if then[:1].isdigit() else rf"\{i}"
 
 
 def _word(value: ast.expr) -> str:

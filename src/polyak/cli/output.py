@@ -45,6 +45,19 @@ def _answer(content: str | bytes, ends_line: bool) -> None:
     click.echo(content, nl=ends_line)
 
 
+@contextmanager
+def after_all() -> Iterator[None]:
+    """An answer after what was asked for is done, or whose exit status tells it all: where it is lost, this holds."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if sys.stdout is not None:  # somebody has a place for the answer, and it takes none
+            say(f"standard output: {error.strerror or error}", _mark("warning:", "yellow"))
+            _drop_unwritten()
+
+
 def shown(path: str) -> str:
     """A path as text that JSON can hold: the system lets names be no text at all."""
     return path.encode(errors="backslashreplace").decode()
@@ -77,9 +90,8 @@ def reporting() -> Iterator[None]:
         except PolyakError as error:
             _fail(error.message, error.hint)
         except BrokenPipeError:
-            # Status 1 means "different". What is left unwritten must not raise again when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            leave(NOBODY_READS)
+            _drop_unwritten()
+            leave(NOBODY_READS)  # status 1 means "different"
         except OSError as error:
             _fail(f"file {error.filename!r}: {error.strerror}" if error.filename else str(error), None)
         except KeyboardInterrupt:
@@ -124,6 +136,11 @@ def _warn(otherwise: Callable[..., None]) -> Callable[..., None]:
             otherwise(message, category, *rest, **more)
 
     return show
+
+
+def _drop_unwritten() -> None:
+    """What is left of an answer must not raise again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, hint: str | None) -> None:

@@ -32,10 +32,11 @@ def plan(source: str, like: str, out: str, force: bool, as_json: bool, weights: 
         output.json(made.to_json())
         return
     _write(made.to_json(), out)
-    if as_json:
-        output.json(made.to_json())
-    else:
-        output.data(str(made))
+    with output.after_all():
+        if as_json:
+            output.json(made.to_json())
+        else:
+            output.data(str(made))
 
 
 def _write(text: str, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -48,11 +49,12 @@ def profile(rules: tuple[str, ...], steps: tuple[int, ...], force: bool, as_json
     rows = [_row(rule, n) for rule in parsed for n in steps]
     for kind, path in wanted.items():
         _write(kind, rules, max(steps), path)
-    if as_json:
-        _answer_json(rows)
-    else:
-        _answer_table([text for text in rules for _ in steps], rows)
-        _answer_plots(rules, max(steps))
+    with output.after_all() if wanted else nullcontext():
+        if as_json:
+            _answer_json(rows)
+        else:
+            _answer_table([text for text in rules for _ in steps], rows)
+            _answer_plots(rules, max(steps))
 
 
 def _refuse_one_place(wanted: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -40,7 +41,8 @@ def synthesize(
     with output.progress() as watch:
         made = polyak.synthesize([reading.held(file) for file in files], rule, watch=watch, **given)
         receipt = None if out is None else polyak.save(made, out)
-    _answer(made, receipt, as_json)
+    with nullcontext() if receipt is None else output.after_all():
+        _answer(made, receipt, as_json)
 
 
 def _answer(made: Any, receipt: Any, as_json: bool) -> None:

@@ -44,10 +44,11 @@ def transfer(source: str, target: str, force: bool, dry_run: bool, as_json: bool
         held = reading.opened(source, watch)
         one = held if {"weights", "plan"} & asked.keys() else held.select()
         receipt = polyak.transfer(one, target, **asked)
-    if as_json:
-        output.json(receipt.to_json())
-    else:
-        output.data(str(receipt))
+    with output.after_all():
+        if as_json:
+            output.json(receipt.to_json())
+        else:
+            output.data(str(receipt))
 
 
 def _refuse_unpaired(like: str | None, plan: str | None, weights: str | None, **asked: Any) -> None:

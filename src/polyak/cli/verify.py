@@ -23,12 +23,13 @@ def verify(file: str, as_json: bool) -> None:
             held.verify(name)
     nbytes = sum(weight.nbytes for weight in held.weights)
     answer = {"file": output.shown(file), "weights": len(held), "bytes": nbytes, "integrity": held.integrity}
-    if as_json:
-        import msgspec
+    with output.after_all():
+        if as_json:
+            import msgspec
 
-        output.json(msgspec.json.encode(answer).decode())
-    else:
-        output.data(_sentence(held.origin, answer))
+            output.json(msgspec.json.encode(answer).decode())
+        else:
+            output.data(_sentence(held.origin, answer))
 
 
 def _sentence(origin: str, answer: dict[str, Any]) -> str:

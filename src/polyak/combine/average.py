@@ -29,7 +29,7 @@ from polyak.errors import (
     WeightError,
     argument,
 )
-from polyak.manifest import AVERAGE, RAW, Manifest, State
+from polyak.manifest import AVERAGE, OF_MEMBER, RAW, Manifest, State
 from polyak.numbers import rounded
 from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
 from polyak.weights import Kind, Weight, numpy_dtype
@@ -89,7 +89,9 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     watched = [watched_read(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
     items = (Item(AVERAGE, w, read) for w, read in zip(last.weights, watched, strict=True))
     written = Manifest(tool(), {}, (), versions=versions(), evidence=_provenance(members, shares))
-    written = msgspec.structs.replace(written, layout=common_layout(members), unread=unread(members))
+    written = msgspec.structs.replace(
+        written, layout=common_layout(members), unread=unread(members), note=_note(members, shares)
+    )
     origin = f"mean of {', '.join(fitting([m.origin for m in members], LABEL))}"
     return Snapshot(items, {AVERAGE: _state(members, weights)}, origin, written=written)
 
@@ -298,8 +300,23 @@ def _state(members: Sequence[Snapshot], weights: Sequence[float] | None) -> Stat
 
 
 def _provenance(members: Sequence[Snapshot], shares: Sequence[float]) -> tuple[str, ...]:
-    said = [f"member {m.origin}: {m.roles[0]} weights, share {s:.6g}" for m, s in zip(members, shares, strict=True)]
+    said = [f"{OF_MEMBER}{m.origin}: {m.roles[0]} weights, share {s:.6g}" for m, s in zip(members, shares, strict=True)]
     return fitting(said, EVIDENCE)
+
+
+def _note(members: Sequence[Snapshot], shares: Sequence[float]) -> str:
+    """What a reader must know of averages: once where it holds for all that have a part in the mean, else of whom.
+
+    The file of raw weights may speak of the averages in it, which have no part in the mean.
+    """
+    if members[0].roles == (RAW,):
+        return ""
+    said: dict[str, str] = {}
+    for member in (m for m, share in zip(members, shares, strict=True) if share):
+        said.setdefault(member.manifest.note, member.origin)
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(fitting([f"{OF_MEMBER}{origin}: {note}" for note, origin in said.items() if note], EVIDENCE))
 
 
 def distances(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from polyak.combine.blocks import same_bits
 from polyak.combine.finding import Finding, weights_counted
-from polyak.manifest import AVERAGE, RAW, State
+from polyak.manifest import AVERAGE, OF_MEMBER, RAW, State
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, numpy_dtype
 
@@ -95,13 +95,13 @@ def _start(held: Snapshot, role: str, judge: Judge) -> Iterator[Finding]:
 
 
 def _unknown_start(held: Snapshot, role: str) -> Iterator[Finding]:
-    biased = [line for line in held.manifest.evidence if _BIASED.search(line)]
+    known = held.manifest
+    biased = list(filter(_BIASED.search, known.evidence)) or list(filter(_BIASED.search, [known.note]))
     if biased:
-        yield Finding(
-            f"{role} is biased towards zero",
-            "; ".join(biased),
-            "divide each value by 1 - decay**count, with the decay of the program that wrote it",
-        )
+        mend = "divide each value by 1 - decay**count, with the decay of the program that wrote it"
+        if known.note.startswith(OF_MEMBER):
+            mend = "correct the members first, and average those"
+        yield Finding(f"{role} is biased towards zero", "; ".join(biased), mend)
     yield Finding(
         f"the rule of {role} is not known",
         "the file holds neither rule nor count",

@@ -10,7 +10,7 @@ from polyak.averaging.rules import Rule
 from polyak.errors import ImmatureWarning, RuleError, notify
 from polyak.frameworks import framework_of
 from polyak.frameworks.aside import tell_aside
-from polyak.manifest import AVERAGE, State
+from polyak.manifest import AVERAGE, OF_MEMBER, State
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import Asked, Plan, make_plan
 from polyak.transfer.target import Target
@@ -55,17 +55,23 @@ def warn_if_immature(source: Snapshot) -> None:
 
 
 def warn_if_biased(source: Snapshot) -> None:
-    """Say so when one set is an average that its writer keeps biased towards zero, and how to correct it."""
+    """Say so when there is an average that its writer keeps biased towards zero, and how to correct it."""
+    if not any(role.startswith(AVERAGE) for role in source.roles):
+        return
     note = source.manifest.note
-    told = _BIASED.search(note) if source.roles and source.roles[0].startswith(AVERAGE) else None
-    if told:
-        notify(
-            ImmatureWarning(
-                f"{source.origin}: {note}; corrected, where held is this set and decay that of its program: "
-                f"polyak.Snapshot.from_arrays({{w.path: held[w.path] / ({told['divisor']}) "
-                'if w.kind == "trainable" else held[w.path] for w in held.weights}, "average")'
-            )
-        )
+    if told := _BIASED.search(note):
+        notify(ImmatureWarning(f"{source.origin}: {note}; {_corrected(note, told['divisor'])}"))
+
+
+def _corrected(note: str, divisor: str) -> str:
+    """The expression that corrects a set; a mean of members that differ in their bias has none."""
+    if note.startswith(OF_MEMBER):
+        return "no division corrects their mean: correct the members first, and average those"
+    return (
+        "corrected, where held is this set and decay that of its program: "
+        f"polyak.Snapshot.from_arrays({{w.path: held[w.path] / ({divisor}) "
+        'if w.kind == "trainable" else held[w.path] for w in held.weights}, "average")'
+    )
 
 
 def _rules(state: State) -> tuple[Rule, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from polyak.errors import MissingWeight, UnexpectedWeight, listed
+from polyak.errors import MissingWeight, UnexpectedWeight, argument, listed
 from polyak.transfer import computed, inner_counts
 from polyak.transfer.kinship import by_names, denied, in_own_order, without_numbers
 from polyak.transfer.match import Key, Pair, Pairing, framework, have_other_locals, key_of, local_name
@@ -60,8 +60,7 @@ def _missing(
     if not (advice or renames or found) and near.shape == first.shape:
         return MissingWeight(message, hint=_left_open(first, unexpected) + _whole(missing, unexpected, pairs))
     told = renames or _renames(near, missing, unexpected, pairs)
-    shown = ", ".join(f'"{old}": "{new}"' for old, new in told.items())
-    advice = advice or f"pair them with rename={{{shown}}}{_whole(missing, unexpected, pairs)}"
+    advice = advice or f"pair them with {argument('rename', told)}{_whole(missing, unexpected, pairs)}"
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=advice)
 
 
@@ -139,9 +138,8 @@ def _left_alone(missing: Sequence[Weight], pairs: Sequence[Pair]) -> str:
     globs = list(dict.fromkeys(f"*{local_name(w.path)}" for w in missing))
     derived = all(w.kind in (Kind.STATISTIC, Kind.COUNTER) for w in missing)
     if len(missing) == 1 or not derived or any(glob_match(p.target.path, globs) for p in pairs):
-        return f'leave it as it is with exclude="{missing[0].path}"'
-    shown = ", ".join(f'"{glob}"' for glob in globs)
-    return f"leave all of them as they are with exclude=[{shown}]"
+        return f"leave it as it is with {argument('exclude', missing[0].path)}"
+    return f"leave all of them as they are with {argument('exclude', globs)}"
 
 
 def _unexpected(unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str) -> UnexpectedWeight:
@@ -150,7 +148,7 @@ def _unexpected(unexpected: list[Weight], pairs: Sequence[Pair], source: str, ta
     return UnexpectedWeight(
         f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
         f"from {source}{_others(unexpected)}",
-        hint=computed.advice(part) if part else f'leave it out with exclude="{first.path}"',
+        hint=computed.advice(part) if part else f"leave it out with {argument('exclude', first.path)}",
     )
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnexpectedWeight, WeightError
+from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnexpectedWeight, WeightError, argument, quoted
 from polyak.renaming import Rename, apply_rename
 from polyak.snapshot import nearest_name
 from polyak.transfer import layout_rules as rules
@@ -176,7 +176,7 @@ def _missing(
     found = _partner(first, missing, unexpected)
     near = found or _nearest(first, unexpected)
     tail = f"; nearest: {near}" if near else ""
-    said = [f'name the pair with rename={{"{found.path}": "{first.path}"}}'] if found else []
+    said = [f"name the pair with {argument('rename', {found.path: first.path})}"] if found else []
     return MissingWeight(
         f"layer {first}{_more(missing)}: expected a layer of this name for {pairing.target}, "
         f"received none from {pairing.source}{tail}",
@@ -188,7 +188,7 @@ def _unexpected(unexpected: Sequence[Block], pairing: Pairing) -> UnexpectedWeig
     first = unexpected[0]
     return UnexpectedWeight(
         f"layer {first}{_more(unexpected)} of {pairing.source}: {pairing.target} has no layer of this name",
-        hint=f'leave it out with exclude="{next(iter(first.weights.values())).path}"',
+        hint=f"leave it out with {argument('exclude', next(iter(first.weights.values())).path)}",
     )
 
 
@@ -328,7 +328,8 @@ def refuse_half_said(pairs: Pairs, layout: Layout, pairing: Pairing) -> None:
             raise AmbiguousMatch(
                 f"layer {mine} -> {other}: it is square and of no known class, and {alike[0]} was said to lie alike on "
                 "both sides; its axes could be the other way round without anybody seeing it",
-                hint=f'say how it lies: layers={{"{mine.path}": "Dense"}} to turn it as a Dense layer, or "{SAME}"',
+                hint=f"say how it lies: {argument('layers', {mine.path: 'Dense'})} to turn it as a Dense layer, "
+                f'or "{SAME}"',
             )
 
 
@@ -350,15 +351,16 @@ def _refuse_flax(rule: Rule, mine: Block) -> None:
         raise AmbiguousMatch(
             f"layer {mine}: Keras and Flax keep such kernels in another order, and this one has as many channels in as "
             "out, so that nobody would see it",
-            hint=f'layers={{"{mine.path}": "{rule.keras[0]}"}} says that it lies as in Keras; for those of Flax there '
-            "is no rule",
+            hint=f"{argument('layers', {mine.path: rule.keras[0]})} says that it lies as in Keras; for those of Flax "
+            "there is no rule",
         )
 
 
 def _no_rule(mine: Block, other: Block | None, classes: str) -> AmbiguousMatch:
     return AmbiguousMatch(
         f"layer {mine}{f' -> {other}' if other else ''}: no layout rule is known for these two classes",
-        hint=f'say in whose layout it is: layers={{"{mine.path}": {classes}}}, or "{SAME}" if the arrays lie alike',
+        hint=f"say in whose layout it is: layers={{{quoted(mine.path)}: {classes}}}, "
+        f'or "{SAME}" if the arrays lie alike',
     )
 
 
@@ -377,7 +379,7 @@ def _refuse_turns(mine: Block, other: Block | None) -> None:
             raise AmbiguousMatch(
                 f"weight {w.path!r} {w.shape} of layer {mine}: no rule is known for this class, and its axes could be "
                 f"the other way round without anybody seeing it",
-                hint=f'say how it lies: layers={{"{mine.path}": "Dense"}} to turn it as a Dense layer, '
+                hint=f"say how it lies: {argument('layers', {mine.path: 'Dense'})} to turn it as a Dense layer, "
                 f'or "{SAME}" to take it as it is',
             )
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from polyak.errors import PolyakError, ShapeMismatch, UnexpectedWeight, WeightError
+from polyak.errors import PolyakError, ShapeMismatch, UnexpectedWeight, WeightError, argument
 from polyak.manifest import Manifest
 from polyak.snapshot import Array, Item, Snapshot, tool
 from polyak.transfer import layout_rules as rules
@@ -126,7 +126,7 @@ def _seen(source: Snapshot, mine: Block, other: Block, how: tuple[Layout, Pairin
         if rule is None or name not in rule.untwinned:
             raise UnexpectedWeight(
                 f"weight {mine.weights[name].path!r}: {other} has nothing for it",
-                hint=f'leave it out with exclude="{mine.weights[name].path}"',
+                hint=f"leave it out with {argument('exclude', mine.weights[name].path)}",
             )
     return items, [mine.weights[n].path for n in left]
 
@@ -141,7 +141,7 @@ def _no_place(part: Part, mine: Block, other: Block) -> Weight:
     of = " and ".join(repr(mine.weights[name].path) for name in part.of)
     raise UnexpectedWeight(
         f"{of} makes {part.name!r}, which the target's layer does not have; it has {', '.join(other.weights)}",
-        hint=f'leave it out with exclude="{mine.weights[part.of[0]].path}"',
+        hint=f"leave it out with {argument('exclude', mine.weights[part.of[0]].path)}",
     )
 
 
@@ -152,8 +152,8 @@ def _refuse_unturned(part: Part, mine: Block, other: Block) -> None:
         raise ShapeMismatch(
             f"weight {mine.weights[part.of[0]].path!r}: expected one that is {wanted} once it is turned, received one "
             f"that is so already",
-            hint=f'layers={{"{mine.path}": "{SAME}"}} takes it as it is, if all layers of its sort lie so: name the '
-            "square ones with it, which do not show it",
+            hint=f"{argument('layers', {mine.path: SAME})} takes it as it is, if all layers of its sort lie so: name "
+            "the square ones with it, which do not show it",
         )
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from polyak.errors import AmbiguousMatch
+from polyak.errors import AmbiguousMatch, argument
 from polyak.weights import Kind, Weight
 
 Pairs = dict[str, str]
@@ -94,7 +94,7 @@ def _refuse_two(found: Mapping[str, Pairs], target: Sequence[Weight], where: str
                 raise AmbiguousMatch(
                     f"weight {path!r}: expected one source, received two from {where}: {one[path]!r} by {first} and "
                     f"{two[path]!r} by {other}",
-                    hint=f'name the pairs with rename=, for example rename={{"{one[path]}": "{path}"}}',
+                    hint=f"name the pairs with rename=, for example {argument('rename', {one[path]: path})}",
                 )
 
 

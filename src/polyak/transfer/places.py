@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from polyak.errors import AmbiguousMatch
+from polyak.errors import AmbiguousMatch, argument
 from polyak.snapshot import Item
 from polyak.weights import Kind, Weight
 
@@ -108,7 +108,7 @@ def _placed(wanted: _Wanted, held: _Held, where: str) -> list[_Found] | None:
         raise AmbiguousMatch(
             f"expected one model of this structure, received {len(roots)} from {where}: under "
             f"{', '.join(map(repr, roots))}",
-            hint=f'leave the others out: exclude="{_readable(roots[-1])}*"',
+            hint=f"leave the others out: {argument('exclude', f'{_readable(roots[-1])}*')}",
         )
     return [_Found(held[roots[0] + at.path], w, at) for w, at in wanted] if roots else None
 

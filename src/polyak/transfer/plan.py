@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, cast, get_args
 import msgspec
 import xxhash
 
-from polyak.errors import DtypeMismatch, ShapeMismatch, WeightError
+from polyak.errors import DtypeMismatch, ShapeMismatch, WeightError, argument
 from polyak.manifest import refuse_halves
 from polyak.renaming import Rename, apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot, refuse_unmatched
@@ -322,8 +322,12 @@ def _refuse_shape(p: Pair, source: Snapshot) -> None:
     tail = f"; nearest: {near.path!r}" if near else ""
     raise ShapeMismatch(
         f"weight {p.target.path!r}: expected {p.target.shape}, received {p.source.shape} from {source.origin}{tail}",
-        hint=f'skip it with exclude="{p.target.path}"',
+        hint=_skip(p),
     )
+
+
+def _skip(p: Pair) -> str:
+    return f"skip it with {argument('exclude', p.target.path)}"
 
 
 def _refuse_dtype(p: Pair, source: Snapshot, cast: str | None) -> None:
@@ -336,7 +340,7 @@ def _refuse_dtype(p: Pair, source: Snapshot, cast: str | None) -> None:
         return
     raise DtypeMismatch(
         f"weight {p.target.path!r}: expected {p.target.dtype}, received {p.source.dtype} from {source.origin}",
-        hint='allow the narrower dtype with cast="target"' if castable else f'skip it with exclude="{p.target.path}"',
+        hint='allow the narrower dtype with cast="target"' if castable else _skip(p),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from polyak.errors import AmbiguousMatch
+from polyak.errors import AmbiguousMatch, argument
 from polyak.manifest import digest
 from polyak.snapshot import Snapshot
 from polyak.transfer.match import natural_key
@@ -34,7 +34,7 @@ def without_twins(source: Snapshot, target: Target, exclude: Globs = ()) -> Snap
             raise AmbiguousMatch(
                 f"weights {first!r} and {alias!r}: expected one value, because {target.label} shares it, received two "
                 f"from {source.origin}",
-                hint=f'leave one of them out with exclude="{alias}"',
+                hint=f"leave one of them out with {argument('exclude', alias)}",
             )
     known = source.manifest
     return Snapshot(items.values(), source.states, source.origin, source.integrity, known, source.moment)
