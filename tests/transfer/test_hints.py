@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ import keras
 
 import polyak
 from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnbuiltModel
+from polyak.transfer.kinship import by_names
+from polyak.transfer.nearest import partner
+from polyak.weights import Kind, Weight
 
 layers = keras.layers
 _STEPS = 40  # hints that are followed at most
@@ -301,6 +305,34 @@ def test_names_of_many_layers_are_compared_number_by_number() -> None:
     with pytest.raises(MissingWeight) as error:
         polyak.plan(source, plain)
     assert "rename={" not in error.value.hint
+
+
+def test_names_of_all_layers_together_are_too_many_to_be_compared() -> None:
+    ours, theirs = ([f"{i}/{word}{c}" for i in range(50) for c in ascii_letters] for word in ("a", "b"))
+    assert by_names(ours[:104], theirs[:104]) is not None
+    assert by_names(ours, theirs) is None
+
+
+def test_what_is_unexpected_is_read_as_often_however_much_there_is() -> None:
+    """A refusal of many weights takes seconds, not minutes."""
+
+    class Read(list[Weight]):
+        times = 0
+
+        def __iter__(self) -> Iterator[Weight]:
+            self.times += 1
+            return super().__iter__()
+
+    def read(count: int) -> int:
+        ours, theirs = (
+            [Weight(f"{i}/{n}/kernel", (4, 4), "float32", Kind.TRAINABLE) for i in range(count) for n in names]
+            for names in (("query", "key"), ("q", "k"))
+        )
+        unexpected = Read(theirs)
+        assert partner(ours[0], ours, unexpected) == theirs[0]
+        return unexpected.times
+
+    assert read(20) == read(2)
 
 
 @pytest.mark.parametrize("sample", [(1, 4), np.ones((1, 4), "f")], ids=["shape", "input"])

@@ -86,7 +86,7 @@ def _lists(
 
 def _renames(near: Weight, missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair]) -> Mapping[str, str]:
     """Globs that pair all that is missing with what is near, or the two names."""
-    globs = prefixes(near.path, missing[0].path, missing, unexpected)
+    globs = prefixes(near.path, missing[0].path, missing, {w.path: w.shape for w in unexpected})
     if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
         return {near.path: missing[0].path}
     return dict([globs])
