@@ -307,6 +307,22 @@ def test_names_of_many_layers_are_compared_number_by_number() -> None:
     assert "rename={" not in error.value.hint
 
 
+def test_a_word_that_two_names_share_does_not_pair_them_against_the_order(tmp_path: Path) -> None:
+    """The norm of an attention stands before it in one model's names, and after it in the other's."""
+
+    def side(*names: str) -> nn.Module:
+        return nn.ModuleList(nn.ModuleDict({name: nn.LayerNorm(4, bias=False) for name in names}) for _ in range(2))
+
+    source, target = side("input_layernorm", "post_attention_layernorm"), side("attention_norm", "ffn_norm")
+    torch.save(source.state_dict(), tmp_path / "a.pt")
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    for known in (source, tmp_path / "a.pt", tmp_path / "a.safetensors"):
+        with pytest.raises(MissingWeight) as error:
+            polyak.plan(known, target)
+        assert "rename={" not in error.value.hint
+        assert "of '0.input_layernorm.weight', '0.post_attention_layernorm.weight'" in error.value.hint
+
+
 def test_names_of_all_layers_together_are_too_many_to_be_compared() -> None:
     ours, theirs = ([f"{i}/{word}{c}" for i in range(50) for c in ascii_letters] for word in ("a", "b"))
     assert by_names(ours[:104], theirs[:104]) is not None

@@ -1,8 +1,8 @@
 """Which names of two sides belong together: what words, numbers and order tell, and nothing that one of them denies.
 
 A hint is followed to the letter, and a wrong pair of one shape is moved and verified like a right one. So a pair counts
-only if each of its names is nearer to the other than to any that could take its place. Where names leave it open, there
-is no pair.
+only if each of its names is nearer to the other than to any that could take its place, and if all of their words say
+so, or the order does. Where names leave it open, there is no pair.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ def partners(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> dict[s
         {}
     """
     told = by_names(list(ours), list(theirs))
-    if told is not None and len(ours) == len(theirs) and in_own_order(ours) and in_own_order(theirs):
-        placed = dict(zip(ours, theirs, strict=True))
-        if not denied(placed, told):
-            return placed
-    return told or {}
+    if told is None:
+        return {}
+    placed = dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
+    if placed and in_own_order(ours) and in_own_order(theirs) and not denied(placed, told):
+        return placed
+    mine, other = _read(list(ours), list(theirs))
+    return {a: b for a, b in told.items() if placed.get(a) == b or _ends_as(a, b) or _all_words_told(mine[a], other[b])}
 
 
 def by_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str] | None:
@@ -188,6 +190,25 @@ def _alike(one: str, other: str) -> float:
     near = one[0] == other[0] or one in other or other in one
     likeness = difflib.SequenceMatcher(None, one, other).ratio() if near else 0.0
     return 0.7 * likeness if likeness >= _ALIKE else 0.0
+
+
+def _ends_as(one: str, other: str) -> bool:
+    """Whether one name is the other below more steps."""
+    ours, theirs = (f"/{name.replace('.', '/')}" for name in (one, other))
+    return ours.endswith(theirs) or theirs.endswith(ours)
+
+
+def _all_words_told(a: _Name, b: _Name) -> bool:
+    """Whether each word of either name is one of the other, shortened, or what another framework calls it: of
+    ``attention_norm`` and ``post_attention_norm`` it is not, which stand before and after.
+    """
+    return all(any(_means(x, y) for y in b.words) for x in a.words) and all(
+        any(_means(x, y) for x in a.words) for y in b.words
+    )
+
+
+def _means(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one) or bool(_roles(one) & _roles(other))
 
 
 def _initials(name: _Name) -> set[str]:
