@@ -27,7 +27,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 
 import polyak
-from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnbuiltModel
+from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnbuiltModel, UnexpectedWeight
 from polyak.transfer.kinship import by_names
 from polyak.transfer.nearest import partner
 from polyak.weights import Kind, Weight
@@ -349,6 +349,26 @@ def test_what_is_unexpected_is_read_as_often_however_much_there_is() -> None:
         return unexpected.times
 
     assert read(20) == read(2)
+
+
+@pytest.mark.parametrize("mark", ["/", "."])
+def test_a_part_of_which_the_target_has_nothing_is_left_out_at_once(mark: str) -> None:
+    def hint(*names: str, **asked: Any) -> str | None:
+        with pytest.raises(UnexpectedWeight) as error:
+            polyak.plan(polyak.Snapshot.from_arrays(arrays(*names)), chain("a"), **asked)
+        return error.value.hint
+
+    body = ("a/kernel", "a/bias")
+    kernel, bias = f"head{mark}b/kernel", f"head{mark}b/bias"
+    assert hint(*body, kernel, bias) == f'leave all of them out with exclude="head{mark}*"'
+    assert hint(*body, kernel) == f'leave it out with exclude="{kernel}"'
+    assert hint(*body, kernel, bias, "tail/kernel") == f'leave it out with exclude="{kernel}"'
+    assert hint(*body, "a/b/kernel", "a/b/bias") == 'leave it out with exclude="a/b/kernel"'
+    assert hint(*body, "b", "b2") == 'leave it out with exclude="b"'
+    renamed = {f"head{mark}a/kernel": "a/kernel"}
+    assert (
+        hint(f"head{mark}a/kernel", "a/bias", kernel, bias, rename=renamed) == f'leave it out with exclude="{kernel}"'
+    )
 
 
 @pytest.mark.parametrize("sample", [(1, 4), np.ones((1, 4), "f")], ids=["shape", "input"])

@@ -150,8 +150,18 @@ def _unexpected(unexpected: list[Weight], pairs: Sequence[Pair], source: str, ta
     return UnexpectedWeight(
         f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
         f"from {source}{_others(unexpected)}",
-        hint=computed.advice(part) if part else f'leave it out with exclude="{first.path}"',
+        hint=computed.advice(part) if part else _left_out(unexpected, pairs),
     )
+
+
+def _left_out(unexpected: Sequence[Weight], pairs: Sequence[Pair]) -> str:
+    """All of a part that has nothing of the target, if all is of one; else the first weight by its path."""
+    first = unexpected[0].path
+    start = first[: first.replace(".", "/").find("/") + 1]
+    used = any(path.startswith(start) for p in pairs for path in (p.source.path, p.target.path))
+    if not start or used or len(unexpected) == 1 or not all(w.path.startswith(start) for w in unexpected):
+        return f'leave it out with exclude="{first}"'
+    return f'leave all of them out with exclude="{start}*"'
 
 
 def _others(weights: list[Weight]) -> str:
