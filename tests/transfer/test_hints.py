@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 
 import polyak
-from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnbuiltModel
+from polyak.errors import AmbiguousMatch, MissingWeight, PolyakError, UnbuiltModel, UnexpectedWeight
+from polyak.transfer.kinship import by_names
+from polyak.transfer.nearest import partner
+from polyak.weights import Kind, Weight
 
 layers = keras.layers
 _STEPS = 40  # hints that are followed at most
@@ -301,6 +305,70 @@ def test_names_of_many_layers_are_compared_number_by_number() -> None:
     with pytest.raises(MissingWeight) as error:
         polyak.plan(source, plain)
     assert "rename={" not in error.value.hint
+
+
+def test_a_word_that_two_names_share_does_not_pair_them_against_the_order(tmp_path: Path) -> None:
+    """The norm of an attention stands before it in one model's names, and after it in the other's."""
+
+    def side(*names: str) -> nn.Module:
+        return nn.ModuleList(nn.ModuleDict({name: nn.LayerNorm(4, bias=False) for name in names}) for _ in range(2))
+
+    source, target = side("input_layernorm", "post_attention_layernorm"), side("attention_norm", "ffn_norm")
+    torch.save(source.state_dict(), tmp_path / "a.pt")
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    for known in (source, tmp_path / "a.pt", tmp_path / "a.safetensors"):
+        with pytest.raises(MissingWeight) as error:
+            polyak.plan(known, target)
+        assert "rename={" not in error.value.hint
+        assert "of '0.input_layernorm.weight', '0.post_attention_layernorm.weight'" in error.value.hint
+
+
+def test_names_of_all_layers_together_are_too_many_to_be_compared() -> None:
+    ours, theirs = ([f"{i}/{word}{c}" for i in range(50) for c in ascii_letters] for word in ("a", "b"))
+    assert by_names(ours[:104], theirs[:104]) is not None
+    assert by_names(ours, theirs) is None
+
+
+def test_what_is_unexpected_is_read_as_often_however_much_there_is() -> None:
+    """A refusal of many weights takes seconds, not minutes."""
+
+    class Read(list[Weight]):
+        times = 0
+
+        def __iter__(self) -> Iterator[Weight]:
+            self.times += 1
+            return super().__iter__()
+
+    def read(count: int) -> int:
+        ours, theirs = (
+            [Weight(f"{i}/{n}/kernel", (4, 4), "float32", Kind.TRAINABLE) for i in range(count) for n in names]
+            for names in (("query", "key"), ("q", "k"))
+        )
+        unexpected = Read(theirs)
+        assert partner(ours[0], ours, unexpected) == theirs[0]
+        return unexpected.times
+
+    assert read(20) == read(2)
+
+
+@pytest.mark.parametrize("mark", ["/", "."])
+def test_a_part_of_which_the_target_has_nothing_is_left_out_at_once(mark: str) -> None:
+    def hint(*names: str, **asked: Any) -> str | None:
+        with pytest.raises(UnexpectedWeight) as error:
+            polyak.plan(polyak.Snapshot.from_arrays(arrays(*names)), chain("a"), **asked)
+        return error.value.hint
+
+    body = ("a/kernel", "a/bias")
+    kernel, bias = f"head{mark}b/kernel", f"head{mark}b/bias"
+    assert hint(*body, kernel, bias) == f'leave all of them out with exclude="head{mark}*"'
+    assert hint(*body, kernel) == f'leave it out with exclude="{kernel}"'
+    assert hint(*body, kernel, bias, "tail/kernel") == f'leave it out with exclude="{kernel}"'
+    assert hint(*body, "a/b/kernel", "a/b/bias") == 'leave it out with exclude="a/b/kernel"'
+    assert hint(*body, "b", "b2") == 'leave it out with exclude="b"'
+    renamed = {f"head{mark}a/kernel": "a/kernel"}
+    assert (
+        hint(f"head{mark}a/kernel", "a/bias", kernel, bias, rename=renamed) == f'leave it out with exclude="{kernel}"'
+    )
 
 
 @pytest.mark.parametrize("sample", [(1, 4), np.ones((1, 4), "f")], ids=["shape", "input"])

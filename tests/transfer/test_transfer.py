@@ -343,7 +343,7 @@ def test_an_extra_weight() -> None:
     assert refused(UnexpectedWeight, source, target) == (
         f"weight 'two/kernel': expected no such weight for Sequential '{target.name}', received (3, 3) float32 from "
         f"Sequential '{source.name}' (and 1 more)\n"
-        'hint: leave it out with exclude="two/kernel"'
+        'hint: leave all of them out with exclude="two/*"'
     )
     receipt = polyak.transfer(source, target, exclude="two/*")
     assert (len(receipt.moved), receipt.skipped) == (2, ("two/kernel", "two/bias"))

@@ -85,7 +85,7 @@ def _lists(
 
 def _renames(near: Weight, missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair]) -> Mapping[str, str]:
     """Globs that pair all that is missing with what is near, or the two names."""
-    globs = prefixes(near.path, missing[0].path, missing, unexpected)
+    globs = prefixes(near.path, missing[0].path, missing, {w.path: w.shape for w in unexpected})
     if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
         return {near.path: missing[0].path}
     return dict([globs])
@@ -148,8 +148,18 @@ def _unexpected(unexpected: list[Weight], pairs: Sequence[Pair], source: str, ta
     return UnexpectedWeight(
         f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
         f"from {source}{_others(unexpected)}",
-        hint=computed.advice(part) if part else f"leave it out with {argument('exclude', first.path)}",
+        hint=computed.advice(part) if part else _left_out(unexpected, pairs),
     )
+
+
+def _left_out(unexpected: Sequence[Weight], pairs: Sequence[Pair]) -> str:
+    """All of a part that has nothing of the target, if all is of one; else the first weight by its path."""
+    first = unexpected[0].path
+    start = first[: first.replace(".", "/").find("/") + 1]
+    used = any(path.startswith(start) for p in pairs for path in (p.source.path, p.target.path))
+    if not start or used or len(unexpected) == 1 or not all(w.path.startswith(start) for w in unexpected):
+        return f"leave it out with {argument('exclude', first)}"
+    return f"leave all of them out with {argument('exclude', start + '*')}"
 
 
 def _others(weights: list[Weight]) -> str:

@@ -1,22 +1,24 @@
 """Which names of two sides belong together: what words, numbers and order tell, and nothing that one of them denies.
 
 A hint is followed to the letter, and a wrong pair of one shape is moved and verified like a right one. So a pair counts
-only if each of its names is nearer to the other than to any that could take its place. Where names leave it open, there
-is no pair.
+only if each of its names is nearer to the other than to any that could take its place, and if all of their words say
+so, or the order does. Where names leave it open, there is no pair.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
+from polyak.transfer.match import local_name
 from polyak.weights import Weight
 
 _ALIKE = 0.65  # from here on two words of one first letter are taken for one that was changed, in [0, 1]
-_MANY = 300  # names of one shape and number; to compare each with each of more would take seconds
+_MANY = 40_000  # pairs of names of one shape and number; to compare more would take seconds
 _PARTS = re.compile(r"[^\W\d_]+|\d+")
 # What frameworks call the same weight of a layer; a weight is a matrix, or the scale of a norm.
 _SAME = (
@@ -26,6 +28,8 @@ _SAME = (
     {"mean", "moving_mean", "running_mean"},
     {"var", "variance", "moving_variance", "moving_var", "running_var", "running_variance"},
 )
+
+_Ranked = Sequence[tuple[float, str]]  # names by how near they are, the nearest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,13 @@ def partners(ours: Mapping[str, Weight], theirs: Mapping[str, Weight]) -> dict[s
         {}
     """
     told = by_names(list(ours), list(theirs))
-    if told is not None and len(ours) == len(theirs) and in_own_order(ours) and in_own_order(theirs):
-        placed = dict(zip(ours, theirs, strict=True))
-        if not denied(placed, told):
-            return placed
-    return told or {}
+    if told is None:
+        return {}
+    placed = dict(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else {}
+    if placed and in_own_order(ours) and in_own_order(theirs) and not denied(placed, told):
+        return placed
+    mine, other = _read(list(ours), list(theirs))
+    return {a: b for a, b in told.items() if placed.get(a) == b or _ends_as(a, b) or _all_words_told(mine[a], other[b])}
 
 
 def by_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str] | None:
@@ -66,23 +72,33 @@ def by_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str] | Non
     None where there are too many to be compared.
     """
     mine, other = _read(ours, theirs)
+    counted, among = _by_numbers(mine), _by_numbers(other)
+    if sum(len(left) * len(among.get(numbers, ())) for numbers, left in counted.items()) > _MANY:
+        return None
     told: dict[str, str] = {}
-    for numbers in {name.numbers for name in mine.values()}:
-        left, rest = ([n for n in side if side[n].numbers == numbers] for side in (mine, other))
-        if max(len(left), len(rest)) > _MANY:
-            return None
+    for numbers, left in counted.items():
+        rest = among.get(numbers, [])
         told |= _nearest(left, rest, {(a, b): _nearness(mine[a], other[b]) for a in left for b in rest})
     return {a: told[a] for a in ours if a in told}
 
 
+def _by_numbers(side: Mapping[str, _Name]) -> dict[tuple[int, ...], list[str]]:
+    found: dict[tuple[int, ...], list[str]] = {}
+    for n, name in side.items():
+        found.setdefault(name.numbers, []).append(n)
+    return found
+
+
 def _nearest(ours: Sequence[str], theirs: Sequence[str], near: Mapping[tuple[str, str], float]) -> dict[str, str]:
+    mine = {a: sorted(((near[a, b], b) for b in theirs), reverse=True) for a in ours}
+    other = {b: sorted(((near[a, b], a) for a in ours), reverse=True) for b in theirs}
     told: dict[str, str] = {}
-    left, rest = ours, theirs
-    while pairs := _mutual(left, rest, near):
+    while pairs := _mutual(mine, other):
         told |= pairs
-        left, rest = [a for a in left if a not in pairs], [b for b in rest if b not in pairs.values()]
-    if len(left) == len(rest) == 1 and near[left[0], rest[0]] >= 0:
-        told[left[0]] = rest[0]
+        for a, b in pairs.items():
+            del mine[a], other[b]
+    if len(mine) == len(other) == 1:
+        told |= {a: b for a in mine for b in other if near[a, b] >= 0}
     return told
 
 
@@ -99,9 +115,8 @@ def denied(pairs: Mapping[str, str], told: Mapping[str, str] | None) -> bool:
         return True
     mine, other = _read(list(pairs), list(pairs.values()))
     rest = [(mine[a], other[b]) for a, b in pairs.items() if a not in told]
-    return any(
-        not _same_role(a, b) or (not _begin_alike(a, b) and any(_begin_alike(a, c) for _, c in rest)) for a, b in rest
-    )
+    begun = set().union(*(_initials(b) for _, b in rest))
+    return any(not _same_role(a, b) or (begun & _initials(a) and not _initials(a) & _initials(b)) for a, b in rest)
 
 
 def in_own_order(side: Mapping[str, Weight]) -> bool:
@@ -146,7 +161,7 @@ def _side(names: Sequence[str], counted: bool) -> dict[str, _Name]:
     shared = set.intersection(*map(set, words)) if len(names) > 1 else set()
     numbers = _numbers(names) if counted else [()] * len(names)
     return {
-        n: _Name(re.split("[/.]", n)[-1], tuple(w for w in own if w not in shared), count)
+        n: _Name(local_name(n), tuple(w for w in own if w not in shared), count)
         for n, own, count in zip(names, words, numbers, strict=True)
     }
 
@@ -172,13 +187,32 @@ def _alike(one: str, other: str) -> float:
         return 1.0
     if one.startswith(other) or other.startswith(one):
         return 0.8
-    likeness = difflib.SequenceMatcher(None, one, other).ratio()
     near = one[0] == other[0] or one in other or other in one
-    return 0.7 * likeness if near and likeness >= _ALIKE else 0.0
+    likeness = difflib.SequenceMatcher(None, one, other).ratio() if near else 0.0
+    return 0.7 * likeness if likeness >= _ALIKE else 0.0
 
 
-def _begin_alike(a: _Name, b: _Name) -> bool:
-    return any(x[0] == y[0] for x in a.words for y in b.words)
+def _ends_as(one: str, other: str) -> bool:
+    """Whether one name is the other below more steps."""
+    ours, theirs = (f"/{name.replace('.', '/')}" for name in (one, other))
+    return ours.endswith(theirs) or theirs.endswith(ours)
+
+
+def _all_words_told(a: _Name, b: _Name) -> bool:
+    """Whether each word of either name is one of the other, shortened, or what another framework calls it: of
+    ``attention_norm`` and ``post_attention_norm`` it is not, which stand before and after.
+    """
+    return all(any(_means(x, y) for y in b.words) for x in a.words) and all(
+        any(_means(x, y) for x in a.words) for y in b.words
+    )
+
+
+def _means(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one) or bool(_roles(one) & _roles(other))
+
+
+def _initials(name: _Name) -> set[str]:
+    return {word[0] for word in name.words}
 
 
 def _roles(last: str) -> set[int]:
@@ -195,15 +229,15 @@ def _clash(one: str, other: str) -> bool:
     return bool(one != other and _roles(one) and _roles(other) and not _roles(one) & _roles(other))
 
 
-def _mutual(ours: Sequence[str], theirs: Sequence[str], near: Mapping[tuple[str, str], float]) -> dict[str, str]:
-    first = {a: b for a in ours if (b := _first(theirs, {b: near[a, b] for b in theirs}))}
-    back = {b: a for b in theirs if (a := _first(ours, {a: near[a, b] for a in ours}))}
-    return {a: b for a, b in first.items() if back.get(b) == a}
+def _mutual(ours: Mapping[str, _Ranked], theirs: Mapping[str, _Ranked]) -> dict[str, str]:
+    """Names that are each the first of the other, of those that are left."""
+    first = {a: b for a, ranked in ours.items() if (b := _first(ranked, theirs))}
+    return {a: b for a, b in first.items() if _first(theirs[b], ours) == a}
 
 
-def _first(names: Sequence[str], nearness: Mapping[str, float]) -> str | None:
-    """The one that is nearest, and nearer than any other."""
-    ranked = sorted(names, key=lambda n: -nearness[n])[:2]
-    if not ranked or nearness[ranked[0]] <= 0 or (len(ranked) > 1 and nearness[ranked[0]] <= nearness[ranked[1]]):
+def _first(ranked: _Ranked, left: Container[str]) -> str | None:
+    """The one that is nearest, and nearer than any other, of those that are left."""
+    best = list(islice((found for found in ranked if found[1] in left), 2))
+    if not best or best[0][0] <= 0 or (len(best) > 1 and best[0][0] == best[1][0]):
         return None
-    return ranked[0]
+    return best[0][1]

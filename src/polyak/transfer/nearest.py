@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product, takewhile
 
 from polyak.transfer.kinship import partners
+from polyak.transfer.match import local_name
 from polyak.weights import Weight
 
 # From here on two names are taken for one that was changed, in [0, 1].
@@ -31,21 +32,27 @@ def partner(first: Weight, missing: Sequence[Weight], unexpected: Sequence[Weigh
     """The weight of that shape that the first of those missing is, where its name, its shape or the order tells."""
     alike, ours = ({w.path: w for w in weights if w.shape == first.shape} for weights in (unexpected, missing))
     if first.size <= 1:  # counters and the like are all of one shape
-        alike, ours = ({p: w for p, w in side.items() if _end(p) == _end(first.path)} for side in (alike, ours))
-    starts = {found: w for w in alike.values() if (found := prefixes(w.path, first.path, missing, unexpected))}
+        own = local_name(first.path)
+        alike, ours = ({p: w for p, w in side.items() if local_name(p) == own} for side in (alike, ours))
+    known = {w.path: w.shape for w in unexpected}
+    starts = {found: w for w in alike.values() if (found := prefixes(w.path, first.path, missing, known))}
     if len(starts) == 1:
         return next(iter(starts.values()))
     return alike.get(partners(ours, alike).get(first.path, ""))
 
 
-def prefixes(old: str, new: str, missing: Sequence[Weight], unexpected: Sequence[Weight]) -> tuple[str, str] | None:
-    """Globs that pair all that is missing, if its names differ from the source's in their first steps alone."""
+def prefixes(
+    old: str, new: str, missing: Sequence[Weight], known: Mapping[str, tuple[int, ...]]
+) -> tuple[str, str] | None:
+    """Globs that pair all that is missing, if its names differ from the source's in their first steps alone.
+
+    ``known`` has the source's names without a partner, and their shapes.
+    """
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(old), reversed(new), strict=False)))
     before, after = (name[: len(name) - same] for name in (old, new))
     if not all(start == "" or start.endswith(("/", ".")) for start in (before, after)):
         step = _STEP.match(old[len(before) :])  # the rest of the step in which they differ
         before, after = (start + (step.group() if step else "") for start in (before, after))
-    known = {w.path: w.shape for w in unexpected}
     pair_all = all(w.path.startswith(after) and known.get(before + w.path[len(after) :]) == w.shape for w in missing)
     return (f"{before}*", f"{after}*") if pair_all and len(missing) > 1 else None
 
@@ -62,7 +69,7 @@ def in_order(
     found: dict[str, str] = {}
     for after, before in lists.items():
         new, old = _places(after, ours), _places(before, theirs)
-        if _numbers(after) != _numbers(before) or list(new.values()) != list(old.values()):
+        if _indices(after) != _indices(before) or list(new.values()) != list(old.values()):
             return {}
         found |= {f"{before}{o}*": f"{after}{n}*" for o, n in zip(old, new, strict=True) if before + o != after + n}
     return found if lists else None
@@ -100,9 +107,5 @@ def _places(start: str, weights: Sequence[Weight]) -> dict[str, dict[str, tuple[
     return dict(sorted(found.items(), key=lambda item: int(item[0][:-1])))
 
 
-def _numbers(start: str) -> list[str]:
+def _indices(start: str) -> list[str]:
     return [place[1] for place in _PLACE.finditer(start)]
-
-
-def _end(path: str) -> str:
-    return re.split("[/.]", path)[-1]
