@@ -67,9 +67,11 @@ class JaxTree:
     def _chains(self) -> tuple[str, ...]:
         """Places of what optax keeps, under a short name or under one that tells nothing."""
         short = (m[1] for p in self.stored if (m := _SHORT.fullmatch(p)) and _above(m[1]) == m[1])
-        states = [p.removesuffix("count") for p in self.stored if p.endswith("/count") and self._counts(p)]
-        places = dict.fromkeys(place for state in states for place in (state, _chain(state)) if _above(place) == place)
-        return tuple(dict.fromkeys((*short, *filter(self._is_chain, places))))
+        counted = (p.removesuffix("count") for p in self.stored if p.endswith("/count") and self._counts(p))
+        states = [place for place in counted if _above(place) == place]
+        lists = tuple(filter(self._is_chain, dict.fromkeys(map(_chain, states))))
+        single = (place for place in states if not place.startswith(lists) and self._is_chain(place))
+        return tuple(dict.fromkeys((*short, *lists, *single)))
 
     def _is_chain(self, place: str) -> bool:
         """Whether optax keeps all that is there, and a part of it is moments of weights that are elsewhere."""
