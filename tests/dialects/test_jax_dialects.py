@@ -253,6 +253,44 @@ def test_the_moments_of_adam_are_an_optimizer_whatever_their_place_is_called() -
     assert set(held.roles) == {"raw", "optimizer"}
 
 
+def moments(*weights: str) -> dict[str, tuple[int, ...]]:
+    return {"count": ()} | {f"{m}/{w}": (2,) for m in ("mu", "nu") for w in weights}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"layers/0/kernel": (3, 4), "layers/1/count": (), "layers/1/ema": (4,), "layers/2/kernel": (4, 2)},
+        {"encoder/kernel": (3, 4), "blocks/0/kernel": (3, 4), "blocks/1/count": (), "blocks/1/ema": (4,)},
+        {"bn/0/count": (), "bn/0/mu": (4,), "bn/0/nu": (4,), "d/kernel": (3, 4)},
+        {"params/layers/0/w": (2,)} | {f"params/layers/1/{p}": s for p, s in moments("w").items()},
+        {"params/OPT_0/dense/kernel": (3, 4), "params/lm_head/kernel": (4, 9)},
+        {"params/opt/0/mu/kernel": (3, 4), "params/optimizer/kernel": (4, 9)},
+        {"opt_6b/params/dense/kernel": (3, 4)},
+        {"tx/dense/kernel": (2, 3), "rx/dense/kernel": (2, 3)},
+    ],
+)
+def test_what_only_looks_like_an_optimizers_state_is_weights(names: dict[str, tuple[int, ...]]) -> None:
+    held = opened(names)
+    assert held.roles == ("raw",)
+    assert {path.rpartition("params/")[2] for path in names} == {path.rpartition("params/")[2] for path in held}
+
+
+@pytest.mark.parametrize(
+    ("raw", "states"), [("params", ("emas/0", "emas/1")), ("0", ("1",)), ("0", ("1", "2")), ("params", ("emas/0",))]
+)
+def test_averages_of_optax_in_a_list_are_averages_of_the_weights(raw: str, states: tuple[str, ...]) -> None:
+    held = opened({f"{raw}/w": (2,)} | {f"{s}/count": () for s in states} | {f"{s}/ema/w": (2,) for s in states})
+    assert sum(role.startswith("average") for role in held.roles) == len(states)
+    assert "optimizer" not in held.roles
+
+
+def test_the_moments_of_adam_in_a_list_beside_its_weights_are_an_optimizer_and_these_are_not() -> None:
+    held = opened({"0/w": (2,)} | {f"1/{part}": shape for part, shape in moments("w").items()})
+    assert set(held.select(role="raw")) == {"0/w"}
+    assert set(held.roles) == {"raw", "optimizer"}
+
+
 def test_variables_with_statistics_of_their_own_are_an_average_of_such_variables() -> None:
     variables = {"params/d/kernel": (2, 3), "batch_stats/bn/mean": (3,)}
     held = opened(variables | {f"ema/{path}": shape for path, shape in variables.items()} | {"step": ()})

@@ -79,6 +79,29 @@ def test_within_a_function_that_jax_compiles_nothing_becomes_a_constant(verb: st
 
 
 @jax_only
+@pytest.mark.parametrize(
+    "verb", [lambda ema: ema.values(), lambda ema: ema.applied().__enter__(), lambda ema: ema.count]
+)
+def test_what_jax_evaluates_while_it_compiles_lets_nothing_in_that_comes_after_it(
+    verb: Callable[[Any], object],
+) -> None:
+    import jax
+
+    ema = polyak.EMA(ZOO["sequential"].built(), 0.9)
+    counts = []
+
+    def step(x: Any) -> Any:
+        with jax.ensure_compile_time_eval():
+            counts.append(ema.count)
+        verb(ema)
+        return x
+
+    with pytest.raises(ModelError, match="inside a function that JAX compiles"):
+        jax.jit(step)(1.0)
+    assert counts == [0]
+
+
+@jax_only
 @pytest.mark.parametrize("verb", [v for v in WITHIN if v not in ("applied", "transfer")])
 def test_a_model_whose_arrays_were_given_away_is_told_so(verb: str, tmp_path: Path) -> None:
     import jax

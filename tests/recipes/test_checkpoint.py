@@ -133,6 +133,23 @@ def test_an_average_that_waits_for_its_model_is_restored_when_the_model_is_built
     assert waiting.count == 3
 
 
+def test_an_average_that_waits_under_a_strategy_of_one_device_keeps_what_was_restored(tmp_path):
+    first = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    ema = polyak.EMA(first, decay=0.5)
+    ema.update()
+    path = tf.train.Checkpoint(model=first, ema=ema).write(str(tmp_path / "ckpt"))
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        model = keras.Sequential([keras.layers.Dense(2)])
+        waiting = polyak.EMA(model, decay=0.5)
+    status = tf.train.Checkpoint(model=model, ema=waiting).read(path)
+    with strategy.scope():
+        model.build((None, 3))
+    waiting.update()
+    status.assert_existing_objects_matched()
+    assert waiting.count == 2
+
+
 def test_restoring_under_another_rule_is_said(trained, fresh, tmp_path):
     _, fast, _ = trained
     path = tf.train.Checkpoint(ema=fast).write(str(tmp_path / "ckpt"))

@@ -254,6 +254,28 @@ def test_no_raw_weight_stands_in_for_an_average_that_may_be_its_own(tmp_path, ot
     assert "'train/net/b' is of no one weight" in "; ".join(held.manifest.evidence)
 
 
+def test_averages_of_one_scope_are_of_the_weights_that_all_their_names_end_with(tmp_path):
+    names = ["conv/w", "block/conv/w"]
+    averages = {f"ema/{n}/ExponentialMovingAverage": (size,) for size, n in enumerate(names, 2)}
+    held = _saved(tmp_path / "a", averages | {n: (size,) for size, n in enumerate(names, 2)} | {"bn/mean": (4,)})
+    assert {n: a.shape for n, a in held.select(role="average").items()} == {
+        "block/conv/w": (3,),
+        "bn/mean": (4,),
+        "conv/w": (2,),
+    }
+
+
+@pytest.mark.parametrize(
+    "averages", [["G/conv/w"], ["ema/conv/w", "slow/D/conv/w"]], ids=["another network", "two scopes"]
+)
+def test_averages_that_may_be_of_another_network_are_left_alone(tmp_path, averages):
+    raw = {"conv/w": (2,), "D/conv/w": (2,)}
+    held = _saved(tmp_path / "a", raw | {f"{n}/ExponentialMovingAverage": (2,) for n in averages})
+    assert {*averages} <= {*held.select(role="average")}
+    assert "conv/w" not in held.select(role="average")
+    assert f"{averages[0]!r} is of no one weight" in "; ".join(held.manifest.evidence)
+
+
 def test_averages_with_names_of_their_own_are_told_from_nothing_but_are_mentioned(tmp_path):
     held = _saved(tmp_path / "a", {"w": (3,), "w/slow": (3,), "w/Adam": (3,), "w/ExponentialMovingAverage_1": (3,)})
     assert held.roles == ("raw", "training")

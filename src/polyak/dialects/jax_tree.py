@@ -7,9 +7,11 @@ several times over, so subtrees of an optimizer are never a set.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.plain import item
@@ -19,13 +21,15 @@ from polyak.snapshot import Item, Snapshot
 from polyak.weights import Kind, is_floating
 
 FORMATS = ("orbax", "flax")
-_OPTIMIZER = re.compile(
-    r"(^(tx|updater)|(^|/)(tx_state|(\w+_)?(opts?|optax)(_?(states?|variables))?\d*(_\w{1,2})?"
-    r"|(\w+_)?optim(i[sz]ers?)?(_?states?|_\w+)?))(/|$)",
-    re.IGNORECASE,
+# Names of nothing but an optimizer's state; names that a layer may have, too, which lies below ``params``; and short
+# names, which tell only where what optax keeps lies below them.
+_STATE = re.compile(r"(^|/)(\w+_)?(opt|optim|optimi[sz]ers?|optax|tx)_?states?\d*(_\w{1,2})?(/|$)", re.IGNORECASE)
+_NAMED = re.compile(r"(^|/)(opts?|optim|(\w+_)?optimi[sz]ers?(_\w+)?)(/|$)")
+_SHORT = re.compile(
+    r"((?:.*/)?(?:tx|updater|(?:\w+_)?(?:opts?|optim|optax)\d*(?:_\w{1,2})?)/)"
+    r"(?:(?:\d+|inner_states?)/)*(?:mu|nu|trace|(?<=\d/)ema)/.+"
 )
-_ADAM = frozenset(("count", "mu", "nu"))
-_CHAINED = frozenset(("count", "ema"))
+_PART = re.compile(r"((?:\d+/)*)(count|mu|nu|nu_max|trace|ema)(?:/(.+))?")
 STATISTICS = "batch_stats"
 _PARAMS = "params"
 _VALUE = "/value"
@@ -52,30 +56,67 @@ class JaxTree:
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """Everything that belongs to no optimizer."""
-        return {p: self.contents.tensors[n] for p, n in self.stored.items() if not self.is_optimizer(p)}
+        return {p: t for p, t in self._all.items() if not self.is_optimizer(p)}
 
     def is_optimizer(self, path: str) -> bool:
         """Whether a place belongs to an optimizer, by the names that Flax, Keras and users give it, or by its form."""
-        return bool(_OPTIMIZER.search(path)) or path.startswith(self._chains)
+        named = _STATE.search(path) or _NAMED.search(_above(path))
+        return bool(named) or path.startswith(self._chains)
 
     @cached_property
     def _chains(self) -> tuple[str, ...]:
-        """Places with what optax keeps: both moments of Adam, or an average that is a numbered part of a chain."""
-        below: dict[str, set[str]] = {}
-        for path in self.stored:
-            steps = path.split("/")
-            for n in range(1, len(steps)):
-                below.setdefault("/".join(steps[:n]), set()).add(steps[n])
-        states = (p for p, held in below.items() if _is_state(p, held) and self._counts(f"{p}/count"))
-        return tuple(dict.fromkeys(f"{_chain(state)}/" for state in states))
+        """Places of what optax keeps, under a short name or under one that tells nothing."""
+        short = (m[1] for p in self.stored if (m := _SHORT.fullmatch(p)) and _above(m[1]) == m[1])
+        counted = (p.removesuffix("count") for p in self.stored if p.endswith("/count") and self._counts(p))
+        states = [place for place in counted if _above(place) == place]
+        lists = tuple(filter(self._is_chain, dict.fromkeys(map(_chain, states))))
+        single = (place for place in states if not place.startswith(lists) and self._is_chain(place))
+        return tuple(dict.fromkeys((*short, *lists, *single)))
+
+    def _is_chain(self, place: str) -> bool:
+        """Whether optax keeps all that is there, and a part of it is moments of weights that are elsewhere."""
+        trees: dict[str, dict[str, Tensor]] = {}
+        for path in self._starting(place):
+            part = _PART.fullmatch(path.removeprefix(place))
+            if part is None:
+                return False
+            if part[3]:
+                trees.setdefault(part[1] + part[2], {})[part[3]] = self._all[path]
+        moments = (t for p, t in trees.items() if p.endswith("trace") or (p.endswith("mu") and f"{p[:-2]}nu" in trees))
+        return any(self._is_elsewhere(tree, place) for tree in moments)
+
+    def _is_elsewhere(self, tree: Mapping[str, Tensor], place: str) -> bool:
+        """Whether names and shapes are also those of something outside of a place."""
+        starts = [start for start in self._starts(min(tree), self._all) if not f"{start}/".startswith(place)]
+        return len(starts) <= _MOST_LOOKED_AT and any(_holds(self._all, start, tree) for start in starts)
+
+    def _starting(self, place: str) -> Iterator[str]:
+        names = self._sorted
+        for name in islice(names, bisect_left(names, place), None):
+            if not name.startswith(place):
+                return
+            yield name
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self.stored)
+
+    @cached_property
+    def _all(self) -> dict[str, Tensor]:
+        return {path: self.contents.tensors[name] for path, name in self.stored.items()}
 
     def _counts(self, path: str) -> bool:
-        return path in self.stored and is_count(self.contents.tensors[self.stored[path]])
+        return is_count(self._all[path])
+
+    def _starts(self, name: str, among: Mapping[str, Tensor]) -> list[str]:
+        """The places below which something of this name is."""
+        ends = (p for p in self._by_last.get(name.rpartition("/")[2], ()) if p in among)
+        return [p.removesuffix(name).removesuffix("/") for p in ends if f"/{p}".endswith(f"/{name}")]
 
     @cached_property
     def _by_last(self) -> Mapping[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for path in self.weights:
+        for path in self.stored:
             found.setdefault(path.rpartition("/")[2], []).append(path)
         return found
 
@@ -93,20 +134,15 @@ class JaxTree:
         if not tensors:
             return []
         first = min(tensors, key=lambda n: (len(self._by_last.get(n.rpartition("/")[2], ())), n))
-        ends = (p for p in self._by_last.get(first.rpartition("/")[2], ()) if p == first or p.endswith(f"/{first}"))
-        places = [p.removesuffix(first).removesuffix("/") for p in ends]
+        places = self._starts(first, self.weights)
         if len(places) > _MOST_LOOKED_AT:
             return []
         avoided = tuple(but)
-        fitting = [q for q in places if not any(_overlap(q, a) for a in avoided) and self._has(q, tensors)]
+        fitting = [q for q in places if not any(_overlap(q, a) for a in avoided) and _holds(self.weights, q, tensors)]
         if len(fitting) > _MOST_PLACES:
             return []
         exact = [q for q in fitting if len(self.below(q)) == len(tensors)]
         return exact or fitting
-
-    def _has(self, place: str, tensors: Mapping[str, Tensor]) -> bool:
-        start = f"{place}/" if place else ""
-        return all((t := self.weights.get(start + n)) is not None and t.shape == w.shape for n, w in tensors.items())
 
     def statistics(self, place: str) -> dict[str, str]:
         """The moving statistics beside a set: stored path by the path that they have in the set.
@@ -127,17 +163,24 @@ def _overlap(place: str, other: str) -> bool:
     return place == other or place.startswith(f"{other}/") or (bool(place) and other.startswith(f"{place}/"))
 
 
-def _is_state(place: str, below: set[str]) -> bool:
-    """Whether these are the parts of a state of optax; an average is one of an optimizer only in a chain."""
-    return below >= _ADAM or (below == _CHAINED and place.rpartition("/")[2].isdigit())
+def _holds(held: Mapping[str, Tensor], place: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all of these names are at a place, with the same shapes."""
+    start = f"{place}/" if place else ""
+    return all((t := held.get(start + n)) is not None and t.shape == w.shape for n, w in tensors.items())
+
+
+def _above(path: str) -> str:
+    """The part of a path that comes before ``params``."""
+    steps = path.split("/")
+    return path if _PARAMS not in steps else "".join(f"{step}/" for step in steps[: steps.index(_PARAMS)])
 
 
 def _chain(state: str) -> str:
     """The place of a chain, given that of a state in it: without the numbers at its end."""
-    steps = state.split("/")
+    steps = state.removesuffix("/").split("/")
     while len(steps) > 1 and steps[-1].isdigit():
         steps.pop()
-    return "/".join(steps)
+    return "".join(f"{step}/" for step in steps)
 
 
 def with_statistics(tree: JaxTree, place: str) -> dict[str, Tensor]:

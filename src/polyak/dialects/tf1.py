@@ -2,14 +2,15 @@
 
 The average of ``net/kernel`` is ``net/kernel/ExponentialMovingAverage``; variables without one (moving
 statistics) belong to both sets, as in TensorFlow's own ``variables_to_restore``. Where ``apply`` was called within a
-scope, the average is ``scope/net/kernel/ExponentialMovingAverage``.
+scope, the average is ``scope/net/kernel/ExponentialMovingAverage``, and so are all others of that call.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.autonumber import creation_keys
@@ -31,7 +32,7 @@ _SLOTS = re.compile(r"(?i)(adam|momentum|rmsprop|adagrad|adadelta|ftrl|lamb|lars
 _MOST_NAMED = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Averages:
     """Whose the averages of a file are.
 
@@ -39,27 +40,62 @@ class Averages:
         of: the stored name of each weight's average.
         scoped: those of them whose name begins with a scope of their own.
         alone: the stored names of averages without a raw weight, by the name of what they are an average of.
-        unsure: weights each of which may be the raw one of an average in ``alone``.
+        unsure: the weights whose name ends that of an average in ``alone``, by it: each may be its raw one.
     """
 
     of: Mapping[str, str]
     scoped: tuple[str, ...]
     alone: Mapping[str, str]
-    unsure: frozenset[str]
+    unsure: Mapping[str, tuple[str, ...]]
 
     @classmethod
     def among(cls, weights: Sequence[str], contents: Contents) -> Averages:
-        """Those of a file, given its weights: each by its own name, or of the one weight whose name ends it."""
+        """Those of a file, given its weights: each by its own name, or all others by their names within one scope."""
         by_name = {n.removesuffix(SUFFIX): n for n in contents.tensors if n.endswith(SUFFIX)}
         of = {w: by_name[w] for w in weights if w in by_name}
-        ends = {name: [w for w in weights if name.endswith(f"/{w}") and w not in of] for name in by_name.keys() - of}
-        shape = {n: contents.tensors[n].shape for n in contents.tensors}
-        one = {name: w[0] for name, w in ends.items() if len(w) == 1 and shape[by_name[name]] == shape[w[0]]}
-        one = {name: w for name, w in one.items() if list(one.values()).count(w) == 1}
-        alone = {name: stored for name, stored in by_name.items() if name not in of and name not in one}
-        unsure = {w for name in alone for w in ends[name]}
-        of |= {w: by_name[name] for name, w in one.items()}
-        return cls(of, tuple(sorted(one)), alone, frozenset(unsure))
+        left = {w for w in weights if w not in of}
+        ends = {name: dict(_ends(name, left)) for name in by_name.keys() - of}
+        scope = _scope(ends, left)
+        scoped = {name: w[scope] for name, w in ends.items() if scope in w}
+        if any(contents.tensors[by_name[name]].shape != contents.tensors[w].shape for name, w in scoped.items()):
+            scoped = {}
+        alone = {name: stored for name, stored in by_name.items() if name not in of and name not in scoped}
+        of |= {w: by_name[name] for name, w in scoped.items()}
+        unsure = {name: tuple(ends[name].values()) for name in alone if ends[name]}
+        return cls(of, tuple(sorted(scoped)), alone, unsure)
+
+    @cached_property
+    def doubtful(self) -> frozenset[str]:
+        """Weights each of which may be the raw one of an average that is alone."""
+        return frozenset(w for ends in self.unsure.values() for w in ends)
+
+    @cached_property
+    def named(self) -> frozenset[str]:
+        """Weights that have an average or may have one, and averages that are alone."""
+        return frozenset((*self.of, *self.alone, *self.doubtful))
+
+
+def _ends(name: str, weights: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The weights whose names this one ends with, each by the scope that comes before."""
+    steps = name.split("/")
+    for n in range(1, len(steps)):
+        if (end := "/".join(steps[n:])) in weights:
+            yield "/".join(steps[:n]), end
+
+
+def _scope(ends: Mapping[str, Mapping[str, str]], weights: Iterable[str]) -> str | None:
+    """The one scope in which all averages have the names of weights, or None.
+
+    It is no scope of averages but a network, whose raw weights are not in the file, if others have the same weights.
+    """
+    found = [set(scopes) for scopes in ends.values() if scopes]
+    common = set.intersection(*found) if found else set()
+    if len(common) != 1:
+        return None
+    scope = common.pop()
+    covered = {scopes[scope] for scopes in ends.values() if scopes}
+    others = (w for w in weights if w not in covered)
+    return None if any(any(_ends(w, covered)) for w in others) else scope
 
 
 def interpret(contents: Contents) -> Snapshot | None:
@@ -95,15 +131,16 @@ def _scopes(averages: Averages) -> Iterator[str]:
         named = listed([*map(repr, averages.scoped)], _MOST_NAMED)
         yield (
             f"{len(averages.scoped):,} of them in another scope than its weight: {named}; each is taken for that of "
-            "the one weight of its shape whose name it ends with"
+            "the weight of its shape whose name follows that scope"
         )
+    weights = {*averages.of, *averages.doubtful}
     for name in averages.alone:
-        if any(name.endswith(f"/{w}") for w in (*averages.of, *averages.unsure)):
+        if any(_ends(name, weights)):
             yield f"{name!r} is of no one weight of its shape without another average{_left_out(name, averages)}"
 
 
 def _left_out(average: str, averages: Averages) -> str:
-    unsure = [repr(w) for w in sorted(averages.unsure) if average.endswith(f"/{w}")]
+    unsure = [repr(w) for w in sorted(averages.unsure.get(average, ()))]
     return f"; it may be of {listed(unsure, _MOST_NAMED)}, which the set of averages lacks therefore" if unsure else ""
 
 
@@ -135,7 +172,7 @@ def _with_evidence(held: Item, creation: str, contents: Contents) -> Item:
 def _averaged(weights: list[str], averages: Averages, contents: Contents) -> Iterator[Item]:
     """What is called an average; a weight that has none stands in, unless it may be the raw one of another average."""
     for name in weights:
-        if name not in averages.unsure:
+        if name not in averages.doubtful:
             yield item(AVERAGE, name, contents.tensors[averages.of.get(name, name)])
     for name, stored in averages.alone.items():
         yield item(AVERAGE, name, contents.tensors[stored])
@@ -143,12 +180,9 @@ def _averaged(weights: list[str], averages: Averages, contents: Contents) -> Ite
 
 def _kind(held: Item, averages: Averages) -> Item:
     """In a file with averages, a floating-point variable without one was not trained."""
-    averaged = held.weight.path in (averages.of.keys() | averages.alone.keys() | averages.unsure)
-    return (
-        held
-        if averaged or not held.weight.floating
-        else replace(held, weight=replace(held.weight, kind=Kind.STATISTIC))
-    )
+    if held.weight.path in averages.named or not held.weight.floating:
+        return held
+    return replace(held, weight=replace(held.weight, kind=Kind.STATISTIC))
 
 
 def _belongs_to_training(name: str, contents: Contents) -> bool:

@@ -161,6 +161,11 @@ class Engine(ABC):
     def refuse_traced(self, array: Any) -> None:
         """Raise ModelError if a program is being compiled, where an average would be a constant."""
 
+    def is_gone(self, array: Any) -> bool:
+        """Whether the array's memory was given away."""
+        del array
+        return False
+
     def refuse_gone(self, array: Any, what: str) -> None:
         """Raise ModelError if the array's memory was given away."""
         del array, what

@@ -17,7 +17,15 @@ from polyak.errors import ModelError
 from polyak.frameworks.base import Tree
 from polyak.frameworks.engine import Arrays, Engine, Held, Program, held_from, tree_of
 from polyak.frameworks.exchange import Hands, Over
-from polyak.frameworks.jax_refusals import Outside, is_elsewhere, is_gone, refuse_elsewhere, refuse_gone, refuse_traced
+from polyak.frameworks.jax_refusals import (
+    is_elsewhere,
+    is_gone,
+    refuse_compiled,
+    refuse_elsewhere,
+    refuse_gone,
+    refuse_gone_weights,
+    refuse_traced,
+)
 from polyak.memory import copied
 from polyak.snapshot import Array
 
@@ -74,7 +82,6 @@ class JaxEngine(Engine):
     """Keras variables that hold arrays of JAX."""
 
     def __init__(self) -> None:
-        self._outside = Outside()
         self.hands = Hands(
             take=self.value,
             put=lambda variable, value: variable.assign(value),
@@ -156,7 +163,7 @@ class JaxEngine(Engine):
         try:
             new = compiled(tuple(programs))([tree_of(h) for h in held], dict(values), *real)
         except (RuntimeError, ValueError):  # looked for only now: an update has no time for it
-            _refuse_gone(values)
+            refuse_gone_weights(values)
             for one in held:
                 refuse_elsewhere(one.shadows, values)
             raise
@@ -168,19 +175,16 @@ class JaxEngine(Engine):
 
     def refuse_traced(self, array: Any) -> None:
         """Nothing is computed from the array: the step of another thread may take its memory away just now."""
-        refuse_traced(array)
-        self._outside.refuse_traced()
+        refuse_compiled(array)
+
+    def is_gone(self, array: Any) -> bool:
+        return is_gone(array)
 
     def refuse_gone(self, array: Any, what: str) -> None:
         refuse_gone(array, what)
 
     def along(self, shadows: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
         return {path: _along(shadow, variables[path]._value) for path, shadow in shadows.items()}
-
-
-def _refuse_gone(values: Arrays) -> None:
-    for path, value in values.items():
-        refuse_gone(value, f"weight {path!r}")
 
 
 def _along(shadow: Any, value: Any) -> Any:
@@ -225,7 +229,7 @@ class JaxHostEngine(JaxEngine):
         return dict(shadows)
 
     def step(self, programs: Sequence[Program], held: Sequence[Held], values: Arrays, *real: Any) -> list[Held]:
-        _refuse_gone(values)
+        refuse_gone_weights(values)
         here = {path: jax.device_put(value, _host()) for path, value in values.items()}
         return super().step(programs, held, here, *(jax.device_put(truth, _host()) for truth in real))
 

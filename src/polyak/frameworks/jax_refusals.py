@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import jax
@@ -16,18 +18,21 @@ except ImportError:  # of older versions of JAX
     from jax.core import get_opaque_trace_state
 
 
-class Outside:
-    """Knows whether a function is being compiled; to ask that of JAX again and again would take longer than to read."""
+@cache
+def _outside() -> object:
+    """What JAX says in a thread in which it compiles nothing."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(get_opaque_trace_state, convention="flax").result()
 
-    def __init__(self) -> None:
-        self._known: object = None
 
-    def refuse_traced(self) -> None:
-        """Raise ModelError within a function that JAX compiles: whatever is computed there is traced."""
-        now = get_opaque_trace_state(convention="flax")
-        if now != self._known:
-            refuse_traced(jnp.zeros(()))
-            self._known = now
+def refuse_compiled(array: Any) -> None:
+    """Raise ModelError for an array that is traced, and within a function that JAX compiles: what is computed there is.
+
+    To compute something takes longer than to read an average, so it is done only where JAX is not as it is outside.
+    """
+    refuse_traced(array)
+    if get_opaque_trace_state(convention="flax") != _outside():
+        refuse_traced(jnp.zeros(()))
 
 
 def refuse_traced(array: Any) -> None:
@@ -53,6 +58,12 @@ def refuse_gone(array: Any, what: str) -> None:
             hint="go on from what the step returned, which is to be assigned to the variables or taken as the tree; or "
             "give the step a copy",
         )
+
+
+def refuse_gone_weights(values: Mapping[str, Any]) -> None:
+    """Raise ModelError for the first weight whose memory was given away or freed."""
+    for path, value in values.items():
+        refuse_gone(value, f"weight {path!r}")
 
 
 def refuse_elsewhere(shadows: Mapping[str, Any], values: Mapping[str, Any]) -> None:

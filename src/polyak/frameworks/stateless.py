@@ -70,7 +70,8 @@ class StatelessAverage(StatefulAverage):
         values = {path: known.get(id(raw[path])) for path in held.shadows}
         values |= {path: self.engine.value(raw[path]) for path in values if isinstance(raw[path], Buffer)}
         for path, shadow in held.shadows.items():
-            self.engine.refuse_gone(values[path], f"stateless_update() of {self.label}: weight {path!r}")
+            if self.engine.is_gone(values[path]):
+                self.engine.refuse_gone(values[path], f"stateless_update() of {self.label}: weight {path!r}")
             if _shape(values[path]) != _shape(shadow):
                 raise ModelError(
                     f"stateless_update() of {self.label}: weight {path!r}: expected a value of {_shape(shadow)}, "
@@ -175,7 +176,8 @@ class StatelessAverage(StatefulAverage):
 
     def _refuse_gone(self, verb: str, held: Held) -> None:
         for path, array in {**held.shadows, "count": held.count, "skipped": held.skipped}.items():
-            self.engine.refuse_gone(array, f"{verb}() of {self.label}: {path!r} of the tree")
+            if self.engine.is_gone(array):
+                self.engine.refuse_gone(array, f"{verb}() of {self.label}: {path!r} of the tree")
 
     def _whole(self, count: Any) -> int:
         try:

@@ -42,12 +42,16 @@ class Place:
 
     @classmethod
     def of(cls, model: Any, variables: Iterable[tf.Variable]) -> Place:
-        """By the variables where there are some, else by the strategy that the model would make them under."""
+        """By the variables where there are some, else by the strategy that the model would make them under.
+
+        A strategy of one device makes plain variables.
+        """
         for variable in variables:
             spread = isinstance(variable, tf.distribute.DistributedValues)
             return cls(variable.distribute_strategy if spread else None)
         own = getattr(model, "_distribute_strategy", None)
-        return cls(own or (tf.distribute.get_strategy() if tf.distribute.has_strategy() else None))
+        strategy = own or (tf.distribute.get_strategy() if tf.distribute.has_strategy() else None)
+        return cls(None if isinstance(strategy, tf.distribute.OneDeviceStrategy) else strategy)
 
     @property
     def company(self) -> Company:
