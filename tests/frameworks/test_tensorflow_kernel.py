@@ -117,3 +117,60 @@ def test_a_process_in_which_tensorflow_compiles_what_it_likes_has_the_bits_of_th
         [sys.executable, "-c", _CLUSTERED], env=os.environ | flags, capture_output=True, text=True, check=False
     )
     assert done.stdout == "every bit\n", done.stderr[-2000:]
+
+
+def _many() -> Any:
+    """More tensors than a program of the kernel takes: of several dtypes and shapes, floats, counters and a scalar."""
+    model, draw = tf.Module(), np.random.default_rng(0)
+    shapes = ((7,), (), (3, 5), (5000,), (2, 1, 4))
+    model.floats = [tf.Variable(draw.standard_normal(shapes[i % 5]).astype(np.float32)) for i in range(43)]
+    model.halves = [tf.Variable(tf.cast(draw.standard_normal(shapes[i % 5]), tf.bfloat16)) for i in range(21)]
+    model.doubles = [tf.Variable(draw.standard_normal(9)) for _ in range(18)]
+    model.seen = [tf.Variable(i, dtype=tf.int64, trainable=False) for i in range(19)]
+    return model
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla", "graph, then xla"])
+@pytest.mark.parametrize("decay", [0.9, 0.3])
+def test_many_tensors_move_by_programs_that_they_share_and_have_the_bits_of_the_kernel(mode: str, decay: float) -> None:
+    model, draw = _many(), np.random.default_rng(1)
+    ema = polyak.track(model, f"ema:{decay},start=initial,check=off")
+    inner = tf.function(ema.update)
+    calls = {"eager": ema.update, "graph": inner, "xla": tf.function(ema.update, jit_compile=True)}
+    step = calls.get(mode) or tf.function(lambda: inner(), jit_compile=True)
+    wanted = ema.values()
+    for _ in range(12):  # a rule may move its first averages in another way
+        for variable in (*model.floats, *model.halves, *model.doubles):
+            variable.assign(tf.cast(draw.standard_normal(variable.shape), variable.dtype))
+        for variable in model.seen:
+            variable.assign_add(3)
+        step()
+        raw = polyak.snapshot(model)
+        for path, value in wanted.items():
+            wanted[path] = raw[path] if "seen" in path else lerp(value, raw[path].astype(value.dtype), 1 - decay)
+    for path, value in ema.values().items():
+        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+    assert ema.count == 12
+
+
+@pytest.mark.filterwarnings("ignore::polyak.errors.NonFiniteWarning")
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_one_bad_value_of_many_tensors_holds_all_of_them_back(mode: str) -> None:
+    model = _many()
+    ema = polyak.track(model, "ema:0.5,start=initial")
+    compiled = tf.function(ema.update, jit_compile=mode == "xla")
+    step = ema.update if mode == "eager" else compiled
+    step()
+    kept = ema.values()
+    for skipped, group in enumerate((model.floats, model.halves, model.doubles), start=1):
+        last = group[-1]
+        good = last.numpy()
+        last.assign(tf.fill(last.shape, tf.constant(np.nan, last.dtype)))
+        model.seen[0].assign_add(1)
+        step()
+        assert (ema.count, ema.skipped) == (1, skipped)
+        for path, value in ema.values().items():
+            np.testing.assert_array_equal(value, kept[path], err_msg=path)
+        last.assign(good)
+    step()
+    assert ema.count == 2

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
+from polyak.frameworks.tensorflow_batches import Body, Held, Rows, Scalars, is_compiled, is_spread, over
+
 Pairs = Sequence[tuple[tf.Variable, tf.Variable]]
 T = TypeVar("T")
 
@@ -90,9 +92,7 @@ def move(parts: Sequence[Part]) -> None:
         return
     small, large = _sorted(parts)
     for part in small:
-        share = _Share.of(part.w, 1 - part.w, part.go)
-        for shadow, weight in part.pairs:
-            shadow.assign(_moved(shadow, weight, share))
+        _do(_select, part.pairs, _share(part.w, 1 - part.w, part.go))
     if _are_worth_fusing(large):
         _fused(large)
         return
@@ -104,24 +104,24 @@ def glide(parts: Sequence[Part]) -> None:
     """``move``, in a function, for weights that are known to be 0 or below one half: a graph of a third of the size."""
     small, large = _sorted(parts)
     for part in small:
-        _nudged(part.pairs, tf.where(part.go, part.w, 0))
+        _do(_nudge, part.pairs, [tf.where(part.go, part.w, 0)])
     if _are_worth_fusing(large):
         _fused(large)
         return
     for part in large:
-        tf.cond(part.go & (part.w > 0), partial(_near, part.pairs, part.w), _nothing)
+        tf.cond(part.go & (part.w > 0), partial(_do, _near, part.pairs, [part.w]), _nothing)
 
 
 def _by_case(pairs: Pairs, w: tf.Tensor, go: tf.Tensor) -> None:
     case = tf.cast(w > 0, tf.int32) + tf.cast(w >= 0.5, tf.int32) + tf.cast(w >= 1, tf.int32)
-    branches = [_nothing, lambda: _near(pairs, w), lambda: _far(pairs, 1 - w), lambda: _copy(pairs)]
-    tf.switch_case(tf.where(go, case, 0), branches)
+    near, far = partial(_do, _near, pairs, [w]), partial(_do, _far, pairs, [1 - w])
+    tf.switch_case(tf.where(go, case, 0), [_nothing, near, far, partial(_do, _copy, pairs)])
 
 
 def copy(pairs: Pairs, go: tf.Tensor) -> None:
     """Make each shadow of (shadow, weight) equal to the weight, if ``go``."""
     if pairs:
-        tf.cond(go, partial(_copy, pairs), _nothing)
+        tf.cond(go, partial(_do, _copy, pairs), _nothing)
 
 
 def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
@@ -134,18 +134,31 @@ def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
         return tf.constant(True)
     small, large = _parted(variables, map(_is_small, variables))
     narrow, large = _parted(large, map(_has_order_in_its_bits, large))
+    told = [_is_tame_by_its_bits(variable) for variable in narrow]
+    if small and not (is_compiled() and (narrow or large or len(small) > _FEW)):
+        told += over(_compare, [(variable,) for variable in small])
+        small = []
+    if small or large:
+        told.append(_have_safe_sums(small, large))
+    return _all(told)
+
+
+def _have_safe_sums(small: Sequence[tf.Variable], large: Sequence[tf.Variable]) -> tf.Tensor:
     flats = _end_to_end(small)
-    if not (narrow or large) and len(small) <= _FEW:
-        return _all_safe(flats)
     sums = [tf.cast(_proof(value), tf.float64) for value in (*flats, *map(_wide, large))]
-    finite = tf.math.is_finite(tf.add_n(sums)) if sums else tf.constant(True)
-    rest = tf.cond(finite, lambda: tf.constant(True), lambda: _all_safe([*flats, *_end_to_end(large)]))
-    return _all([rest, *map(_is_tame_by_its_bits, narrow)])
+    finite = tf.math.is_finite(tf.add_n(sums))
+    return tf.cond(finite, lambda: tf.constant(True), lambda: _all_safe([*flats, *_end_to_end(large)]))
+
+
+def _compare(rows: Rows, scalars: Scalars = ()) -> tf.Tensor:
+    """Whether all values of some variables are safe, without a sum."""
+    del scalars
+    return _all_safe(_end_to_end([variable for (variable,) in rows]))
 
 
 def _has_order_in_its_bits(variable: tf.Variable) -> bool:
     """Of 16 bits, where XLA will not compile: XLA would take far longer than for a cast, TensorFlow takes half."""
-    return variable.dtype in _LARGEST and not _is_compiled()
+    return variable.dtype in _LARGEST and not is_compiled()
 
 
 def _is_tame_by_its_bits(variable: tf.Variable) -> tf.Tensor:
@@ -180,19 +193,14 @@ def _all(truths: Sequence[tf.Tensor]) -> tf.Tensor:
     return truths[0] if len(truths) == 1 else tf.reduce_all(truths)
 
 
-def _end_to_end(variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+def _end_to_end(variables: Sequence[Held]) -> list[tf.Tensor]:
     """All values in a flat tensor, or two where some are float64."""
     values = [tf.reshape(_wide(v), [-1]) for v in variables]
     return [tf.concat([v for v in values if v.dtype == dtype], 0) for dtype in {v.dtype for v in values}]
 
 
-def _wide(variable: tf.Variable) -> tf.Tensor:
-    return tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
-
-
-def _is_compiled() -> bool:
-    """Whether XLA will compile the function that is being traced, or one around it."""
-    return tf.__internal__.get_enclosing_xla_context() is not None
+def _wide(variable: Held) -> tf.Tensor:
+    return tf.cast(variable.value(), tf.float64 if variable.dtype == tf.float64 else tf.float32)
 
 
 def _is_kept(weight: tf.Variable, dtype: tf.DType) -> bool:
@@ -200,7 +208,7 @@ def _is_kept(weight: tf.Variable, dtype: tf.DType) -> bool:
     return weight.dtype == dtype or (weight.dtype, dtype) == (tf.bfloat16, tf.float32)
 
 
-def _as_stored(weight: tf.Variable, dtype: tf.DType) -> tf.Tensor:
+def _as_stored(weight: Held, dtype: tf.DType) -> tf.Tensor:
     """A weight in the dtype of its shadow. Of bfloat16, the upper half of the bits of a float32.
 
     Where a cast to a wider dtype stands beside the optimizer's assignment, XLA leaves out that the weight is rounded to
@@ -208,7 +216,7 @@ def _as_stored(weight: tf.Variable, dtype: tf.DType) -> tf.Tensor:
     """
     if (weight.dtype, dtype) != (tf.bfloat16, tf.float32):
         return tf.cast(weight.value(), dtype)  # read once, where a variable would be read at each use
-    bits = tf.cast(tf.bitcast(weight, tf.uint16), tf.uint32)
+    bits = tf.cast(tf.bitcast(weight.value(), tf.uint16), tf.uint32)
     return tf.bitcast(tf.bitwise.left_shift(bits, tf.constant(16, tf.uint32)), tf.float32)
 
 
@@ -237,11 +245,7 @@ def _are_worth_fusing(parts: Sequence[Part]) -> bool:
         return False  # a program of XLA lives on one device
     few = len({id(weight) for part in parts for _, weight in part.pairs}) <= _MOST_FUSED
     large = sum(s.shape.num_elements() for s in shadows) >= _LEAST_FUSED
-    return few and large and not _is_spread(shadows)
-
-
-def _is_spread(variables: Iterable[tf.Variable]) -> bool:
-    return any(isinstance(variable, tf.distribute.DistributedValues) for variable in variables)
+    return few and large and not is_spread(shadows)
 
 
 def _fused(parts: Sequence[Part]) -> None:
@@ -269,27 +273,22 @@ def _fused(parts: Sequence[Part]) -> None:
 
 def _move_together(weight: tf.Variable, shadows: Sequence[tf.Variable], w: tf.Tensor, go: tf.Tensor) -> None:
     for i, shadow in enumerate(shadows):
-        shadow.assign(_moved(shadow, weight, _Share.of(w[i], 1 - w[i], go[i])))
+        _select([(shadow, weight)], _share(w[i], 1 - w[i], go[i]))
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """What the weight w of the newest value decides: from which end, whether the other counts, how far."""
-
-    from_average: tf.Tensor
-    to_value: tf.Tensor
-    step: tf.Tensor
-
-    @classmethod
-    def of(cls, w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> _Share:
-        near = w < 0.5
-        return cls(near | ~go, go & ((near & (w > 0)) | (w >= 1)), tf.where(near, w, rest))
+def _share(w: tf.Tensor, rest: tf.Tensor, go: tf.Tensor) -> Scalars:
+    """What the weight of the newest value decides: from which end, whether the other counts, how far."""
+    near = w < 0.5
+    return near | ~go, go & ((near & (w > 0)) | (w >= 1)), tf.where(near, w, rest)
 
 
-def _moved(shadow: tf.Variable, weight: tf.Variable, share: _Share) -> tf.Tensor:
-    a, x = shadow.value(), _as_stored(weight, shadow.dtype)
-    base, other = tf.where(share.from_average, a, x), tf.where(share.to_value, x, a)
-    return base - _apart(tf.cast(share.step, a.dtype) * (base - other))
+def _select(rows: Rows, share: Scalars) -> None:
+    """All cases without a branch."""
+    from_average, to_value, step = share
+    for shadow, weight in rows:
+        a, x = shadow.value(), _as_stored(weight, shadow.dtype)
+        base, other = tf.where(from_average, a, x), tf.where(to_value, x, a)
+        shadow.assign(base - _apart(tf.cast(step, a.dtype) * (base - other)))
 
 
 def _apart(product: tf.Tensor) -> tf.Tensor:
@@ -301,35 +300,41 @@ def _apart(product: tf.Tensor) -> tf.Tensor:
     return tf.minimum(product, product.dtype.max) if tf.inside_function() else product
 
 
-def _nudged(pairs: Pairs, w: tf.Tensor) -> None:
+def _nudge(rows: Rows, scalars: Scalars) -> None:
     """``_near`` without a branch: where ``w`` is 0 nothing moves, whatever the weights hold."""
-    by_dtype = _cast_once(w, pairs)
-    for shadow, weight in pairs:
-        distance = shadow - _as_stored(weight, shadow.dtype)
+    by_dtype = _cast_once(scalars, rows)
+    for shadow, weight in rows:
+        distance = shadow.value() - _as_stored(weight, shadow.dtype)
         shadow.assign_sub(_apart(tf.math.multiply_no_nan(distance, by_dtype[shadow.dtype])))
 
 
-def _near(pairs: Pairs, w: tf.Tensor) -> None:
-    by_dtype = _cast_once(w, pairs)
-    for shadow, weight in pairs:
-        value = tf.cast(weight, shadow.dtype)
-        shadow.assign_sub(_apart(by_dtype[shadow.dtype] * (shadow - value)))
-
-
-def _far(pairs: Pairs, rest: tf.Tensor) -> None:
-    by_dtype = _cast_once(rest, pairs)
-    for shadow, weight in pairs:
+def _near(rows: Rows, scalars: Scalars) -> None:
+    by_dtype = _cast_once(scalars, rows)
+    for shadow, weight in rows:
         value = tf.cast(weight.value(), shadow.dtype)
-        shadow.assign(value - _apart(by_dtype[shadow.dtype] * (value - shadow)))
+        shadow.assign_sub(_apart(by_dtype[shadow.dtype] * (shadow.value() - value)))
 
 
-def _copy(pairs: Pairs) -> None:
-    for shadow, weight in pairs:
-        shadow.assign(tf.cast(weight, shadow.dtype))
+def _far(rows: Rows, scalars: Scalars) -> None:
+    by_dtype = _cast_once(scalars, rows)
+    for shadow, weight in rows:
+        value = tf.cast(weight.value(), shadow.dtype)
+        shadow.assign(value - _apart(by_dtype[shadow.dtype] * (value - shadow.value())))
 
 
-def _cast_once(scalar: tf.Tensor, pairs: Pairs) -> dict[tf.DType, tf.Tensor]:
-    return {dtype: tf.cast(scalar, dtype) for dtype in {shadow.dtype for shadow, _ in pairs}}
+def _copy(rows: Rows, scalars: Scalars = ()) -> None:
+    del scalars
+    for shadow, weight in rows:
+        shadow.assign(tf.cast(weight.value(), shadow.dtype))
+
+
+def _cast_once(scalars: Scalars, rows: Rows) -> dict[tf.DType, tf.Tensor]:
+    return {dtype: tf.cast(scalars[0], dtype) for dtype in {shadow.dtype for shadow, _ in rows}}
+
+
+def _do(body: Body, rows: Rows, scalars: Scalars = ()) -> None:
+    """A branch, which gives back as little as ``_nothing``."""
+    over(body, rows, scalars)
 
 
 def _nothing() -> None:
