@@ -34,6 +34,23 @@ def is_tame(array: npt.NDArray[Any]) -> bool:
     return all(math.isfinite(np.vdot(block, block)) for block in _blocks(flat))
 
 
+def is_within(array: npt.NDArray[Any]) -> bool:
+    """Whether every number is finite and at most half of the range in which it is averaged: no difference overflows.
+
+    Of dtypes narrower than float32 that is the range of float32.
+
+    Example:
+        >>> is_within(np.float32([1e30, 0.0])), is_within(np.float32([3e38])), is_within(np.float16([np.inf]))
+        (True, False, False)
+    """
+    return is_tame(array) or all(map(_is_within, _blocks(array.reshape(-1))))
+
+
+def _is_within(block: npt.NDArray[Any]) -> bool:
+    wide = block if block.dtype == np.float64 else block.astype(np.float32)
+    return bool((np.abs(wide) <= np.finfo(wide.dtype).max / 2).all())
+
+
 def _blocks(flat: npt.NDArray[Any]) -> Any:
     return (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
 

@@ -162,8 +162,8 @@ def _frameworks() -> Iterator[tuple[str, Any, Within]]:
     if find_spec("tensorflow"):
         yield "TensorFlow", import_module("polyak.frameworks.tensorflow_kernel").OPS, nullcontext
     if find_spec("jax"):
-        engine = import_module("polyak.frameworks.engine_jax")
-        yield "JAX", engine.OPS, engine.in_float64
+        kernel = import_module("polyak.frameworks.jax_kernel")
+        yield "JAX", kernel.OPS, kernel.in_float64
 
 
 def _agrees(rule: Rule, updates: int, name: str, ops: Any) -> None:

@@ -17,7 +17,8 @@ import numpy as np  # noqa: E402
 
 import polyak  # noqa: E402
 import polyak.keras  # noqa: E402
-from polyak.frameworks.engine_jax import compiled, tree_of  # noqa: E402
+from polyak.frameworks.engine import tree_of  # noqa: E402
+from polyak.frameworks.jax_kernel import compiled  # noqa: E402
 
 
 def distribution() -> keras.distribution.Distribution | None:

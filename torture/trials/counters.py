@@ -82,7 +82,7 @@ def _on_tensorflow(rule: Any, n: int) -> float:
 
 
 def _on_jax(rule: Any, n: int) -> float:
-    from polyak.frameworks.engine_jax import OPS, in_float64
+    from polyak.frameworks.jax_kernel import OPS, in_float64
 
     with in_float64():
         return float(rule.weight(OPS.asarray(np.int64(n)), OPS))

@@ -18,6 +18,7 @@ from polyak.frameworks.growth import followed_by
 from polyak.frameworks.tensorflow_exchange import raw_value
 from polyak.frameworks.tensorflow_placing import Place
 from polyak.frameworks.tensorflow_target import Variables
+from polyak.numbers import is_within
 from polyak.weights import Kind, Weight
 
 Pair = tuple[tf.Variable, tf.Variable]
@@ -100,8 +101,7 @@ def restart(bound: Bound, rule: Rule | Parts) -> None:
 
 def is_fit(variable: tf.Variable | tf.Tensor) -> bool:
     """Whether every value may be averaged: finite, and at most half of the range of the dtype of its shadow."""
-    wide = tf.cast(variable, tf.float64 if variable.dtype == tf.float64 else tf.float32)
-    return bool((np.abs(wide.numpy()) <= wide.dtype.max / 2).all())
+    return is_within(np.asarray(variable.numpy()))
 
 
 def _guarded(

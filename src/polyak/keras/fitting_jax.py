@@ -16,8 +16,8 @@ from keras import ops
 
 from polyak.errors import ModelError
 from polyak.frameworks.engine import held_from, tree_of
-from polyak.frameworks.engine_jax import stepped_alone
 from polyak.frameworks.exchange import together
+from polyak.frameworks.jax_kernel import stepped_alone
 from polyak.keras.fitting import INSTEAD, Function, counting, makes_its_own, refuse_set, updates
 from polyak.transfer.unbroken import unbroken
 
