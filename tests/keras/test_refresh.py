@@ -328,7 +328,7 @@ def test_a_rest_that_could_not_be_followed_is_followed_later() -> None:
         ema.update()
     model.head.kernel.assign(kernel)
     ema.update()
-    assert list(ema.values()) == ["scale", "head/kernel", "head/bias"]
+    assert list(ema.values()) == ["scale", "top/kernel", "top/bias"]
 
 
 def test_a_file_goes_into_an_average_of_a_model_that_was_completed_meanwhile(tmp_path: Any) -> None:
@@ -341,6 +341,27 @@ def test_a_file_goes_into_an_average_of_a_model_that_was_completed_meanwhile(tmp
     other.average = polyak.EMA(other, 0.5)
     other(x)
     other.load_weights(tmp_path / "both.weights.h5")
-    assert list(other.average.values()) == ["scale", "head/kernel", "head/bias"]
-    np.testing.assert_array_equal(other.average.values()["head/kernel"], model.average.values()["head/kernel"])
+    assert list(other.average.values()) == ["scale", "top/kernel", "top/bias"]
+    np.testing.assert_array_equal(other.average.values()["top/kernel"], model.average.values()["top/kernel"])
     assert other.average.count == 1
+
+
+def test_what_a_transfer_leaves_out_of_a_new_average_begins_late() -> None:
+    """A new head under the count of the old body would take a thousand updates to forget its first values."""
+    model = network(adam())
+    ema = polyak.track(model, "ema:0.9,start=copy")
+    for _ in range(100):
+        ema.update()
+    larger = network(adam())
+    larger.add(layers.Dense(1, name="top"))
+    new = polyak.track(larger, "ema:0.9,start=copy")
+    with pytest.warns(WeightsChanged, match=r"weight 'top/kernel' and 1 more: left out .* took over 100 updates"):
+        polyak.transfer(ema, new, exclude="top/*")
+    assert (new.count, new.rule.rule_of("top/bias").after) == (100, 100)
+    larger.layers[-1].bias.assign([5.0])
+    new.update()
+    assert new.values()["top/bias"].tolist() == [5.0]
+    kept = new.values()["top/kernel"]
+    polyak.transfer(ema, new, exclude="top/*")  # its head has an average of its own by now
+    np.testing.assert_array_equal(new.values()["top/kernel"], kept)
+    assert new.count == 100

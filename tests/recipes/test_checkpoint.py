@@ -259,3 +259,49 @@ def test_a_module_that_holds_its_averages_runs_with_each():
     assert job.averages["fast"](1.0).numpy().tolist() == [5.0, 5.5]
     job.averages.update()
     assert job.averages["fast"](1.0).numpy().tolist() == [7.0, 7.25]
+
+
+def _net(*widths):
+    return keras.Sequential([keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(widths)])
+
+
+def _stored(path):
+    model = _net(2)
+    model.build((None, 3))
+    ema = polyak.EMA(model, decay=0.9)
+    for _ in range(20):
+        ema.update()
+    return tf.train.Checkpoint(model=model, ema=ema).write(str(path / "ckpt"))
+
+
+def test_an_average_of_a_larger_model_is_not_restored_in_part(tmp_path):
+    """The new head would go on from its first values, at the weight of the old body's update 21."""
+    path, larger = _stored(tmp_path), _net(2, 1)
+    larger.build((None, 3))
+    ema = polyak.EMA(larger, decay=0.9)
+    before = nets.weights(larger)
+    with pytest.raises(polyak.errors.MissingWeight, match="'dense_1/kernel' and 1 more: expected an average of it"):
+        tf.train.Checkpoint(model=larger, ema=ema).read(path)
+    nets.assert_same(nets.weights(larger), before)
+    assert ema.count == 0
+
+
+def test_nor_is_one_of_a_larger_model_that_is_built_after_the_restore(tmp_path):
+    path, larger = _stored(tmp_path), _net(2, 1)
+    ema = polyak.EMA(larger, decay=0.9)
+    tf.train.Checkpoint(model=larger, ema=ema).read(path).expect_partial()
+    larger.build((None, 3))
+    with pytest.raises(polyak.errors.MissingWeight, match="'dense_1/kernel' and 1 more: expected an average of it"):
+        ema.update()
+
+
+def test_a_model_that_grows_after_its_restore_begins_its_new_weights_late(tmp_path):
+    path, model = _stored(tmp_path), _net(2)
+    model.build((None, 3))
+    ema = polyak.EMA(model, decay=0.9)
+    tf.train.Checkpoint(model=model, ema=ema).read(path).assert_consumed()
+    model.add(keras.layers.Dense(1, name="head"))
+    assert "averaged from update 21 on" in ema.refresh()
+    model.layers[-1].bias.assign([5.0])
+    ema.update()
+    assert (ema.count, ema.values()["head/bias"].tolist()) == (21, [5.0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
 from polyak.averaging.splice import begun
 from polyak.averaging.wrappers import Delayed
-from polyak.errors import RuleError, WeightsChanged, listed, notify
-from polyak.weights import Weight, glob_match
+from polyak.errors import MissingWeight, ModelError, RuleError, WeightsChanged, listed, notify
+from polyak.weights import Kind, Weight, glob_match
 
 Entries = tuple[tuple[str, Rule | None], ...]
 
@@ -54,6 +54,28 @@ def tell_left_out(followed: Iterable[Weight], now: Sequence[Weight], rule: Rule 
                 f"weight {_listed(new)}: new in the model, not followed by {label}; what is saved is without. Follow "
                 "the model as it is now: ema.refresh()"
             )
+        )
+
+
+def refuse_grown(followed: Mapping[str, Any], now: Mapping[str, Any], label: str) -> None:
+    """Raise ModelError where the model has weights now that are not those that are followed."""
+    grown = [path for path, variable in now.items() if followed.get(path) is not variable]
+    if grown:
+        raise ModelError(
+            f"weight {grown[0]!r} was created after the average of {label} ({len(grown)} in all)",
+            hint="follow the model as it is now: ema.refresh(); what is new begins at the present update",
+        )
+
+
+def refuse_missing(followed: Iterable[Weight], stored: Collection[str], label: str) -> None:
+    """Raise MissingWeight for a weight that is averaged here, and is not among those whose averages were stored."""
+    missing = [w.path for w in followed if w.kind is Kind.TRAINABLE and w.path not in stored]
+    if missing:
+        raise MissingWeight(
+            f"weight {_listed(missing)}: expected an average of it in the checkpoint, received those of {len(stored)} "
+            f"other weights for {label}",
+            hint="where the model has grown since: track and restore it as it was, let it grow, call ema.refresh(), "
+            "and what is new begins late; or restore the model without its average, and begin that anew",
         )
 
 

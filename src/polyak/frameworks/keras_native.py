@@ -27,7 +27,7 @@ from polyak.frameworks.exchange import (
     together,
     watchers,
 )
-from polyak.frameworks.growth import Growth, followed_by, joined
+from polyak.frameworks.growth import Growth, followed_by, joined, refuse_grown
 from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete
 from polyak.frameworks.keras_aside import aside
 from polyak.frameworks.keras_derived import strangers
@@ -39,7 +39,7 @@ from polyak.frameworks.keras_target import ModelVariables, RawVariables, Shadows
 from polyak.frameworks.keras_views import Seen, View, ViewedByKeras
 from polyak.frameworks.keras_wrapped import in_order, refuse_wrapped
 from polyak.frameworks.shadow_target import ShadowTarget
-from polyak.frameworks.stateful import Ref, refuse_grown, undisturbed
+from polyak.frameworks.stateful import Ref, undisturbed
 from polyak.frameworks.stateless import StatelessAverage
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.transfer.target import Target

@@ -13,7 +13,7 @@ from polyak.frameworks.stateful import StatefulAverage
 from polyak.manifest import State
 from polyak.transfer.places import Place
 from polyak.transfer.target import PutBack, Target
-from polyak.weights import Weight
+from polyak.weights import Kind, Weight
 
 
 class ShadowTarget(Target):
@@ -25,6 +25,7 @@ class ShadowTarget(Target):
         self._average = average
         self._shadows = shadows
         self._unfit: Mapping[str, bytes] = {}
+        self._written: set[str] = set()
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -44,6 +45,7 @@ class ShadowTarget(Target):
 
     def write(self, path: str, value: Any) -> None:
         refuse_written(self._average)
+        self._written.add(path)
         self._shadows.write(path, value)
 
     def hold(self, path: str) -> PutBack:
@@ -54,10 +56,15 @@ class ShadowTarget(Target):
 
     def hold_state(self) -> PutBack:
         self._unfit = self._average.unfit()  # these may stay
+        self._written = set()
         return self._average.hold_state()
 
     def adopt(self, state: State | None) -> None:
+        is_new = self._average.count == 0
         self._average.adopt(state)
+        if is_new and state is not None and state.count:
+            left = [w.path for w in self.weights if w.kind is Kind.TRAINABLE and w.path not in self._written]
+            self._average.begin_late(left)
         for path, value in self._average.unfit().items():
             if self._unfit.get(path) != value:
                 raise ModelError(

@@ -24,6 +24,7 @@ from polyak.errors import (
 )
 from polyak.frameworks.base import Average, Tracking
 from polyak.frameworks.exchange import Left, Locks, Over, together, watch
+from polyak.frameworks.growth import Growth, joined, refuse_missing
 from polyak.frameworks.locks import Lock
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.places import Place
@@ -80,6 +81,7 @@ class StatefulAverage(Average):
         self._tracking = Ref(tracking)
         self.patience = PATIENCE
         self._reported = Ref(0)
+        self._stored: Ref = Ref(None)
         self._stuck: Ref = Ref((-1, 0))
         self._locks: Ref = Ref((Lock(),))
         self._beginnings = Ref(0)
@@ -193,6 +195,18 @@ class StatefulAverage(Average):
         out = tuple((path, None) for path in paths if not parts.leaves_out(path))
         return Parts((*out, *parts.entries)) if out else rule
 
+    def begin_late(self, paths: Sequence[str]) -> None:
+        """What a new average was not given begins at the count that it took over, as if that were the first update."""
+        late, label = joined(self.rule, Growth(tuple(paths), ()), self.count), self.label
+        if late != self.rule:
+            self.set_state(late, self.count, self.skipped)
+            notify(
+                WeightsChanged(
+                    f"weight {listed([*map(repr, paths)])}: left out where {label} took over {self.count:,} updates; "
+                    "averaged from the next one on as from a first update"
+                )
+            )
+
     def _rule_of(self, data: Any) -> Rule | Parts:
         """A stored rule. One of the user's own is known only as that which the average has already."""
         return self.rule if data == self.rule.to_json() else rule_from_json(data)
@@ -242,9 +256,17 @@ class StatefulAverage(Average):
         return encode_memo(self.rule.to_json(), self.shadow_weights())
 
     def compare_memo(self, text: bytes | str) -> None:
-        """Warn if restored values were made under another rule than the average has now."""
+        """Warn if restored values were made under another rule than the average has now.
+
+        Raises:
+            MissingWeight: the average follows weights of which none was stored; their averages would go on from what
+                they are now, with the count of the others.
+        """
+        memo = decode_memo(text)
+        self._stored.value = frozenset(w.path for w in memo.weights)
+        refuse_missing(self.shadow_weights(), self._stored.value, self.label)
         self._reported.value = None
-        restored = self._rule_of(decode_memo(text).rule)
+        restored = self._rule_of(memo.rule)
         if restored != self.rule:
             notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
 
@@ -356,16 +378,6 @@ class StatefulAverage(Average):
             f"{self.label} cannot be {what}",
             hint="copy the model without it, track the copy, and use polyak.transfer(ema, other_ema); for another "
             "process, polyak.save(ema, path) and there polyak.transfer(path, other_ema)",
-        )
-
-
-def refuse_grown(followed: Mapping[str, Any], now: Mapping[str, Any], label: str) -> None:
-    """Raise ModelError where the model has weights now that are not those that are followed."""
-    grown = [path for path, variable in now.items() if followed.get(path) is not variable]
-    if grown:
-        raise ModelError(
-            f"weight {grown[0]!r} was created after the average of {label} ({len(grown)} in all)",
-            hint="follow the model as it is now: ema.refresh(); what is new begins at the present update",
         )
 
 

@@ -15,10 +15,10 @@ from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.aside import tell_aside, tell_copied
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import EXCHANGING, Left, holds_average, patiently, together, watchers
-from polyak.frameworks.growth import Growth, joined
+from polyak.frameworks.growth import Growth, followed_by, joined, refuse_grown, refuse_missing
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.shadow_target import ShadowTarget
-from polyak.frameworks.stateful import Ref, StatefulAverage, refuse_grown, undisturbed
+from polyak.frameworks.stateful import Ref, StatefulAverage, undisturbed
 from polyak.frameworks.tensorflow_binding import Bound, bind, group, is_fit, restart
 from polyak.frameworks.tensorflow_exchange import HANDS, enter, leave
 from polyak.frameworks.tensorflow_lending import number, refuse_graph
@@ -345,6 +345,8 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def _begin(self, raw: Variables) -> None:
         if isinstance(self.rule, Parts):
             self.rule.check([w.path for w in raw.weights])
+        if self._stored.value is not None:  # a restore came first
+            refuse_missing(followed_by(self.rule, raw.weights), self._stored.value, self.label)
         place = Place.asked(self.tracking, None, raw.variables.values())
         if place != self.counts.place:
             self._count_at(place)
