@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import islice
 
 from polyak.contents import Contents, Tensor
+from polyak.dialects.nnx import short_names
 from polyak.dialects.plain import item
 from polyak.dialects.torch_sets import OPTIMIZER, TRAINING, Reading, is_count
 from polyak.manifest import Manifest
@@ -32,13 +33,12 @@ _SHORT = re.compile(
 _PART = re.compile(r"((?:\d+/)*)(count|mu|nu|nu_max|trace|ema)(?:/(.+))?")
 STATISTICS = "batch_stats"
 _PARAMS = "params"
-_VALUE = "/value"
 _MOST_LOOKED_AT, _MOST_PLACES = 1000, 16
 
 
 @dataclass(frozen=True)
 class JaxTree:
-    """The arrays of a file by path. ``nnx`` keeps each in a Variable, whose last step ``value`` is left out here."""
+    """The arrays of a file by path. ``nnx`` keeps each in a Variable, whose last step is left out here."""
 
     contents: Contents
     stored: Mapping[str, str] = field(default_factory=dict)
@@ -48,9 +48,7 @@ class JaxTree:
         """None for other formats, and for what polyak wrote."""
         if contents.format not in FORMATS or contents.manifest is not None:
             return None
-        short = {name: name.removesuffix(_VALUE) for name in contents.tensors}
-        if len(set(short.values())) < len(short) or any(f"{s}{_VALUE}" in short for s in short):
-            short = {name: name for name in short}
+        short = short_names(contents.tensors, lambda name: not contents.tensors[name].shape or _is_named_state(name))
         return cls(contents, {path: name for name, path in short.items()})
 
     @cached_property
@@ -60,8 +58,7 @@ class JaxTree:
 
     def is_optimizer(self, path: str) -> bool:
         """Whether a place belongs to an optimizer, by the names that Flax, Keras and users give it, or by its form."""
-        named = _STATE.search(path) or _NAMED.search(_above(path))
-        return bool(named) or path.startswith(self._chains)
+        return _is_named_state(path) or path.startswith(self._chains)
 
     @cached_property
     def _chains(self) -> tuple[str, ...]:
@@ -156,6 +153,10 @@ class JaxTree:
 
     def _renamed(self, start: str) -> dict[str, str]:
         return {p.removeprefix(start): p for p in self.weights if p.startswith(start)}
+
+
+def _is_named_state(path: str) -> bool:
+    return bool(_STATE.search(path) or _NAMED.search(_above(path)))
 
 
 def _overlap(place: str, other: str) -> bool:
