@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -32,6 +32,9 @@ _SHORT = re.compile(
 )
 _PART = re.compile(r"((?:\d+/)*)(count|mu|nu|nu_max|trace|ema)(?:/(.+))?")
 STATISTICS = "batch_stats"
+# Places of the training beside weights at a root.
+BESIDE = (STATISTICS, "step", "count", "rng", "key", "epoch", "opt_state")
+_MOMENTS = {"mean", "var"}
 _PARAMS = "params"
 _MOST_LOOKED_AT, _MOST_PLACES = 1000, 16
 
@@ -190,6 +193,29 @@ def with_statistics(tree: JaxTree, place: str) -> dict[str, Tensor]:
     return held | {n: tree.weights[p] for n, p in tree.statistics(place).items() if n not in held}
 
 
+def around(tree: JaxTree, within: Iterable[str], averaged: Container[str]) -> dict[str, Tensor]:
+    """The weights at the root, less what lies at places ``within`` it, and less the training unless it is averaged."""
+    starts = tuple(f"{place}/" for place in within)
+    held = {p: t for p, t in tree.weights.items() if not p.startswith(starts)}
+    return {p: t for p, t in held.items() if p in averaged or p.partition("/")[0] not in BESIDE}
+
+
+def statistics_of(tree: JaxTree, place: str, names: Iterable[str]) -> frozenset[str]:
+    """Those of a set's names that are moving statistics: ``batch_stats``, or mean and variance of one layer."""
+    held = {*names}
+    owners = {n: n.rpartition("/")[0] for n in held if n.rpartition("/")[2] in _MOMENTS}
+    return frozenset(n for n, o in owners.items() if all(f"{o}/{m}".strip("/") in held for m in _MOMENTS)) | frozenset(
+        tree.statistics(place)
+    )
+
+
+def own_names(tree: JaxTree, raw: str, average: Collection[str]) -> str:
+    """How an average stands to a set, for evidence: a part of it has its names, or all."""
+    whole = len(tree.below(raw)) if raw else 0
+    count = f" of {len(average)} of the {whole} weights" if len(average) < whole else ""
+    return f"the names and shapes{count} of {raw!r}" if raw else "the names and shapes of the weights around it"
+
+
 def used(tree: JaxTree, *places: str) -> frozenset[str]:
     """The paths of sets, and of the statistics beside them."""
     starts = tuple(f"{p}/" for p in places if p)
@@ -201,7 +227,7 @@ def snapshot(tree: JaxTree, reading: Reading, statistics: Iterable[str] = ()) ->
     """The sets in their roles, and all that is left as state of the optimizer or the training.
 
     Args:
-        statistics: names that belong to both sets, because they are copied and not averaged.
+        statistics: names of moving statistics.
     """
     copied = frozenset(statistics)
     items = [_item(role, n, t, copied) for role, held in reading.sets.items() for n, t in held.items()]
