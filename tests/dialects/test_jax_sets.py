@@ -94,6 +94,7 @@ def test_variables_of_nnx_have_the_names_of_their_weights(opened: Opened) -> Non
 # --- layers that are alike, and averages -----------------------------------------------------------------------------
 
 NET = {"d": {"kernel": array(2, 3)}, "e": {"bias": array(3)}}
+STATS = {"bn": {"mean": array(3), "var": array(3)}}
 HEADS = {n: {"kernel": array(4, 2), "bias": array(2)} for n in ("student_head", "teacher_head")}
 HEADS = {"backbone": {"kernel": array(4, 4), "bias": array(4)}, **HEADS}
 PROJECTIONS = {n: {"kernel": array(4, 4), "bias": array(4)} for n in ("proj", "avg_proj")} | {"body": array(4, 4)}
@@ -130,6 +131,25 @@ def test_an_average_of_a_part_says_so_and_the_rest_is_trained_weights(opened: Op
     assert_sets(held, raw=net, average={**part, "head": net["head"]})
     assert "the names and shapes of 1 of the 2 weights of 'params'" in held.manifest.evidence[0]
     assert {w.kind for role in ("raw", "average") for w in held.select(role=role).weights} == {Kind.TRAINABLE}
+
+
+def test_an_average_of_one_part_below_params_leaves_the_other_parts_in_both_sets(opened: Opened) -> None:
+    net = {"actor": NET, "critic": {"c": {"kernel": array(3, 1)}}}
+    wanted = {"actor": moved(NET), "critic": net["critic"]}
+    assert_sets(opened({"params": net, "ema_actor": moved(NET)}), raw=net, average=wanted)
+    state = biased(NET, 5)
+    held = opened({"params": net, "ema": state})
+    assert_sets(held, raw=net, average={**net, "actor": state["ema"]})
+    assert "2 of the 3 weights of 'params'" in held.manifest.evidence[0]
+
+
+def test_statistics_that_an_average_alone_has_are_not_lost(opened: Opened) -> None:
+    held = opened({"params": NET, "ema_params": moved(NET), "ema_batch_stats": STATS})
+    assert_sets(held, raw=NET, average={**moved(NET), **STATS})
+    assert {w.path for w in held.select(role="average").weights if w.kind is Kind.STATISTIC} == {"bn/mean", "bn/var"}
+    state = biased({"params": NET, "batch_stats": STATS}, 5)
+    held = opened({"params": NET, "ema": state})
+    assert_sets(held, raw=NET, average={**state["ema"]["params"], **state["ema"]["batch_stats"]})
 
 
 @pytest.mark.parametrize(
@@ -208,9 +228,6 @@ def biased(weights: Any, updates: int) -> Any:
     ema = optax.ema(0.9)
     _, state = jax.lax.fori_loop(0, updates, lambda _, s: ema.update(weights, s[1]), (weights, ema.init(weights)))
     return {"count": np.asarray(state.count), "ema": jax.tree.map(np.asarray, state.ema)}
-
-
-STATS = {"bn": {"mean": array(3), "var": array(3)}}
 
 
 def test_an_average_of_optax_beside_weights_at_the_root_is_of_these(opened: Opened) -> None:

@@ -21,6 +21,8 @@ from polyak.dialects.jax_tree import (
     STATISTICS,
     JaxTree,
     around,
+    completed,
+    network_of,
     own_names,
     snapshot,
     statistics_of,
@@ -145,26 +147,33 @@ def _raws(called: list[_Called]) -> list[str]:
     if not all(one.raws for one in called):
         return []
     raws = list(dict.fromkeys(raw for one in called for raw in one.raws))
-    named = [raw for raw in raws if all(one.is_named_after(raw) for one in called)]
+    named = [raw for raw in raws if _all_named(called, raw)]
     return named if len(named) == 1 else raws
 
 
 def _twins(tree: JaxTree, start: str, called: list[_Called]) -> Snapshot | None:
     """One set, and others with its names and shapes that are called averages."""
+    network, within = network_of(tree, start, [one.place for one in called])
     averages = {one.place: with_statistics(tree, one.inner) for one in called}
     averaged = {n for held in averages.values() for n in held}
-    raw = with_statistics(tree, start) if start else around(tree, averages, averaged)
+    raw = with_statistics(tree, network) if network else around(tree, averages, averaged)
     names = roles_of(averages)
     sets: dict[str, Mapping[str, Tensor]] = {RAW: raw}
-    sets |= {names[p]: held | {n: t for n, t in raw.items() if n not in held} for p, held in averages.items()}
+    sets |= {names[p]: completed(held, raw, within) for p, held in averages.items()}
     inner = [one.inner for one in called]
-    taken = used(tree, *inner, start) if start else used(tree, *inner) | raw.keys()
-    if not all(_is_told(tree, start, one, taken) for one in called):
+    taken = used(tree, *inner, network) if network else used(tree, *inner) | raw.keys()
+    if not all(_is_told(tree, start, one, taken) for one in called) or (within and not _all_named(called, start)):
         return None
     biased = optax.note_of(tree)
-    evidence = (*_evidence(tree, start, called), *filter(None, (biased, *_chained(tree))))
+    evidence = (*_evidence(tree, network, called), *filter(None, (biased, *_chained(tree))))
     note = "; ".join(filter(None, (biased, _left(tree, taken))))
-    return snapshot(tree, Reading("JAX", sets, taken, evidence, note=note), statistics_of(tree, start, raw))
+    return snapshot(
+        tree, Reading("JAX", sets, taken, evidence, note=note), statistics_of(tree, network, raw.keys() | averaged)
+    )
+
+
+def _all_named(called: list[_Called], start: str) -> bool:
+    return all(one.is_named_after(start) for one in called)
 
 
 def _evidence(tree: JaxTree, start: str, called: list[_Called]) -> tuple[str, ...]:

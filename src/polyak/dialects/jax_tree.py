@@ -193,6 +193,19 @@ def with_statistics(tree: JaxTree, place: str) -> dict[str, Tensor]:
     return held | {n: tree.weights[p] for n, p in tree.statistics(place).items() if n not in held}
 
 
+def network_of(tree: JaxTree, start: str, averages: Iterable[str]) -> tuple[str, str]:
+    """The network that a set is a part of, and the names' start in it; the set itself and "" where it is no part.
+
+    A part is what lies below ``params`` beside other weights, if the averages of it lie elsewhere.
+    """
+    steps = start.split("/")
+    network = "/".join(steps[: steps.index(_PARAMS) + 1]) if _PARAMS in steps else start
+    within = any(place.startswith(f"{network}/") for place in averages)
+    if within or network == start or len(tree.below(network)) == len(tree.below(start)):
+        return start, ""
+    return network, f"{start.removeprefix(network + '/')}/"
+
+
 def around(tree: JaxTree, within: Iterable[str], averaged: Container[str]) -> dict[str, Tensor]:
     """The weights at the root, less what lies at places ``within`` it, and less the training unless it is averaged."""
     starts = tuple(f"{place}/" for place in within)
@@ -214,6 +227,17 @@ def own_names(tree: JaxTree, raw: str, average: Collection[str]) -> str:
     whole = len(tree.below(raw)) if raw else 0
     count = f" of {len(average)} of the {whole} weights" if len(average) < whole else ""
     return f"the names and shapes{count} of {raw!r}" if raw else "the names and shapes of the weights around it"
+
+
+def completed(held: Mapping[str, Tensor], raw: Mapping[str, Tensor], within: str = "") -> dict[str, Tensor]:
+    """An average with all the names of a set: what is not averaged is the same in both.
+
+    Args:
+        within: the names' start in the set; statistics of the whole set may lie beside an average of a part.
+    """
+    named = {f"{within}{n}": t for n, t in held.items()}
+    more = {n: t for n, t in named.items() if n.removeprefix(within) not in raw}
+    return {n: named.get(n, t) for n, t in raw.items()} | more
 
 
 def used(tree: JaxTree, *places: str) -> frozenset[str]:

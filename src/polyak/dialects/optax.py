@@ -18,6 +18,8 @@ from polyak.dialects.jax_tree import (
     STATISTICS,
     JaxTree,
     around,
+    completed,
+    network_of,
     own_names,
     snapshot,
     statistics_of,
@@ -56,12 +58,12 @@ def interpret(contents: Contents) -> Snapshot | None:
 
 
 def _pair(tree: JaxTree, place: str, inner: str, start: str) -> Snapshot:
-    own, averaged = tree.below(inner), with_statistics(tree, inner)
-    raw = with_statistics(tree, start) if start else around(tree, [place], own)
-    sets: Mapping[str, Mapping[str, Tensor]] = {RAW: raw, AVERAGE: {n: averaged.get(n, raw[n]) for n in raw}}
-    why = f"averages with {own_names(tree, start, own)}"
-    taken = used(tree, inner, start) if start else used(tree, inner) | raw.keys()
-    return snapshot(tree, _reading(tree, place, why, (sets, taken)), statistics_of(tree, start, raw))
+    own, (network, within) = tree.below(inner), network_of(tree, start, [place])
+    raw = with_statistics(tree, network) if network else around(tree, [place], own)
+    sets: Mapping[str, Mapping[str, Tensor]] = {RAW: raw, AVERAGE: completed(with_statistics(tree, inner), raw, within)}
+    why = f"averages with {own_names(tree, network, own)}"
+    taken = used(tree, inner, network) if network else used(tree, inner) | raw.keys()
+    return snapshot(tree, _reading(tree, place, why, (sets, taken)), statistics_of(tree, network, sets[AVERAGE]))
 
 
 def _average(tree: JaxTree, place: str, inner: str) -> Snapshot:
