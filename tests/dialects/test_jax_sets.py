@@ -194,7 +194,15 @@ def test_what_is_called_an_average_and_is_taken_for_none_is_named(opened: Opened
     assert "'gen/ema_params' is called an average and has the names and shapes of 'gen/params'" in evidence
     assert "'disc/ema_params' is called an average and has the names and shapes of 'disc/params'" in evidence
     other = opened({"params": NET, "ema": {"other": array(7)}})
-    assert "'ema' is called an average, and nothing beside it has its names and shapes" in other.manifest.evidence
+    assert "'ema' is called an average, and no one set beside it has its names and shapes" in other.manifest.evidence
+
+
+def test_many_places_that_are_called_averages_are_none(opened: Opened) -> None:
+    held = opened({f"avg_{n}": {"kernel": array(2)} for n in range(17)} | {"body": {"kernel": array(2)}})
+    assert held.roles == ("raw",)
+    assert "17 places are called averages: none is taken for one" in held.manifest.evidence
+    held = opened({"params": {f"avg_{n}": {"kernel": array(2)} for n in range(17)} | {"body": {"kernel": array(2)}}})
+    assert held.roles == ("raw",)
 
 
 def normalised(*layers: str) -> Any:

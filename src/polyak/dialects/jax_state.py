@@ -71,45 +71,56 @@ def interpret(contents: Contents) -> Snapshot | None:
     if tree is None:
         return None
     places = _places(tree)
-    layers = [place for place in places if _is_layer(tree, place, places)]
+    layers = _layers(tree, places)
     called = _looked_up(tree, [place for place in places if place not in layers])
     raws = _raws(called)
     twins = _twins(tree, raws[0], called) if len(raws) == 1 else None
-    return twins or _alone(tree, (*map(_said, called[:_MOST_NAMED]), *map(_layer, layers[:_MOST_NAMED])))
+    many = len(places) - len(layers)
+    unread = (f"{many:,} places are called averages: none is taken for one",) if many > _MOST_AVERAGES else ()
+    return twins or _alone(tree, (*map(_said, called[:_MOST_NAMED]), *unread, *map(_layer, layers[:_MOST_NAMED])))
 
 
-def _places(tree: JaxTree) -> list[str]:
-    """The outermost places whose name says average; statistics that are called so belong to one of the others."""
-    places: dict[str, None] = {}
-    for path in tree.weights:
-        steps = path.split("/")[:-1]
-        found = next((n for n, step in enumerate(steps, 1) if says_average(step)), None)
-        if found is not None and STATISTICS not in steps[found - 1]:
-            places["/".join(steps[:found])] = None
-    return [place for place in places if not _is_haikus(tree, place)]
+def _places(tree: JaxTree) -> dict[str, int]:
+    """The outermost places whose name says average, and how many weights are there.
+
+    Statistics that are called so belong to one of the others, or to a layer of Haiku.
+    """
+    found = {path: place for path in tree.weights if (place := _outermost(path))}
+    haikus = {place for path, place in found.items() if _is_haikus(tree, path)}
+    return {place: n for place, n in Counter(found.values()).items() if place not in haikus}
 
 
-def _is_haikus(tree: JaxTree, place: str) -> bool:
-    """Whether there are averages that a layer of Haiku keeps of what went through it."""
-    held = tree.below(place)
-    owners = {n.removesuffix("hidden") for n in held if n == "hidden" or n.endswith("/hidden")}
-    return any(f"{o}average" in held and f"{o}counter" in held for o in owners)
+def _outermost(path: str) -> str:
+    steps = path.split("/")[:-1]
+    found = next((n for n, step in enumerate(steps, 1) if says_average(step)), 0)
+    return "" if not found or STATISTICS in steps[found - 1] else "/".join(steps[:found])
 
 
-def _is_layer(tree: JaxTree, place: str, places: list[str]) -> bool:
-    """Whether a place is a part of a network: below ``params``, with more weights there than it would be of."""
-    steps = place.split("/")
-    if _PARAMS not in steps[:-1]:
-        return False
-    network = "/".join(steps[: steps.index(_PARAMS) + 1])
-    averages = tuple(f"{p}/" for p in places)
-    others = [n for n in tree.below(network) if not f"{network}/{n}".startswith(averages)]
-    return len(others) != len(tree.below(place))
+def _is_haikus(tree: JaxTree, path: str) -> bool:
+    """Whether it is a part of an average that a layer of Haiku keeps of what went through it."""
+    owner = path.removesuffix("/hidden")
+    return owner != path and f"{owner}/average" in tree.weights and f"{owner}/counter" in tree.weights
+
+
+def _layers(tree: JaxTree, places: Mapping[str, int]) -> list[str]:
+    """Places that are a part of a network: below ``params``, with more weights there than they would be averages of."""
+    sizes = Counter(map(_network, tree.weights))
+    averages: Counter[str] = Counter()
+    for place, size in places.items():
+        averages[_network(place)] += size
+    own = {place: network for place in places if (network := _network(place))}
+    return [place for place, network in own.items() if sizes[network] - averages[network] != places[place]]
+
+
+def _network(path: str) -> str:
+    """The ``params`` that a path lies below; "" if there are none."""
+    steps = path.split("/")[:-1]
+    return "/".join(steps[: steps.index(_PARAMS) + 1]) if _PARAMS in steps else ""
 
 
 def _looked_up(tree: JaxTree, places: list[str]) -> list[_Called]:
     if len(places) > _MOST_AVERAGES:
-        return [_Called(place, place, place, ()) for place in places]
+        return []
     return [one for place in places for one in _parts(tree, place, places)]
 
 
@@ -186,9 +197,8 @@ def _evidence(tree: JaxTree, start: str, called: list[_Called]) -> tuple[str, ..
 
 def _is_told(tree: JaxTree, start: str, one: _Called, taken: frozenset[str]) -> bool:
     """Whether the two are no layers of one network, which may be alike by chance where there is more than them."""
-    within = _PARAMS in one.place.split("/")[:-1]
     others = bool(_others(tree, taken))
-    if (within or others) and not one.is_named_after(start):
+    if (_network(one.place) or others) and not one.is_named_after(start):
         return False
     deep = any("/" in n for n in tree.below(one.inner))
     return not others or is_network(one.name, start, deep=deep)
@@ -211,7 +221,7 @@ def _said(one: _Called) -> str:
     """Why something is not taken for an average though it is called so."""
     places = " and ".join(map(repr, one.raws[:_MOST_NAMED]))
     if not one.raws:
-        return f"{one.place!r} is called an average, and nothing beside it has its names and shapes"
+        return f"{one.place!r} is called an average, and no one set beside it has its names and shapes"
     if len(one.raws) == 1:
         return (
             f"{one.place!r} is called an average and has the names and shapes of {places}; there are more weights or "
