@@ -243,6 +243,11 @@ def test_an_average_of_optax_beside_weights_at_the_root_is_of_these(opened: Open
     held = opened({**NET, "ema": state, "step": np.asarray(5)})
     assert_sets(held, raw=NET, average=state["ema"])
     assert set(held.select(role="training")) == {"ema/count", "step"}
+    assert "the names and shapes of the weights around it" in held.manifest.evidence[0]
+    critic = {"c": {"kernel": array(3, 1)}}
+    held = opened({**NET, "critic": critic, "ema": state})
+    assert_sets(held, raw={**NET, "critic": critic}, average={**state["ema"], "critic": critic})
+    assert "the names and shapes of 2 of the 3 weights around it" in held.manifest.evidence[0]
 
 
 @pytest.mark.parametrize("root", ["", "variables"])

@@ -176,7 +176,7 @@ def _twins(tree: JaxTree, start: str, called: list[_Called]) -> Snapshot | None:
     if not all(_is_told(tree, start, one, taken) for one in called) or (within and not _all_named(called, start)):
         return None
     biased = optax.note_of(tree)
-    evidence = (*_evidence(tree, network, called), *filter(None, (biased, *_chained(tree))))
+    evidence = (*_evidence(tree, network, raw, called), *filter(None, (biased, *_chained(tree))))
     note = "; ".join(filter(None, (biased, _left(tree, taken))))
     return snapshot(
         tree, Reading("JAX", sets, taken, evidence, note=note), statistics_of(tree, network, raw.keys() | averaged)
@@ -187,9 +187,10 @@ def _all_named(called: list[_Called], start: str) -> bool:
     return all(one.is_named_after(start) for one in called)
 
 
-def _evidence(tree: JaxTree, start: str, called: list[_Called]) -> tuple[str, ...]:
+def _evidence(tree: JaxTree, start: str, raw: Mapping[str, Tensor], called: list[_Called]) -> tuple[str, ...]:
+    own = tree.below(start) if start else raw
     told = (
-        f"{one.place!r} has {own_names(tree, start, tree.below(one.inner))} and is called an average by its writer"
+        f"{one.place!r} has {own_names(start, own, tree.below(one.inner))} and is called an average by its writer"
         for one in called
     )
     return (*told, "the tree does not say how they were averaged; state of momentum has the same names and shapes")

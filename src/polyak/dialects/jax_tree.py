@@ -222,11 +222,12 @@ def statistics_of(tree: JaxTree, place: str, names: Iterable[str]) -> frozenset[
     )
 
 
-def own_names(tree: JaxTree, raw: str, average: Collection[str]) -> str:
-    """How an average stands to a set, for evidence: a part of it has its names, or all."""
-    whole = len(tree.below(raw)) if raw else 0
-    count = f" of {len(average)} of the {whole} weights" if len(average) < whole else ""
-    return f"the names and shapes{count} of {raw!r}" if raw else "the names and shapes of the weights around it"
+def own_names(place: str, raw: Collection[str], average: Collection[str]) -> str:
+    """How an average stands to a set without its statistics, for evidence: a part of it has its names, or all."""
+    count = f" of {len(average)} of the {len(raw)} weights" if len(average) < len(raw) else ""
+    if place:
+        return f"the names and shapes{count} of {place!r}"
+    return f"the names and shapes{count or ' of the weights'} around it"
 
 
 def completed(held: Mapping[str, Tensor], raw: Mapping[str, Tensor], within: str = "") -> dict[str, Tensor]:

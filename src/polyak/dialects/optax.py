@@ -61,7 +61,7 @@ def _pair(tree: JaxTree, place: str, inner: str, start: str) -> Snapshot:
     own, (network, within) = tree.below(inner), network_of(tree, start, [place])
     raw = with_statistics(tree, network) if network else around(tree, [place], own)
     sets: Mapping[str, Mapping[str, Tensor]] = {RAW: raw, AVERAGE: completed(with_statistics(tree, inner), raw, within)}
-    why = f"averages with {own_names(tree, network, own)}"
+    why = f"averages with {own_names(network, tree.below(network) if network else raw, own)}"
     taken = used(tree, inner, network) if network else used(tree, inner) | raw.keys()
     return snapshot(tree, _reading(tree, place, why, (sets, taken)), statistics_of(tree, network, sets[AVERAGE]))
 
