@@ -214,3 +214,38 @@ def test_what_jax_programs_are_made_of_is_told_what_is_done_with_it() -> None:
     with pytest.raises(ModelError) as caught:
         polyak.EMA({"a": 1}, 0.9)
     assert caught.value.hint == "give the model itself"
+
+
+@jax_only
+def test_the_tree_of_a_compensated_average_goes_through_orbax_where_jax_keeps_float64(tmp_path: Path) -> None:
+    import jax
+
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    model = ZOO["sequential"].built()
+    ema, twin = (polyak.EMA(model, 0.9, compensated=True) for _ in range(2))
+    scramble(model, 1)
+    ema.update()
+    with checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "tree", ema.tree())
+        checkpointer.wait_until_finished()
+        with pytest.raises(ModelError, match=r"of float64, received shape .* of float32") as refused:
+            twin.take(checkpointer.restore(tmp_path / "tree"))
+        assert "with jax.enable_x64(True):" in str(refused.value.hint)
+        with jax.enable_x64(True):
+            tree = checkpointer.restore(tmp_path / "tree")
+    twin.take(tree)
+    scramble(model, 2)
+    for average in (ema, twin):
+        average.update()
+    assert_same_bits(ema.values(), twin.values())
+
+
+@jax_only
+def test_a_tree_of_float32_for_float32_has_no_word_on_float64() -> None:
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    tree = ema.tree()
+    tree["shadows"] = {path: np.asarray(a, np.float16) for path, a in tree["shadows"].items()}
+    with pytest.raises(ModelError, match="of float32, received") as refused:
+        ema.take(tree)
+    assert "in the dtypes that it had" in str(refused.value.hint)

@@ -9,6 +9,7 @@ from polyak.manifest import AVERAGE
 
 _WORDS = ("ema", "swa", "averaged", "average", "avg", "polyak", "teacher")
 _CALLED = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])")
+_OF_WEIGHTS = re.compile(r"(?<![a-z])(ema|swa|polyak)(?![a-z])")
 _RAW_WORDS = ("student", "online", "raw")
 _USUAL = ("", "params", "model", "variables", "weights")
 _KEPT = re.compile(r"(?<![^/])_polyak_")
@@ -49,6 +50,20 @@ def is_named_after(average: str, raw: str) -> bool:
     """
     of, known = _letters(average, _WORDS), _letters(raw, _RAW_WORDS)
     return of == known or (not of and known in _USUAL)
+
+
+def is_network(average: str, raw: str, *, deep: bool) -> bool:
+    """Whether names tell that two are networks among others, and no layers of one, which may be alike and called so.
+
+    Args:
+        deep: whether there are layers in them.
+
+    Example:
+        >>> is_network("G_ema", "G", deep=True), is_network("teacher_head", "student_head", deep=True)
+        (True, False)
+    """
+    whole = _letters(raw, _RAW_WORDS) in _USUAL or raw.rpartition("/")[2] in _USUAL
+    return whole or (deep and says_average(average.rpartition("/")[2], _OF_WEIGHTS))
 
 
 def _letters(place: str, words: tuple[str, ...]) -> str:

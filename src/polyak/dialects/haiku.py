@@ -1,7 +1,8 @@
 """Haiku's ``EMAParamsTree``: for each weight a module of its own, with ``average``, ``hidden`` and ``counter``.
 
 The module's name is the weight's with ``/`` written as ``__`` and ``~`` as ``_tilde_``. That cannot be undone for
-certain, so it is done again to the names of the weights beside it.
+certain, so it is done again to the names of the weights beside it. Modules of other names are averages that layers keep
+of what went through them (``BatchNorm``), and no averages of weights.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.jax_tree import JaxTree, snapshot
+from polyak.dialects.jax_tree import JaxTree, snapshot, statistics_of
 from polyak.dialects.torch_sets import Reading, is_count, number
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
 
 _AVERAGE, _HIDDEN, _COUNTER = "average", "hidden", "counter"
+_MANGLED = "__"  # between a weight's name and that of its module, which every weight of Haiku has
 
 
 def interpret(contents: Contents) -> Snapshot | None:
@@ -39,17 +41,20 @@ def interpret(contents: Contents) -> Snapshot | None:
     average = {n: short[pairs[n]] if n in pairs else t for n, t in raw.items()}
     taken |= {f"{start}/{n}" if start else n for n in raw}
     pair = f"each has the shape of one weight in {start!r}, and its mangled name"
-    return snapshot(tree, Reading("Haiku", {RAW: raw, AVERAGE: average}, taken, (why, pair, told)), raw.keys() - pairs)
+    return snapshot(
+        tree, Reading("Haiku", {RAW: raw, AVERAGE: average}, taken, (why, pair, told)), statistics_of(tree, start, raw)
+    )
 
 
 def _averages(tree: JaxTree) -> dict[str, Tensor]:
-    """The averages by the place of their module."""
+    """The averages of weights by the place of their module."""
     found = {}
     for path, tensor in tree.weights.items():
         owner, _, last = path.rpartition("/")
         hidden = tree.weights.get(f"{owner}/{_HIDDEN}")
         counted = is_count(tree.weights.get(f"{owner}/{_COUNTER}"))
-        if last == _AVERAGE and owner and counted and hidden is not None and hidden.shape == tensor.shape:
+        beside = counted and hidden is not None and hidden.shape == tensor.shape
+        if last == _AVERAGE and _MANGLED in owner.rpartition("/")[2] and beside:
             found[owner] = tensor
     return found
 

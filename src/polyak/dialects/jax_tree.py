@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
 from polyak.contents import Contents, Tensor
+from polyak.dialects.nnx import short_names
 from polyak.dialects.plain import item
 from polyak.dialects.torch_sets import OPTIMIZER, TRAINING, Reading, is_count
 from polyak.manifest import Manifest
@@ -31,14 +32,16 @@ _SHORT = re.compile(
 )
 _PART = re.compile(r"((?:\d+/)*)(count|mu|nu|nu_max|trace|ema)(?:/(.+))?")
 STATISTICS = "batch_stats"
+# Places of the training beside weights at a root.
+BESIDE = (STATISTICS, "step", "count", "rng", "key", "epoch", "opt_state")
+_MOMENTS = {"mean", "var"}
 _PARAMS = "params"
-_VALUE = "/value"
 _MOST_LOOKED_AT, _MOST_PLACES = 1000, 16
 
 
 @dataclass(frozen=True)
 class JaxTree:
-    """The arrays of a file by path. ``nnx`` keeps each in a Variable, whose last step ``value`` is left out here."""
+    """The arrays of a file by path. ``nnx`` keeps each in a Variable, whose last step is left out here."""
 
     contents: Contents
     stored: Mapping[str, str] = field(default_factory=dict)
@@ -48,9 +51,7 @@ class JaxTree:
         """None for other formats, and for what polyak wrote."""
         if contents.format not in FORMATS or contents.manifest is not None:
             return None
-        short = {name: name.removesuffix(_VALUE) for name in contents.tensors}
-        if len(set(short.values())) < len(short) or any(f"{s}{_VALUE}" in short for s in short):
-            short = {name: name for name in short}
+        short = short_names(contents.tensors, lambda name: not contents.tensors[name].shape or _is_named_state(name))
         return cls(contents, {path: name for name, path in short.items()})
 
     @cached_property
@@ -60,8 +61,7 @@ class JaxTree:
 
     def is_optimizer(self, path: str) -> bool:
         """Whether a place belongs to an optimizer, by the names that Flax, Keras and users give it, or by its form."""
-        named = _STATE.search(path) or _NAMED.search(_above(path))
-        return bool(named) or path.startswith(self._chains)
+        return _is_named_state(path) or path.startswith(self._chains)
 
     @cached_property
     def _chains(self) -> tuple[str, ...]:
@@ -158,6 +158,10 @@ class JaxTree:
         return {p.removeprefix(start): p for p in self.weights if p.startswith(start)}
 
 
+def _is_named_state(path: str) -> bool:
+    return bool(_STATE.search(path) or _NAMED.search(_above(path)))
+
+
 def _overlap(place: str, other: str) -> bool:
     """Whether one place lies in the other. The root is around everything, so it overlaps nothing by that."""
     return place == other or place.startswith(f"{other}/") or (bool(place) and other.startswith(f"{place}/"))
@@ -189,6 +193,54 @@ def with_statistics(tree: JaxTree, place: str) -> dict[str, Tensor]:
     return held | {n: tree.weights[p] for n, p in tree.statistics(place).items() if n not in held}
 
 
+def network_of(tree: JaxTree, start: str, averages: Iterable[str]) -> tuple[str, str]:
+    """The network that a set is a part of, and the names' start in it; the set itself and "" where it is no part.
+
+    A part is what lies below ``params`` beside other weights, if the averages of it lie elsewhere.
+    """
+    steps = start.split("/")
+    network = "/".join(steps[: steps.index(_PARAMS) + 1]) if _PARAMS in steps else start
+    within = any(place.startswith(f"{network}/") for place in averages)
+    if within or network == start or len(tree.below(network)) == len(tree.below(start)):
+        return start, ""
+    return network, f"{start.removeprefix(network + '/')}/"
+
+
+def around(tree: JaxTree, within: Iterable[str], averaged: Container[str]) -> dict[str, Tensor]:
+    """The weights at the root, less what lies at places ``within`` it, and less the training unless it is averaged."""
+    starts = tuple(f"{place}/" for place in within)
+    held = {p: t for p, t in tree.weights.items() if not p.startswith(starts)}
+    return {p: t for p, t in held.items() if p in averaged or p.partition("/")[0] not in BESIDE}
+
+
+def statistics_of(tree: JaxTree, place: str, names: Iterable[str]) -> frozenset[str]:
+    """Those of a set's names that are moving statistics: ``batch_stats``, or mean and variance of one layer."""
+    held = {*names}
+    owners = {n: n.rpartition("/")[0] for n in held if n.rpartition("/")[2] in _MOMENTS}
+    return frozenset(n for n, o in owners.items() if all(f"{o}/{m}".strip("/") in held for m in _MOMENTS)) | frozenset(
+        tree.statistics(place)
+    )
+
+
+def own_names(place: str, raw: Collection[str], average: Collection[str]) -> str:
+    """How an average stands to a set without its statistics, for evidence: a part of it has its names, or all."""
+    count = f" of {len(average)} of the {len(raw)} weights" if len(average) < len(raw) else ""
+    if place:
+        return f"the names and shapes{count} of {place!r}"
+    return f"the names and shapes{count or ' of the weights'} around it"
+
+
+def completed(held: Mapping[str, Tensor], raw: Mapping[str, Tensor], within: str = "") -> dict[str, Tensor]:
+    """An average with all the names of a set: what is not averaged is the same in both.
+
+    Args:
+        within: the names' start in the set; statistics of the whole set may lie beside an average of a part.
+    """
+    named = {f"{within}{n}": t for n, t in held.items()}
+    more = {n: t for n, t in named.items() if n.removeprefix(within) not in raw}
+    return {n: named.get(n, t) for n, t in raw.items()} | more
+
+
 def used(tree: JaxTree, *places: str) -> frozenset[str]:
     """The paths of sets, and of the statistics beside them."""
     starts = tuple(f"{p}/" for p in places if p)
@@ -200,7 +252,7 @@ def snapshot(tree: JaxTree, reading: Reading, statistics: Iterable[str] = ()) ->
     """The sets in their roles, and all that is left as state of the optimizer or the training.
 
     Args:
-        statistics: names that belong to both sets, because they are copied and not averaged.
+        statistics: names of moving statistics.
     """
     copied = frozenset(statistics)
     items = [_item(role, n, t, copied) for role, held in reading.sets.items() for n, t in held.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from polyak.averaging.parts import Parts, rule_from_json
@@ -17,7 +18,7 @@ from polyak.transfer.target import Target
 
 MATURE = 0.05
 FAIR = 2.0
-_BIASED = re.compile(r"without its correction for the start at zero: divide by (?P<divisor>1 - decay\*\*\d+)")
+_BIASED = re.compile(r"without its correction for the start at zero(: divide by (?P<divisor>1 - decay\*\*\d+))?")
 
 
 def plan_into_model(source: Snapshot, model: Any, asked: Asked, sample: Any = None) -> Plan:
@@ -56,22 +57,23 @@ def warn_if_immature(source: Snapshot) -> None:
 
 def warn_if_biased(source: Snapshot) -> None:
     """Say so when there is an average that its writer keeps biased towards zero, and how to correct it."""
-    if not any(role.startswith(AVERAGE) for role in source.roles):
+    known = source.manifest
+    if known.confidence != "unknown" and not any(role.startswith(AVERAGE) for role in source.roles):
         return
-    note = source.manifest.note
-    if told := _BIASED.search(note):
-        notify(ImmatureWarning(f"{source.origin}: {note}; {_corrected(note, told['divisor'])}"))
+    if told := _BIASED.search(known.note):
+        notify(ImmatureWarning("; ".join((f"{source.origin}: {known.note}", *_corrected(known.note, told["divisor"])))))
 
 
-def _corrected(note: str, divisor: str) -> str:
-    """The expression that corrects a set; a mean of members that differ in their bias has none."""
+def _corrected(note: str, divisor: str | None) -> Iterator[str]:
+    """The expression that corrects a set, if there is one; a mean of members that differ in their bias has none."""
     if note.startswith(OF_MEMBER):
-        return "no division corrects their mean: correct the members first, and average those"
-    return (
-        "corrected, where held is this set and decay that of its program: "
-        f"polyak.Snapshot.from_arrays({{w.path: held[w.path] / ({divisor}) "
-        'if w.kind == "trainable" else held[w.path] for w in held.weights}, "average")'
-    )
+        yield "no division corrects their mean: correct the members first, and average those"
+    elif divisor:
+        yield (
+            "corrected, where held is this set and decay that of its program: "
+            f"polyak.Snapshot.from_arrays({{w.path: held[w.path] / ({divisor}) "
+            'if w.kind == "trainable" else held[w.path] for w in held.weights}, "average")'
+        )
 
 
 def _rules(state: State) -> tuple[Rule, ...]:

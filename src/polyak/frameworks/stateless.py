@@ -22,6 +22,10 @@ from polyak.frameworks.stateful import StatefulAverage, undisturbed
 from polyak.snapshot import Array
 
 _PARTS = {"shadows", "count", "skipped"}
+_WIDE = (
+    "outside of `with jax.enable_x64(True):` JAX makes float64 of what it reads or computes to float32: read the tree "
+    "within it, for example checkpointer.restore(path), and take it there or outside"
+)
 _GIVE = "give the tree that ema.tree() or ema.stateless_update() returned, in the dtypes that it had"
 
 
@@ -192,8 +196,10 @@ class StatelessAverage(StatefulAverage):
         own = next((w for w in self.shadow_weights() if w.path == path), None)
         expected = "none" if own is None else f"shape {own.shape} of {own.dtype}"
         received = f"{_shape(shadows[path])} of {_dtype(shadows[path])}" if path in shadows else "none"
+        narrowed = own is not None and (own.dtype, _dtype(shadows.get(path))) == ("float64", "float32")
         return ModelError(
-            f"{verb}() of {self.label}: weight {path!r}: expected {expected}, received {received}", hint=_GIVE
+            f"{verb}() of {self.label}: weight {path!r}: expected {expected}, received {received}",
+            hint=_WIDE if narrowed and keras.backend.backend() == "jax" else _GIVE,
         )
 
 

@@ -13,6 +13,7 @@ from polyak.snapshot import nearest_name
 from polyak.transfer import layout_rules as rules
 from polyak.transfer.kinship import by_names, denied, partners
 from polyak.transfer.layout_blocks import Block, Layout, joined_pairs, normal, pair_of
+from polyak.transfer.layout_order import BY_NAME, in_order, told_order, untold
 from polyak.transfer.layout_parts import shape_of
 from polyak.transfer.layout_recurrent import refuse_unclear
 from polyak.transfer.layout_rules import Rule
@@ -23,7 +24,6 @@ _WRAPPED = "TorchModuleWrapper"  # Keras runs a module of PyTorch, whose arrays 
 _SEPARABLE = "SeparableConv"
 _GRUS = ("GRU", "Bidirectional GRU")
 _ORDER = 'if both have their layers in one order, pair them with by="position"'
-_BY_NAME = "name the pairs with rename=, from layers of the source to layers of the target"
 Pairs = list[tuple[Block, Block]]
 Named = list[tuple[str, Block]]
 
@@ -83,8 +83,9 @@ def pair(ours: Sequence[Block], theirs: Sequence[Block], layout: Layout, pairing
     """
     refuse_unused(pairing, ours, theirs)
     if pairing.position:
-        offered = [b for b in map(pairing.offered, ours) if b.weights]
-        return _in_order(offered, [t for t in theirs if pairing.wanted(t)], layout, pairing)
+        offered = told_order(ours, [b for b in map(pairing.offered, ours) if b.weights], pairing.source)
+        wanted = told_order(theirs, [t for t in theirs if pairing.wanted(t)], pairing.target)
+        return _in_order(offered, wanted, layout, pairing)
     mine: Named = [(_renamed(b, pairing.rename), b) for b in ours]
     other: Named = [(b.name, b) for b in theirs]
     if layout == "keras":
@@ -180,7 +181,7 @@ def _missing(
     return MissingWeight(
         f"layer {first}{_more(missing)}: expected a layer of this name for {pairing.target}, "
         f"received none from {pairing.source}{tail}",
-        hint="; ".join([*said, *order]) or _BY_NAME,
+        hint="; ".join([*said, *order]) or BY_NAME,
     )
 
 
@@ -215,13 +216,20 @@ def _partner(first: Block, missing: Sequence[Block], unexpected: Sequence[Block]
 
 def _by_order(ours: Mapping[str, Block], theirs: Mapping[str, Block]) -> list[str]:
     """The order of all layers as a suggestion, where their names do not speak against it."""
-    moved = {a: b for a, b in zip(ours, theirs, strict=False) if a != b}
+    if untold(list(ours.values())) or untold(list(theirs.values())):
+        return []
+    moved = {a: b for a, b in zip(_ordered(ours), _ordered(theirs), strict=False) if a != b}
     if len(ours) == len(theirs):
         known = any(a in theirs or b in ours for a, b in moved.items())
         slashed = {f"{a}/": f"{b}/" for a, b in moved.items()}
         if known or denied(slashed, by_names(list(slashed), list(slashed.values()))):
             return []
     return [_ORDER]
+
+
+def _ordered(side: Mapping[str, Block]) -> list[str]:
+    names = {b.path: name for name, b in side.items()}
+    return [names[b.path] for b in in_order(list(side.values()))]
 
 
 def _named(side: Sequence[Block]) -> dict[str, Weight]:
