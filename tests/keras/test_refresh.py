@@ -328,7 +328,7 @@ def test_a_rest_that_could_not_be_followed_is_followed_later() -> None:
         ema.update()
     model.head.kernel.assign(kernel)
     ema.update()
-    assert list(ema.values()) == ["scale", "top/kernel", "top/bias"]
+    assert list(ema.values()) == ["scale", "head/kernel", "head/bias"]
 
 
 def test_a_file_goes_into_an_average_of_a_model_that_was_completed_meanwhile(tmp_path: Any) -> None:
@@ -341,8 +341,8 @@ def test_a_file_goes_into_an_average_of_a_model_that_was_completed_meanwhile(tmp
     other.average = polyak.EMA(other, 0.5)
     other(x)
     other.load_weights(tmp_path / "both.weights.h5")
-    assert list(other.average.values()) == ["scale", "top/kernel", "top/bias"]
-    np.testing.assert_array_equal(other.average.values()["top/kernel"], model.average.values()["top/kernel"])
+    assert list(other.average.values()) == ["scale", "head/kernel", "head/bias"]
+    np.testing.assert_array_equal(other.average.values()["head/kernel"], model.average.values()["head/kernel"])
     assert other.average.count == 1
 
 
