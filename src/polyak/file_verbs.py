@@ -27,6 +27,7 @@ from polyak.contents import Contents
 from polyak.errors import AmbiguousRole, FileError, ModelError, RuleError
 from polyak.files.atomic import Check
 from polyak.frameworks import Average, framework_of, snapshot_of
+from polyak.frameworks.finished import raw_of
 from polyak.frameworks.growth import tell_left_out
 from polyak.frameworks.hand_over import model_target, warn_if_biased
 from polyak.manifest import AVERAGE, RAW, Manifest, State, Stored, choose_role
@@ -210,7 +211,7 @@ def source_of(source: Any, weights: str | None) -> Snapshot:
         return source.select(role=weights)
     if isinstance(source, Average):
         role = choose_role((AVERAGE,) if weights is None else (RAW, AVERAGE), weights, source.label)
-        return source.snapshot() if role == AVERAGE else snapshot_of(source.source, RAW)
+        return source.snapshot() if role == AVERAGE else raw_of(source)
     target = model_target(source)
     role, state = framework_of(source).role(source)
     choose_role((role,), weights, target.label)

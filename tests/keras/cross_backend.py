@@ -21,6 +21,8 @@ RULE = "ema:0.8,start=initial"
 BATCH, STEPS = 4, 10
 BACKENDS = ("tensorflow", "jax", "torch")
 FILES = ("{}.safetensors", "{}.weights.h5", "{}.keras")
+# Of a model with random seeds, which each backend keeps in integers of its own.
+SEEDED = ("{}-seeded.safetensors", "{}-seeded.weights.h5", "{}-seeded.keras", "{}-plain.keras", "{}-plain.weights.h5")
 
 
 def network() -> Any:
@@ -29,6 +31,17 @@ def network() -> Any:
             keras.Input((3,)),
             layers.Dense(4, activation="tanh"),
             layers.BatchNormalization(),
+            layers.Dense(2, name="head"),
+        ]
+    )
+
+
+def seeded() -> Any:
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, name="hidden"),
+            layers.Dropout(0.5, seed=7, name="dropout"),
             layers.Dense(2, name="head"),
         ]
     )
@@ -74,6 +87,21 @@ def train(folder: Path) -> None:
     polyak.save(averaging.average, folder / f"{backend}.safetensors")
     model.save_weights(folder / f"{backend}.weights.h5")
     model.save(folder / f"{backend}.keras")
+    _train_seeded(folder, x, y)
+
+
+def _train_seeded(folder: Path, x: Any, y: Any) -> None:
+    backend = keras.backend.backend()
+    model, averaging = seeded(), Averaging(RULE)
+    model.compile("sgd", "mse")
+    model.save(folder / f"{backend}-plain.keras")
+    model.save_weights(folder / f"{backend}-plain.weights.h5")
+    model.fit(x, y, BATCH, 1, verbose=0, callbacks=[averaging])
+    held = polyak.snapshot(model)
+    np.savez(folder / f"{backend}-seeded.npz", **{path: np.array(value) for path, value in held.items()})
+    polyak.save(averaging.average, folder / f"{backend}-seeded.safetensors", weights="both")
+    model.save_weights(folder / f"{backend}-seeded.weights.h5")
+    model.save(folder / f"{backend}-seeded.keras")
 
 
 def read(folder: Path) -> None:
@@ -89,7 +117,25 @@ def read(folder: Path) -> None:
             arrived |= {f"{name} average {path}": np.array(value) for path, value in twin.values().items()}
             arrived[f"{name} count"] = np.array(twin.count)
             assert str(twin.rule) == RULE, (name, twin.rule)
+    arrived |= _read_seeded(folder)
     np.savez(folder / f"read by {keras.backend.backend()}.npz", **arrived)
+
+
+def _read_seeded(folder: Path) -> dict[str, Any]:
+    """Into a model, an average, and from one in memory that has come from a file: each without a word on dtypes."""
+    arrived = {}
+    for writer in BACKENDS:
+        for form in SEEDED:
+            held = polyak.open(folder / form.format(writer))
+            for role in {r for r in held.roles if r in ("raw", "average")}:
+                model, twin = seeded(), polyak.track(seeded(), "mean")
+                polyak.transfer(held, model, weights=role)
+                polyak.transfer(held, twin, weights=role)
+                polyak.transfer(held.select(role=role).copy(), seeded())
+                for kind, found in (("model", polyak.snapshot(model)), ("average", twin.values())):
+                    name = f"{form.format(writer)} {role} {kind}"
+                    arrived |= {f"{name} {path}": np.array(value) for path, value in found.items()}
+    return arrived
 
 
 def _variable(model: Any, path: str) -> Any:

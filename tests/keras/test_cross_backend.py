@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.keras.cross_backend import BACKENDS, FILES, RULE, STEPS, start
+from tests.keras.cross_backend import BACKENDS, FILES, RULE, SEEDED, STEPS, start
 from tests.keras.zoo import BACKEND, assert_same_bits, replay
 
 import polyak
@@ -87,3 +87,24 @@ def test_a_file_of_one_backend_is_read_on_every_other(folder: Path, writer: str,
         assert int(arrived[f"{name} count"]) == STEPS
         for role in ("model", "average"):
             assert_same_bits({path: arrived[f"{name} {role} {path}"] for path in last}, last)
+
+
+@pytest.mark.parametrize("reader", BACKENDS)
+@pytest.mark.parametrize("writer", BACKENDS)
+def test_a_model_with_random_seeds_moves_to_every_other_backend_seeds_and_all(
+    folder: Path, writer: str, reader: str
+) -> None:
+    arrived, raw = np.load(folder / f"read by {reader}.npz"), np.load(folder / f"{writer}-seeded.npz")
+    own = {"tensorflow": "int64", "jax": "uint32", "torch": "int32"}
+    for form in SEEDED:
+        for role in ("raw",) if "plain" in form else ("raw", "average"):
+            for kind in ("model", "average"):
+                name = f"{form.format(writer)} {role} {kind}"
+                seed = arrived[f"{name} dropout/seed_generator/state"]
+                assert seed.dtype.name == own[reader]
+                if "plain" in form:
+                    assert seed.tolist() == [7, 0]
+                elif role == "raw" and kind == "model" and form.endswith(".safetensors"):  # Keras' own leave seeds out
+                    assert seed.tolist() == raw["dropout/seed_generator/state"].tolist() != [7, 0]
+                    kernel = raw["hidden/kernel"]
+                    assert_same_bits({"hidden/kernel": arrived[f"{name} hidden/kernel"]}, {"hidden/kernel": kernel})

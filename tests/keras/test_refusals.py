@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import types
 import warnings
 from typing import Any
@@ -60,10 +62,40 @@ def test_an_average_of_a_part_of_the_model_is_sent_to_where_it_can_move() -> Non
     part = whole.layers[0]
     with pytest.raises(ModelError, match="follows a part of it: call its update") as told:
         fit(whole, Averaging(polyak.track(part, RULE)))
-    assert '{"generator/*": "ema:0.999", "*": None}' in str(told.value)
+    assert f'polyak.keras.Averaging({{"dense/*": "{RULE}", "*": None}})' in str(told.value)
     averaging = Averaging({"dense/*": RULE, "*": None})
     fit(whole, averaging)
     assert list(averaging.average.values()) == ["dense/kernel", "dense/bias"]
+
+
+class Pair(keras.Model):
+    """A model whose attributes are not named as the models in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = keras.Input((X.shape[1],))
+        self.g = keras.Sequential([inputs, keras.layers.Dense(2), keras.layers.Dense(2)], name="generator")
+        self.blocks = [keras.layers.Dense(1, name="d"), keras.layers.Dense(1, name="e")]
+
+    def call(self, x: Any) -> Any:
+        return self.blocks[0](self.g(x)) + self.blocks[1](x)
+
+
+@pytest.mark.parametrize(("part", "glob"), [("g", "g/*"), ("block", "blocks/0/*")])
+def test_the_rule_for_a_part_is_told_by_the_names_in_the_whole_model(part: str, glob: str) -> None:
+    whole = Pair()
+    whole.compile("sgd", "mse")
+    whole(X[:1])
+    average = polyak.track(whole.g if part == "g" else whole.blocks[0], RULE)
+    with pytest.raises(ModelError, match="follows a part of it") as told:
+        fit(whole, Averaging(average))
+    said = re.search(r"polyak\.keras\.Averaging\((.*)\)", str(told.value))
+    assert said is not None
+    rules = ast.literal_eval(said[1])
+    assert rules == {glob: RULE, "*": None}
+    averaging = Averaging(rules)
+    fit(whole, averaging)
+    assert len(averaging.average.values()) == len(average.values())
 
 
 @pytest.mark.parametrize("mode", ["auto", "min"])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import AmbiguousMatch, MissingWeight, UnexpectedWeight
-from polyak.snapshot import Snapshot
+from polyak.errors import AmbiguousMatch, DtypeMismatch, MissingWeight, UnexpectedWeight
+from polyak.snapshot import Item, Snapshot
 from polyak.transfer.plan import Move, structure
 from polyak.transfer.receipt import Moved, Receipt
-from polyak.weights import Kind
+from polyak.weights import Kind, Weight
 
 tf = pytest.importorskip("tensorflow")
 
@@ -55,6 +55,33 @@ def test_a_plan_as_text() -> None:
         "  skipped as asked: scale\n"
         "  only on one side: dice/state"
     )
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int32", "int64"])
+def test_seeds_of_another_dtype_move_unasked_where_they_fit(dtype: str, tmp_path: Path) -> None:
+    """Each backend of Keras has one of its own; ``like=`` makes a file the target."""
+    path = tmp_path / "like.safetensors"
+    polyak.save(seeds(np.array([1, 2], dtype)), path)
+    for at, value in enumerate((np.int64([7, 2**31 - 1]), np.uint32([7, 0]), np.int32([3, 4]))):
+        polyak.transfer(seeds(value), tmp_path / f"{at}.safetensors", like=path)
+        moved = polyak.open(tmp_path / f"{at}.safetensors")["dice"]
+        assert (moved.dtype, moved.tolist()) == (dtype, value.tolist())
+
+
+def test_a_seed_that_does_not_fit_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "like.safetensors"
+    polyak.save(seeds(np.array([1, 2], "uint32")), path)
+    for value in (np.int64([2**40, 2]), np.int64([-1, 2])):
+        with pytest.raises(DtypeMismatch, match="'dice': expected values in the range of uint32") as told:
+            polyak.transfer(seeds(value), tmp_path / "moved.safetensors", like=path)
+        assert 'exclude="dice"' in str(told.value)
+
+
+def seeds(value: Any) -> Snapshot:
+    weight = Weight("dice", value.shape, value.dtype.name, Kind.SEED)
+    kernel = Weight("kernel", (1,), "float32", Kind.TRAINABLE)
+    items = [Item("raw", weight, lambda: value), Item("raw", kernel, lambda: np.float32([1]))]
+    return Snapshot(items, {"raw": None}, "there")
 
 
 def test_a_plan_as_data() -> None:

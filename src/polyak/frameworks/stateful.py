@@ -87,6 +87,7 @@ class StatefulAverage(Average):
         self._beginnings = Ref(0)
         self._grown: Ref = Ref((None, None))
         self._unbuilt: Ref = Ref([])
+        self.finished = Ref(None)  # what polyak.frameworks.finished notes
 
     @property
     @abstractmethod

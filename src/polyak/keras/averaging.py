@@ -15,11 +15,12 @@ from polyak.errors import ModelError, UnbuiltModel, WeightsChanged, notify
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.adopting import Adopted
 from polyak.frameworks.base import Tracking
+from polyak.frameworks.finished import forget_finished, note_finished
 from polyak.frameworks.hand_over import warn_if_immature
 from polyak.keras.beside import refuse_conflicts, refuse_several, refuse_shared, restores
 from polyak.keras.fitting import fitting, optimizers, postpones
 from polyak.keras.keeping import Best, Judge, Marks, averaged, both_sets, go_back, into_model
-from polyak.keras.late import tell_late
+from polyak.keras.late import tell_finished, tell_late
 from polyak.keras.loops import Places, fit_argument, is_nested, neighbours
 from polyak.keras.refusals import (
     hidden,
@@ -59,7 +60,9 @@ class Averaging(keras.callbacks.Callback):
             ``polyak.adopt(model.optimizer)`` took over from the optimizer.
         evaluate: what is validated in ``fit``, and what ``evaluate`` and ``predict`` use with this callback: the raw
             weights, the average, or both, which puts ``val_loss`` and ``val_average_loss`` in the logs of an epoch.
-        finish: what the model holds after ``fit``; the other set is in ``average`` or ``raw``.
+        finish: what the model holds after ``fit``; the other set is in ``average`` or ``raw``. Keras' own files of a
+            model that ``fit`` finished with the average hold it twice, and no raw weights, from which alone training
+            goes on rightly; ``polyak.save(averaging.average, path, weights="both")`` writes both sets.
         best: a metric such as "val_average_loss"; ``fit`` then ends with both sets of the epoch in which it was best,
             of those that this process ran; other averages in the list go back with them.
             Where its name does not say which values are better: "max val_score".
@@ -68,7 +71,7 @@ class Averaging(keras.callbacks.Callback):
     Attributes:
         average: the average, from the beginning of the first ``fit`` on.
         best_epoch: the best epoch and its weights, if ``best`` was asked for.
-        raw: the raw weights, after a ``fit`` that finished with the average.
+        raw: the raw weights, after a ``fit`` that finished with the average; hold on to them here until they are saved.
 
     Raises:
         ModelError: at the beginning of ``fit``, for what cannot be right, with what to do instead.
@@ -192,7 +195,9 @@ class Averaging(keras.callbacks.Callback):
         if self._serves_all:
             if self.model.train_function is None:
                 raise own_loop(self.model)
-            tell_late(self.model, [c.average for c in self._all if c._given is None and c._marks is None])
+            new = [c for c in self._all if c._marks is None]
+            tell_late(self.model, [c.average for c in new if c._given is None])
+            tell_finished(c.average for c in new if not isinstance(c._given, Adopted))
             self._stepping.move(self.model, self._averages)
             self._places.take(self.model, "evaluate", self._validate)
 
@@ -246,6 +251,7 @@ class Averaging(keras.callbacks.Callback):
             self.raw = both_sets(self.average)[0]
             into_model(self.model, held, self.average)
             self._finished = Marks.of(self.average)
+            note_finished(self.average, self.raw)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if not self._validating:
@@ -280,6 +286,7 @@ class Averaging(keras.callbacks.Callback):
         if self.raw is not None and Marks.of(self.average).raw == self._finished.raw:
             go_back(self.raw, self.average)
         self.raw = None
+        forget_finished(self.average)
 
     def _go_back(self, best: Best) -> None:
         """To an epoch, with all averages of the list: what they follow goes back."""

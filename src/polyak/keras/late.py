@@ -1,4 +1,4 @@
-"""Averages that ``fit`` begins on a model that was trained before: what the average does not know is said."""
+"""What is said where ``fit`` meets a model that was trained before: what its average, or the model itself, has lost."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
-from polyak.errors import BegunLate, notify
+from polyak.averaging.parts import Parts
+from polyak.errors import BegunLate, WeightsChanged, notify
 from polyak.frameworks import Average
 from polyak.keras.fitting import own_optimizers, updates
+from polyak.numbers import rounded
+from polyak.weights import Kind, numpy_dtype
 
 
 def tell_late(model: Any, averages: Iterable[Average]) -> None:
@@ -27,3 +31,36 @@ def tell_late(model: Any, averages: Iterable[Average]) -> None:
                 "average that exists, in memory or in a file: polyak.keras.Averaging(average)"
             )
         )
+
+
+def tell_finished(averages: Iterable[Average]) -> None:
+    """Warn if a model holds the values of its average where its raw weights should be."""
+    for average in averages:
+        if _is_mixed(average) and _are_one(average):
+            notify(
+                WeightsChanged(
+                    f"fit: expected the raw weights of {average.label} in the model, received the averaged ones, as "
+                    'finish="average" leaves them there; training goes on from those, to which its optimizer does '
+                    "not belong. To go on from the raw weights: fit with the callback that has finished so; or first "
+                    'polyak.transfer(path, model, weights="raw") from a file that was written during fit, or by '
+                    'polyak.save(averaging.average, path, weights="both")'
+                )
+            )
+
+
+def _is_mixed(average: Average) -> bool:
+    """Whether the last update made another value than a copy, so that equal weights are no accident of the rule."""
+    rules = average.rule.rules if isinstance(average.rule, Parts) else (average.rule,)
+    return average.count > 0 and any(float(rule.weight(float(average.count))) < 1 for rule in rules)
+
+
+def _are_one(average: Average) -> bool:
+    """Whether each weight that is averaged holds its average, bit for bit."""
+    dtypes = {w.path: w.dtype for w in average.source.weights}
+    paths = [w.path for w in average.target.weights if w.kind is Kind.TRAINABLE and w.path in dtypes]
+    return bool(paths) and all(
+        np.array_equal(
+            average.source.read(path), rounded(average.target.read(path), numpy_dtype(dtypes[path])), equal_nan=False
+        )
+        for path in paths
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
-from polyak.errors import ModelError
-from polyak.frameworks import Average
+from polyak.averaging.rules import Rule
+from polyak.errors import ModelError, quoted
+from polyak.frameworks import Average, framework_of
 from polyak.frameworks.stateful import StatefulAverage
 from polyak.keras.fitting import own_optimizers
+from polyak.weights import glob_match
 
 
 def one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
@@ -38,11 +41,29 @@ def _for_a_part(average: Average, model: Any) -> str:
     followed = average.followed()
     if not any(layer is followed for layer in model._flatten_layers()):
         return ""
+    rule = average.rule if isinstance(average.rule, Rule) else "ema:0.999"
+    parts = ", ".join(f"{quoted(glob)}: {quoted(str(rule))}" for glob in _globs(average, model))
     return (
         f"it follows a part of it: call its update() in the train_step of {type(model).__name__}, without a callback; "
         "or give the callback a rule for the weights of that part alone: "
-        'polyak.keras.Averaging({"generator/*": "ema:0.999", "*": None})'
+        f'polyak.keras.Averaging({{{parts}, "*": None}})'
     )
+
+
+def _globs(average: Average, model: Any) -> list[str]:
+    """What selects the weights of a part alone, by the names that they have in the whole model."""
+    whole = framework_of(model).target(model)
+    homes = {average.source.home(w.path) for w in average.source.weights}
+    inside = [w.path for w in whole.weights if whole.home(w.path) in homes]
+    outside = [w.path for w in whole.weights if whole.home(w.path) not in homes]
+    return list(dict.fromkeys(_glob(path, outside) for path in inside))
+
+
+def _glob(path: str, others: Collection[str]) -> str:
+    """The shortest one that matches the path and none of the others."""
+    steps = path.split("/")
+    globs = ("/".join([*steps[:n], "*"]) for n in range(1, len(steps)))
+    return next((g for g in globs if glob_match(path, g) and not any(glob_match(p, g) for p in others)), path)
 
 
 def hidden() -> ModelError:

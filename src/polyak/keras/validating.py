@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend.common.global_state import get_global_attribute
 
 from polyak.errors import ModelError
+from polyak.keras.dice import Memory, dice
 
-_ENDLESS = -1  # tf.data.INFINITE_CARDINALITY
-_SELECTING = {"_TakeDataset", "_SkipDataset", "_ShardDataset", "_TakeWhileDataset"}
-# How to put something back, and what it was.
-Memory = list[tuple[Callable[[Any], object], Any]]
+_ENDLESS, _UNKNOWN = -1, -2  # tf.data.INFINITE_CARDINALITY and UNKNOWN_CARDINALITY
+_MOST = 2**63 - 1  # elements, to which enumerate() counts
+# Datasets that end before what they read has ended; that read on to the end, and of which it depends on the order what
+# they leave out or put together.
+_STOPPING = {"_TakeDataset", "_TakeWhileDataset"}
+_LOSING = {"_SkipDataset", "_ShardDataset", "_WindowDataset", "_GroupByWindowDataset", "_ScanDataset"}
 
 
 class Passes:
@@ -96,7 +96,7 @@ def _instead(owner: Any, name: str, function: Callable[[], None]) -> Iterator[No
 def _memory(model: Any, data: Any) -> Memory:
     """What a pass changes, in the model, in the dice that data are shuffled with, and in the data's own."""
     variables = [(v.assign, keras.ops.convert_to_numpy(v).copy()) for v in _variables(model)]
-    return [*variables, *_dice(data)]
+    return [*variables, *dice(data)]
 
 
 def _variables(model: Any) -> Iterable[Any]:
@@ -105,31 +105,6 @@ def _variables(model: Any) -> Iterable[Any]:
     recurrent = (x for x in layers if isinstance(x, keras.layers.RNN) and x.stateful)
     states = [state for x in recurrent for state in keras.tree.flatten(x.states) if state is not None]
     return (*states, *(seed.state for x in layers for seed in x._seed_generators), *model.metrics_variables)
-
-
-def _dice(data: Any) -> Memory:
-    """Random states of the process and of Keras, and those that the data hold, as a DataLoader and its samplers do."""
-    found: Memory = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state())]  # noqa: NPY002
-    owners = [data, *(getattr(data, part, None) for part in ("dataset", "sampler", "batch_sampler"))]
-    owners.append(getattr(owners[-1], "sampler", None))
-    held = {id(value): value for owner in owners for value in getattr(owner, "__dict__", {}).values()}
-    of_torch = getattr(sys.modules.get("torch"), "default_generator", None)
-    of_all = (of_torch, get_global_attribute("global_seed_generator"), *held.values())
-    return found + [state for value in of_all for state in _state_of(value)]
-
-
-def _state_of(value: Any) -> Memory:
-    """Of a generator of random numbers; nothing of anything else."""
-    if isinstance(value, keras.random.SeedGenerator):
-        return [(value.state.assign, keras.ops.convert_to_numpy(value.state).copy())]
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        return [(partial(setattr, bits, "state"), bits.state)]
-    if isinstance(value, random.Random):
-        return [(value.setstate, value.getstate())]
-    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Generator):
-        return [(value.set_state, value.get_state())]
-    return []
 
 
 def _recall(held: Memory) -> None:
@@ -147,11 +122,12 @@ def refuse_other_passes(model: Any, data: Any, steps: int | None) -> None:
             'each pass; or ask for evaluate="raw" or evaluate="average"',
         )
     tf = sys.modules.get("tensorflow")
-    if tf is not None and isinstance(data, tf.data.Dataset) and _differs(data, _is_part(data, steps)):
+    if tf is not None and isinstance(data, tf.data.Dataset) and _differs(data, False, _is_part(data, steps)):
         raise ModelError(
             f"{told}that are the same in each pass, received a tf.data.Dataset that shuffles them anew, of which each "
-            "pass takes another part",
-            hint='shuffle(..., reshuffle_each_iteration=False); or ask for evaluate="raw" or evaluate="average"',
+            "pass takes another part, or may",
+            hint=f"shuffle(..., reshuffle_each_iteration=False){_say_sizes(data)}; or ask for "
+            'evaluate="raw" or evaluate="average"',
         )
     if isinstance(data, keras.utils.PyDataset) and data.workers > 1 and _goes_on(data, steps):
         raise ModelError(
@@ -161,37 +137,75 @@ def refuse_other_passes(model: Any, data: Any, steps: int | None) -> None:
         )
 
 
+def _say_sizes(data: Any) -> str:
+    """What to do besides where all of the data may be read, and nothing says how many they are."""
+    if not _lacks_size(data):
+        return ""
+    return ", or where nothing is left over, say how many there are: .apply(tf.data.experimental.assert_cardinality(n))"
+
+
+def _lacks_size(data: Any) -> bool:
+    """Whether it would help to know it."""
+    size = int(data.cardinality())
+    if size >= 0 or _drops_of_batches(data):
+        return False
+    return size == _UNKNOWN or any(map(_lacks_size, data._inputs()))
+
+
 def _is_part(data: Any, steps: int | None) -> bool:
-    """Whether so many steps are not all that there are, once or several times; not where that is not known."""
+    """Whether so many steps are not all that there are, once or several times, or may not be."""
     if steps is None:
         return False
     while (size := int(data.cardinality())) == _ENDLESS and len(data._inputs()) == 1:
         (data,) = data._inputs()  # that is repeated for ever
-    return size == _ENDLESS or (size > 0 and steps % size != 0)
+    return size < 0 or (size > 0 and steps % size != 0)
 
 
 def _goes_on(data: Any, steps: int | None) -> bool:
     return data.num_batches is None or (steps is not None and steps < data.num_batches)
 
 
-def _differs(data: Any, is_part: bool) -> bool:
-    """Whether a part is taken of what lies further up, and that is shuffled anew in each pass."""
+def _differs(data: Any, is_lossy: bool, stops: bool) -> bool:
+    """Whether what lies further up is shuffled anew in each pass, and a part is lost on the way or left unread.
+
+    A cache that is read to its end gives the same from then on; TensorFlow throws one away that was filled in part.
+    """
     data = getattr(data, "_dataset", data)  # as TensorFlow 1 wraps them
     kind = type(data).__name__
-    if kind == "CacheDataset":
+    if kind == "CacheDataset" and not stops:
         return False
-    if kind == "_ShuffleDataset" and is_part and data._reshuffle_each_iteration is not False:
+    if kind == "_ShuffleDataset" and (is_lossy or stops) and data._reshuffle_each_iteration is not False:
         return True
-    is_part = is_part or kind in _SELECTING or _drops(data)
-    return any(_differs(above, is_part) for above in data._inputs())
+    is_lossy = is_lossy or kind in _LOSING or _drops(data)
+    stops = stops or kind in _STOPPING
+    above = data._inputs()
+    cut = _cut_off(above) if kind == "_ZipDataset" else [False] * len(above)
+    return any(_differs(each, is_lossy, stops or short) for each, short in zip(above, cut, strict=True))
+
+
+def _cut_off(zipped: Sequence[Any]) -> list[bool]:
+    """Of datasets that are read side by side, whether one of the others ends, or may end, before this one."""
+    sizes = [int(each.cardinality()) for each in zipped]
+    least = [{_ENDLESS: _MOST, _UNKNOWN: 0}.get(size, size) for size in sizes]
+    most = [{_ENDLESS: _MOST, _UNKNOWN: _MOST - 1}.get(size, size) for size in sizes]
+    return [any(end < own for at, end in enumerate(least) if at != place) for place, own in enumerate(most)]
 
 
 def _drops(data: Any) -> bool:
-    """Whether a last batch that is too small is left out; not where it is not known that there is one."""
-    if not (hasattr(data, "_drop_remainder") and hasattr(data, "_batch_size")):
-        return False
+    """Whether a last batch that is too small is left out, or may be."""
+    if not hasattr(data, "_batch_size") or not _leaves_out(data):
+        return _drops_of_batches(data)
     size = int(data._input_dataset.cardinality())
-    return bool(np.asarray(data._drop_remainder)) and size > 0 and size % int(data._batch_size) != 0
+    return size == _UNKNOWN or (size > 0 and size % int(data._batch_size) != 0)
+
+
+def _drops_of_batches(data: Any) -> bool:
+    """The same of what makes batches of batches, of which no size says how much they hold."""
+    return not hasattr(data, "_batch_size") and _leaves_out(data)
+
+
+def _leaves_out(data: Any) -> bool:
+    return bool(np.asarray(getattr(data, "_drop_remainder", False)))
 
 
 def named(name: str, metrics: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyak.errors import DtypeMismatch, NonFinite, TransferError
+from polyak.errors import DtypeMismatch, NonFinite, TransferError, argument
 from polyak.manifest import digest
 from polyak.numbers import is_tame, rounded
 from polyak.snapshot import Array, Snapshot
@@ -143,7 +143,9 @@ def _converted(path: str, array: Array, dtype: str, origin: str) -> Array:
     if not _in_range(array, value):
         raise DtypeMismatch(
             f"weight {path!r}: expected values in the range of {dtype}, received up to {_peak(array)} from {origin}",
-            hint="keep a wider dtype: the cast would change them beyond rounding",
+            hint="keep a wider dtype: the cast would change them beyond rounding"
+            if is_floating(dtype)
+            else f"no {dtype} holds them: leave this weight as it is with {argument('exclude', path)}",
         )
     return value
 

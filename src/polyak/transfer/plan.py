@@ -336,7 +336,8 @@ def _refuse_dtype(p: Pair, source: Snapshot, cast: str | None) -> None:
     if p.target.dtype in (p.source.dtype, native) or widens(p.source.dtype, p.target.dtype):
         return
     castable = same_sort(p.source.dtype, p.target.dtype)
-    if cast == "target" and castable:
+    # Each backend of Keras keeps seeds in integers of its own; what does not fit is refused when it is written.
+    if castable and (cast == "target" or p.source.kind is p.target.kind is Kind.SEED):
         return
     raise DtypeMismatch(
         f"weight {p.target.path!r}: expected {p.target.dtype}, received {p.source.dtype} from {source.origin}",
