@@ -8,6 +8,7 @@ scope, the average is ``scope/net/kernel/ExponentialMovingAverage``, and so are 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,18 +42,27 @@ class Averages:
         scoped: those of them whose name begins with a scope of their own.
         alone: the stored names of averages without a raw weight, by the name of what they are an average of.
         unsure: the weights whose name ends that of an average in ``alone``, by it: each may be its raw one.
+        within: a scope in which all of them have the names of other weights than those that they are named after.
     """
 
     of: Mapping[str, str]
     scoped: tuple[str, ...]
     alone: Mapping[str, str]
     unsure: Mapping[str, tuple[str, ...]]
+    within: str | None = None
 
     @classmethod
     def among(cls, weights: Sequence[str], contents: Contents) -> Averages:
-        """Those of a file, given its weights: each by its own name, or all others by their names within one scope."""
+        """Those of a file, given its weights: each by its own name, all in one scope, or all others in one."""
         by_name = {n.removesuffix(SUFFIX): n for n in contents.tensors if n.endswith(SUFFIX)}
         of = {w: by_name[w] for w in weights if w in by_name}
+        within = _alike(by_name, weights, contents) if of else {}
+        scopes = set.intersection(*map(set, within.values())) if within else set()
+        if len(scopes) == 1:
+            one = scopes.pop()
+            if len(of) == len(by_name):
+                return cls(of, (), {}, {}, one)
+            return cls._all_within(one, within, by_name, weights)
         left = {w for w in weights if w not in of}
         ends = {name: dict(_ends(name, left)) for name in by_name.keys() - of}
         scope = _scope(ends, left)
@@ -64,6 +74,17 @@ class Averages:
         unsure = {name: tuple(ends[name].values()) for name in alone if ends[name]}
         return cls(of, tuple(sorted(scoped)), alone, unsure)
 
+    @classmethod
+    def _all_within(
+        cls, scope: str, within: Mapping[str, Mapping[str, str]], by_name: Mapping[str, str], weights: Sequence[str]
+    ) -> Averages:
+        """All by one call in a scope; or none for certain, where a network beside has the same weights."""
+        if _scope(within, weights) == scope:
+            return cls({w[scope]: by_name[name] for name, w in within.items()}, tuple(sorted(by_name)), {}, {})
+        known = set(weights)
+        unsure = {name: (*({name} & known), *ends.values()) for name, ends in within.items()}
+        return cls({}, (), by_name, unsure)
+
     @cached_property
     def doubtful(self) -> frozenset[str]:
         """Weights each of which may be the raw one of an average that is alone."""
@@ -73,6 +94,15 @@ class Averages:
     def named(self) -> frozenset[str]:
         """Weights that have an average or may have one, and averages that are alone."""
         return frozenset((*self.of, *self.alone, *self.doubtful))
+
+
+def _alike(by_name: Mapping[str, str], weights: Sequence[str], contents: Contents) -> dict[str, Mapping[str, str]]:
+    """For each average the weights of its shape whose names its own one ends with, by the scope before."""
+    known, shape = set(weights), {n: t.shape for n, t in contents.tensors.items()}
+    return {
+        name: {scope: w for scope, w in _ends(name, known) if shape[w] == shape[stored]}
+        for name, stored in by_name.items()
+    }
 
 
 def _ends(name: str, weights: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -133,6 +163,11 @@ def _scopes(averages: Averages) -> Iterator[str]:
             f"{len(averages.scoped):,} of them in another scope than its weight: {named}; each is taken for that of "
             "the weight of its shape whose name follows that scope"
         )
+    if averages.within is not None:
+        yield (
+            f"all of them have the names of other weights of their shapes, too, if they were made within the scope "
+            f"{averages.within!r}; each is taken for that of the weight that it is named after"
+        )
     weights = {*averages.of, *averages.doubtful}
     for name in averages.alone:
         if any(_ends(name, weights)):
@@ -149,7 +184,8 @@ def _nameless(contents: Contents) -> tuple[str, ...]:
     slots = [n for n in contents.tensors if _is_slot(n, contents) and not _SLOTS.fullmatch(n.rpartition("/")[2])]
     if not slots:
         return ()
-    named, one = listed([*map(repr, sorted(slots))], _MOST_NAMED), max(slots).rpartition("/")[2]
+    named = listed([*map(repr, sorted(slots))], _MOST_NAMED)
+    one = Counter(slot.rpartition("/")[2] for slot in sorted(slots)).most_common(1)[0][0]
     said = (
         f"of the shape of the weight that it is named after: {named}; it may be an optimizer's, or an average of "
         "tf.train.ExponentialMovingAverage under a name of its own, and is taken for the former; "
@@ -198,11 +234,21 @@ def _belongs_to_training(name: str, contents: Contents) -> bool:
 
 
 def _is_slot(name: str, contents: Contents) -> bool:
-    twin = _owner(name, contents)
-    return not name.endswith(SUFFIX) and twin is not None and twin.shape == contents.tensors[name].shape
+    if name.endswith(SUFFIX):
+        return False
+    twin, shape = _owner(name, contents), contents.tensors[name].shape
+    return (twin is not None and twin.shape == shape) or any(w.shape == shape for w in _owners_within(name, contents))
 
 
 def _owner(name: str, contents: Contents) -> Tensor | None:
     """The weight or the average that something is named after."""
     weight = name.rpartition("/")[0]
     return contents.tensors.get(weight) or contents.tensors.get(weight + SUFFIX)
+
+
+def _owners_within(name: str, contents: Contents) -> Iterator[Tensor]:
+    """Of a slot that is called as optimizers call theirs: weights that it is named after within a scope."""
+    weight, _, last = name.rpartition("/")
+    if _SLOTS.fullmatch(last):
+        for _, end in _ends(weight, contents.tensors):
+            yield contents.tensors[end]

@@ -137,8 +137,8 @@ def _listed(contents: Contents) -> dict[str, str]:
 
 
 def _weight_name(average: str) -> str:
-    """The weight that an average is called after: ``Adam/average/dense/kernel``."""
-    return average.partition(f"/{NAME}/")[2]
+    """The weight that an average is called after: ``Adam/average/dense/kernel``, or without the optimizer's name."""
+    return f"/{average}".partition(f"/{NAME}/")[2]
 
 
 def _still(contents: Contents) -> list[tuple[str, ...]]:
