@@ -130,3 +130,18 @@ def test_an_average_that_is_a_copy_by_its_rule_is_no_surprise(rule: str) -> None
     first = Averaging(rule)
     fit(made, first)
     assert fit(made, Averaging(first.average)) == []
+
+
+def test_a_model_that_holds_its_average_is_saved_and_handed_over_as_such(tmp_path: Path) -> None:
+    made, averaging = finished()
+    path = tmp_path / "held.safetensors"
+    polyak.save(made, path)
+    held = polyak.open(path)
+    assert (held.roles, held.state.count) == (("average",), averaging.average.count)
+    with pytest.raises(polyak.errors.AmbiguousRole, match="'raw'"):
+        polyak.save(made, path, weights="raw")
+    assert "average weights" in str(polyak.transfer(made, model()))
+    first = made.trainable_variables[0]
+    first.assign(first.value + 1.0)  # it goes its own way from here on
+    polyak.save(made, path)
+    assert polyak.open(path).roles == ("raw",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -38,16 +38,22 @@ def forget_finished(average: Average) -> None:
     cast(StatefulAverage, average).finished.value = None
 
 
+def finished_in(watching: Iterable[object]) -> StatefulAverage | None:
+    """Of the averages that watch a model the one that it still holds, as ``fit`` has left it."""
+    noted = [a for a in watching if isinstance(a, StatefulAverage) and a.finished.value is not None]
+    found = [a for a in noted if a.finished.value.marks == _marks(a)]
+    return found[0] if len(found) == 1 else None
+
+
 def raw_of(average: Average) -> Snapshot:
     """The raw weights beside an average: its model's, or those that ``fit`` has taken out of the model at its end.
 
     Raises:
         ModelError: the model holds the average, and nobody has kept the raw weights.
     """
-    found: Finished | None = cast(StatefulAverage, average).finished.value
-    held = snapshot_of(average.source, RAW)
-    if found is None or found.marks != _marks(average):
-        return held
+    if finished_in([average]) is None:
+        return snapshot_of(average.source, RAW)
+    found: Finished = cast(StatefulAverage, average).finished.value
     raw = found.raw()
     if raw is None:
         raise ModelError(

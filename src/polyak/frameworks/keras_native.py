@@ -27,6 +27,7 @@ from polyak.frameworks.exchange import (
     together,
     watchers,
 )
+from polyak.frameworks.finished import finished_in
 from polyak.frameworks.growth import Growth, followed_by, joined, refuse_grown
 from polyak.frameworks.keras_anatomy import Flavour, found_in, is_complete
 from polyak.frameworks.keras_aside import aside
@@ -79,6 +80,8 @@ class KerasNative(Framework):
 
     def role(self, model: Any) -> tuple[str, State | None]:
         variables = self.described(model, {}).variables.values()
+        if finished := finished_in(watchers(variables)):
+            return AVERAGE, finished.state
         if not any(holds_average(v) for v in variables):
             return RAW, None
         applied = [w for w in watchers(variables) if isinstance(w, NativeAverage) and w.is_applied]

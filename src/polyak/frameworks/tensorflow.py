@@ -17,6 +17,7 @@ from polyak.frameworks.base import Framework, Tracking
 from polyak.frameworks.company import Company
 from polyak.frameworks.described import describe, described
 from polyak.frameworks.exchange import holds_average, watchers
+from polyak.frameworks.finished import finished_in
 from polyak.frameworks.keras_anatomy import Flavour, contained, dtype_name, is_complete, kind_of
 from polyak.frameworks.keras_derived import settle
 from polyak.frameworks.keras_saved import Saved, saved_places
@@ -84,6 +85,8 @@ class TensorFlowFramework(Framework):
     def role(self, model: Any) -> tuple[str, State | None]:
         """What the model holds now: raw weights, or the values of an average that is applied to it."""
         variables = self.variables(model, {})
+        if finished := finished_in(_averages(variables)):
+            return AVERAGE, finished.state
         if not any(holds_average(v) for v in variables.variables.values()):
             return RAW, None
         applied = [a for a in _averages(variables) if a.is_applied]
