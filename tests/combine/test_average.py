@@ -343,6 +343,14 @@ def test_averages_are_averaged_whatever_their_tools_call_them() -> None:
     ]
 
 
+@pytest.mark.parametrize("shares", [{"a": 1, "b": 2}, [None, 1], [1j, 1], 0.5, ["1", "x"]])
+def test_shares_that_are_no_list_of_numbers_are_refused(shares: Any) -> None:
+    with pytest.raises(WeightError, match="expected a list of numbers, one for each member in their order"):
+        polyak.average([held(w=np.float32([1]))] * 2, shares)
+    with pytest.raises(WeightError, match="an average needs members, received NoneType"):
+        polyak.average(None)  # type: ignore[arg-type]
+
+
 def test_weights_whose_sum_is_out_of_all_range_are_refused() -> None:
     with pytest.raises(WeightError, match="positive sum"):
         polyak.average([held(w=np.float32([1]))] * 2, [1e308, 1e308])

@@ -10,7 +10,7 @@ weights, masks or tables, and complex numbers must be equal in all members.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -109,12 +109,7 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
     """
     if members == 0:
         raise WeightError("an average needs members, received none", hint="give at least one path or snapshot")
-    if isinstance(weights, str):
-        raise WeightError(
-            f"weights={weights!r}: expected a number for each member, received text",
-            hint="role= says which set of the members to average",
-        )
-    given = tuple(float(w) for w in weights) if weights is not None else (1.0,) * members
+    given = (1.0,) * members if weights is None else _numbers(weights)
     if len(given) != members:
         raise WeightError(
             f"expected {members} shares, one for each member, received {len(given)}",
@@ -130,6 +125,23 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
             hint="without any they are equal; with a negative one the mean would leave the range of the members",
         )
     return tuple(w / total for w in given)
+
+
+def _numbers(weights: Any) -> tuple[float, ...]:
+    if isinstance(weights, str):
+        raise WeightError(
+            f"weights={weights!r}: expected a number for each member, received text",
+            hint="role= says which set of the members to average",
+        )
+    try:
+        if not isinstance(weights, Mapping):
+            return tuple(float(w) for w in weights)
+    except (TypeError, ValueError):
+        pass
+    raise WeightError(
+        f"weights={weights!r:.80}: expected a list of numbers, one for each member in their order",
+        hint="without any they are equal",
+    )
 
 
 def refuse_mixed(members: Sequence[Snapshot]) -> None:
