@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 import polyak
 from polyak.errors import MissingWeight, PolyakError, WeightError
+from polyak.manifest import Manifest
 from polyak.renaming import apply_rename, refuse_unused_renames
 from polyak.snapshot import Snapshot
 
@@ -30,6 +32,31 @@ from polyak.snapshot import Snapshot
 )
 def test_a_path_under_its_new_name(path: str, rename: Any, expected: str) -> None:
     assert apply_rename(path, rename) == expected
+
+
+@pytest.mark.parametrize(
+    ("rename", "received"),
+    [
+        ({"w": 3}, "3"),
+        ({3: "w"}, "3"),
+        ({"w": None}, "None"),
+        ({re.compile(b"w"): "v"}, "b'w'"),
+        ("w=v", "str"),
+        ([("w", "v")], "list"),
+    ],
+)
+def test_what_renames_nothing_is_refused_by_all_verbs(rename: Any, received: str, tmp_path: Path) -> None:
+    held = Snapshot.from_arrays({"w": np.float32([1])})
+    keras = Snapshot.from_arrays({"a/kernel": np.zeros((2, 3), np.float32)})
+    plain = Snapshot.from_arrays({"b.weight": np.zeros((3, 2), np.float32)})
+    torch = Snapshot(plain.items_by_path.values(), written=Manifest("a tool", {}, (), layout="torch"))
+    for verb in (
+        lambda: polyak.convert(held, tmp_path / "x.npz", rename=rename),
+        lambda: polyak.plan(held, held, rename=rename),
+        lambda: polyak.plan(keras, torch, rename=rename, layout="keras", layers={"a": "Dense"}),
+    ):
+        with pytest.raises(WeightError, match=f"expected .*, received {received}\n"):
+            verb()
 
 
 def test_an_entry_that_matches_nothing_is_refused() -> None:

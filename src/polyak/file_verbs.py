@@ -24,8 +24,10 @@ from polyak.combine.finding import Finding
 from polyak.combine.soup import greedy
 from polyak.combine.watching import watched
 from polyak.contents import Contents
-from polyak.errors import AmbiguousRole, FileError, ModelError, RuleError
+from polyak.errors import AmbiguousRole, ModelError, RuleError, WeightError
 from polyak.files.atomic import Check
+from polyak.files.naming import path_text
+from polyak.files.used import refuse_part
 from polyak.frameworks import Average, framework_of, snapshot_of
 from polyak.frameworks.finished import raw_of
 from polyak.frameworks.growth import tell_left_out
@@ -62,9 +64,7 @@ def open(path: PathLike) -> Snapshot:
     Raises:
         FileError, UnknownFormat, DamagedFile.
     """
-    if not os.fspath(path):  # which would be the current directory
-        raise FileError("file '': expected the name of a file to read, received an empty one")
-    return dialects.interpret(files.read(Path(path)))
+    return dialects.interpret(files.read(Path(path_text(path, "read"))))
 
 
 def diff(a: Any, b: Any, weights: str | None = None, atol: float = 0.0) -> Difference:
@@ -105,6 +105,9 @@ def average(
         out: written there; the end of the name says in which format. Without it the answer is a snapshot: a lazy one
             of files, one that is computed at once where members are live. These are copied first, each in one moment.
     """
+    sources = _listed(sources)
+    if out is not None:
+        refuse_parts(out, sources)
     members = _members(sources, role)
     mean = many.mean([member.still() for member in members], weights, watch)
     if out is not None:
@@ -167,6 +170,7 @@ def convert(
     source: Any, target: PathLike, weights: str | None = None, format: str | None = None, **choosing: Unpack[Choosing]
 ) -> Receipt:
     """Write a source in a format that polyak writes, read it back and compare; see ``polyak.combine.convert``."""
+    refuse_parts(target, [source])
     with moment_of(source):
         made = view(source, weights, **choosing)
         return written(made.snapshot, target, shared(writer(target, format), source), made)
@@ -256,16 +260,39 @@ def _moved(stored: Stored, sources: Mapping[str, tuple[str, str]], found: Mappin
 
 
 def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:
-    one = isinstance(sources, (str, os.PathLike, Snapshot))  # these are sequences or mappings, too
     try:
-        return [source_of(s, role) for s in ([sources] if one else sources)]
+        return [source_of(s, role) for s in _listed(sources)]
     except AmbiguousRole as error:
         raise AmbiguousRole(error.message, hint=error.hint and error.hint.replace("weights=", "role=")) from None
 
 
+def _listed(sources: Any) -> list[Any]:
+    """One source is a list of one; paths and snapshots are sequences or mappings, too."""
+    if isinstance(sources, (str, os.PathLike, Snapshot)):
+        return [sources]
+    try:
+        return list(sources)
+    except TypeError:
+        raise WeightError(
+            f"an average needs members, received {type(sources).__name__}", hint="give a list of paths or snapshots"
+        ) from None
+
+
+def refuse_parts(path: PathLike, sources: Sequence[Any]) -> None:
+    """Keep what is read for the sources that are paths. In place of a whole source its result may go.
+
+    Raises:
+        FileError: the path is a part of a source, such as one of its shards, or a source of it.
+    """
+    target = path_text(path)
+    for source in (path_text(s, "read") for s in sources if isinstance(s, (str, os.PathLike))):
+        if os.path.realpath(target) != os.path.realpath(source):
+            refuse_part(target, source)
+
+
 def writer(path: PathLike, format: str | None = None) -> Writer:
     """What writes a format, or a file of this name."""
-    chosen = format_of(os.fspath(path), format)
+    chosen = format_of(path_text(path), format)
     writing = import_module(f"polyak.files.{writer_of(chosen)}")
     reading = import_module(f"polyak.files.{_READERS.get(chosen, writer_of(chosen))}")
 

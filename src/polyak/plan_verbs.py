@@ -9,7 +9,7 @@ from typing import Any, Unpack, cast
 
 from polyak.combine.convert import Choosing, Converted, converted
 from polyak.errors import FileError, RuleError, WeightError
-from polyak.file_verbs import PathLike, moment_of, open, shared, source_of, written
+from polyak.file_verbs import PathLike, moment_of, open, refuse_parts, shared, source_of, written
 from polyak.frameworks import Average
 from polyak.frameworks.hand_over import model_target, plan_into_model, warn_if_biased, warn_if_immature
 from polyak.manifest import RAW
@@ -107,6 +107,7 @@ def transfer(source: Any, target: Any, **asking: Unpack[Asking]) -> Receipt:
         return plan(source, target, **asking).apply()
     if not asking.keys() - {"weights"}:
         return save(source, target, asking.get("weights"))
+    refuse_parts(target, [source])
     with moment_of(source):
         made = into_file(source, target, **asking)
         return written(made.snapshot, target, shared(saver(os.fspath(target)), source), made)

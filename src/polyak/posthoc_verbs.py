@@ -15,7 +15,7 @@ from polyak.averaging.posthoc import Kept, Mixture, mixture
 from polyak.averaging.rules import Rule
 from polyak.combine.average import Watch
 from polyak.combine.synthesis import Ingredient, Recipe, Synthesis, mixed, refuse_two_clocks, refuse_two_runs
-from polyak.errors import AmbiguousRole, RuleError, WeightError
+from polyak.errors import AmbiguousRole, RuleError, WeightError, argument
 from polyak.file_verbs import open as open_file
 from polyak.file_verbs import source_of
 from polyak.frameworks import Average
@@ -124,7 +124,8 @@ def _members(source: Any) -> Iterator[_Member]:
         raise WeightError(
             f"{held.origin}: expected averages that began at one step, whose counts are one clock; received counts of "
             f"{' and '.join(f'{n:,}' for n in sorted(counts))} at one moment",
-            hint="start all averages at one step; or pick one: snapshot.select(role=...)",
+            hint="start all averages at one step; or take one of them: "
+            f"polyak.convert(source, path, {argument('weights', roles[0])})",
         )
     yield from found
 
@@ -165,9 +166,10 @@ def _only_rule(parts: Parts, held: Snapshot) -> Rule:
     rules = {parts.rule_of(w.path) for w in held.weights if w.kind is Kind.TRAINABLE} - {None}
     only = rules.pop() if len(rules) == 1 else None
     if only is None:
+        glob = next((glob for glob, rule in parts.entries if rule is not None), "*")
         raise RuleError(
             f"{held.origin}: expected one rule, received {parts}",
-            hint="synthesize each part for itself: snapshot.select(include=...)",
+            hint=f"synthesize each part for itself: polyak.convert(source, path, {argument('include', glob)})",
         )
     return only
 

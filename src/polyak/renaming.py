@@ -10,6 +10,8 @@ from polyak.snapshot import nearest_name
 
 Rename = Mapping[str, str] | Mapping[re.Pattern[str], str] | Mapping[str | re.Pattern[str], str] | Callable[[str], str]
 
+_FORM = 'rename maps source names to target names: rename={"old/*": "new/*"}'
+
 
 def apply_rename(path: str, rename: Rename | None) -> str:
     """A path under its new name.
@@ -42,7 +44,13 @@ def apply_rename(path: str, rename: Rename | None) -> str:
 
 
 def refuse_unused_renames(paths: Iterable[str], rename: Rename | None, where: str) -> None:
-    """Raise MissingWeight for an entry of a mapping that is the name, glob or expression of no weight."""
+    """Raise for an entry of a mapping that is the name, glob or expression of no weight, and for what renames nothing.
+
+    Raises:
+        MissingWeight: an entry matches no weight.
+        WeightError: it is neither a mapping of texts nor a function.
+    """
+    refuse_no_rename(rename)
     names = list(paths)
     for old, new in rename.items() if isinstance(rename, Mapping) else ():
         if isinstance(old, re.Pattern):
@@ -52,8 +60,24 @@ def refuse_unused_renames(paths: Iterable[str], rename: Rename | None, where: st
         elif not any(_stars(old, path) for path in names):
             raise MissingWeight(
                 f"rename={old!r}: expected a weight of {where}, received a name of none{nearest_name(old, names)}",
-                hint='rename maps source names to target names: rename={"old/*": "new/*"}',
+                hint=_FORM,
             )
+
+
+def refuse_no_rename(rename: object) -> None:
+    """Raise WeightError for what is neither a mapping of names, globs or expressions to new names nor a function."""
+    if isinstance(rename, Mapping):
+        texts = (text for old, new in rename.items() for text in (getattr(old, "pattern", old), new))
+        wrong = [text for text in texts if not isinstance(text, str)]
+        if wrong:
+            raise WeightError(
+                f"rename={dict(rename)!r:.80}: expected names that are text, received {wrong[0]!r:.80}", hint=_FORM
+            )
+    elif rename is not None and not callable(rename):
+        raise WeightError(
+            f"rename={rename!r:.80}: expected a mapping of names or a function, received {type(rename).__name__}",
+            hint=_FORM,
+        )
 
 
 def _called(rename: Callable[[str], str], path: str) -> str:

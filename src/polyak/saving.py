@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from polyak.errors import FileError, PolyakError
-from polyak.file_verbs import PathLike, shared, written
+from polyak.file_verbs import PathLike, refuse_parts, shared, written
 from polyak.forks import new_lock
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.unbroken import unbroken
@@ -107,6 +107,7 @@ class Saver:
         self._raise_unseen()
         if self._closed:
             raise FileError(f"file {os.fspath(path)!r}: the saver is closed", hint="make another Saver")
+        refuse_parts(path, [source])
         place = Path(path).absolute()
         writer = shared(saver(os.fspath(path)), source)
         self._make_room()

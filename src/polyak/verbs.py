@@ -15,7 +15,7 @@ from polyak.averaging.wrappers import Delayed, Every
 from polyak.combine.average import common_layout
 from polyak.combine.convert import format_of
 from polyak.errors import FileError, RuleError, UnknownFormat
-from polyak.file_verbs import PathLike, Writer, held_by, moment_of, shared, source_of, writer, written
+from polyak.file_verbs import PathLike, Writer, held_by, moment_of, refuse_parts, shared, source_of, writer, written
 from polyak.frameworks import Average, framework_of
 from polyak.frameworks.base import Placement, Tracking
 from polyak.frameworks.hand_over import model_target, warn_if_biased
@@ -141,6 +141,7 @@ def save(source: Any, path: PathLike, weights: str | None = None) -> Receipt:
         FileError: the path cannot be written, or its name promises a format that polyak does not write; or the first
             process has not written in ten minutes what this one has.
     """
+    refuse_parts(path, [source])
     return written(held_now(source, weights), path, shared(saver(os.fspath(path)), source))
 
 

@@ -339,7 +339,7 @@ def test_doctor_says_what_why_and_what_mends_it() -> None:
         "NaN or infinity in 1 weight",
         "  evidence: w (1 of 2)",
         "  mend:     go back to an earlier file, or leave them out: "
-        "polyak convert plain.npz OUT.safetensors --exclude 'w'",
+        "polyak convert plain.npz OUT.safetensors --exclude w",
     )
 
 
@@ -723,6 +723,14 @@ def test_what_is_done_is_done_where_its_receipt_goes_nowhere(verb: str, status: 
     command = f"{sys.executable} -m polyak {verb} {nowhere}"
     done = subprocess.run(command, shell=True, check=False, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (status, said)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+@pytest.mark.parametrize("verb", ["inspect a.safetensors --json", "extract a.safetensors steps", "profile ema:0.9"])
+def test_an_answer_for_which_there_is_no_room_says_where(verb: str) -> None:
+    command = f"{sys.executable} -m polyak {verb} >/dev/full"
+    done = subprocess.run(command, shell=True, check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

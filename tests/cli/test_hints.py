@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,49 @@ def test_synthesize_is_told_its_own_options() -> None:
     assert "accept it with a larger --tolerance\n" in call(*asked, "ema:0.9").stderr
     answer = call(*asked, "mean,after=40", "--largest-norm", "1", "--tolerance", "9")
     assert "accept it with a larger --largest-norm\n" in answer.stderr
+
+
+def in_a_shell(command: str) -> list[str]:
+    """The words that a shell makes of a command."""
+    said = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+    return said.stdout.decode().split("\0")[:-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize(
+    "name", ["it's", "it's $HOME", "q'u`id`\"e", "sp ace", "st*r", "x[0]", "a\\b", "new\n[0]line", "-dash", "ä"]
+)
+def test_what_doctor_says_can_be_typed_whatever_a_weight_is_called(name: str) -> None:
+    """The name in single quotes of Python's would be another one, or several, or a program."""
+    polyak.save(held(**{name: np.float32([np.nan]), "ok": np.float32([1])}), "bad.safetensors")
+    mend = call("doctor", "bad.safetensors").stdout.partition("leave them out: ")[2].partition("\n\n")[0]
+    words = in_a_shell(mend)
+    assert words[:4] == ["polyak", "convert", "bad.safetensors", "OUT.safetensors"]
+    assert call(*words[1:]).exit_code == 0
+    assert list(polyak.open("OUT.safetensors")) == ["ok"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_doctor_names_an_average_as_a_shell_takes_it() -> None:
+    one, other = held(w=np.float32([1])), held("average:it's slow", w=np.float32([2]))
+    sets = [item for made in (one, other) for item in made.items_by_path.values()]
+    polyak.save(Snapshot(sets, {"average:it's slow": State({"rule": "mean"}, 3)}), "two.npz")
+    said = call("doctor", "two.npz").stdout.partition("where you load it: ")[2].partition("\n")[0]
+    assert call(*in_a_shell(said)[1:]).exit_code == 0
+    assert polyak.open("OUT.safetensors").roles == ("average:it's slow",)
+
+
+def test_one_of_several_averages_and_one_of_several_parts_are_taken_as_the_hints_say() -> None:
+    slow, fast = (State({"rule": "mean"}, n) for n in (40, 80))
+    roles = ("average:slow", "average:fast")
+    sets = [i for role in roles for i in held(role, w=np.float32([1])).items_by_path.values()]
+    polyak.save(Snapshot(sets, {"average:slow": slow, "average:fast": fast}), "two.npz")
+    rule = {"parts": [["enc/*", {"rule": "mean"}], ["*", {"rule": "ema", "decay": 0.9}]]}
+    arrays = {"enc/w": np.float32([1]), "head/w": np.float32([2])}
+    polyak.save(Snapshot.from_arrays(arrays, "average", State(rule, 40)), "parts.npz")
+    for path, begin in (("two.npz", "take one of them: "), ("parts.npz", "each part for itself: ")):
+        words = hinted(call("synthesize", path, "--dry-run", "--rule", "mean"), begin)
+        assert words[:4] == ["polyak", "convert", "SOURCE", "PATH"]
+        assert call("convert", path, "one.npz", *words[4:], "--force").exit_code == 0
+        answer = call("synthesize", "one.npz", "--dry-run", "--rule", "mean")
+        assert (answer.exit_code, answer.stderr) == (0, "")

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import polyak
 from polyak.cli import main
+from polyak.errors import FileError
 
 FIRST, INDEX = "model-00001-of-00002.safetensors", "model.safetensors.index.json"
 
@@ -92,6 +93,48 @@ def test_a_result_does_not_take_away_the_shards_that_it_is_made_of() -> None:
     answer = call("convert", str(shard), f"out{INDEX}", "--force")
     assert answer.stderr.startswith(f"error: file 'out{INDEX}': the source {str(shard)!r} is a part of it\n")
     assert shard.exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a", "a/model.safetensors"),
+        ("c", f"c/{INDEX}"),
+        ("tree.orbax", "tree.orbax/x.npz"),
+        ("run/ck-1.index", "run/ck-1"),
+        ("run", "run/ck-2.index"),
+    ],
+)
+def test_what_would_be_read_for_a_source_is_not_made_anew(source: str, target: str) -> None:
+    """A folder with shards and a file of weights is refused, and so is a tree with what is not its own."""
+    polyak.convert("c", "tree.orbax")
+    Path("run").mkdir()
+    for name in ("checkpoint", "ck-1.index", "ck-1.data-00000-of-00001"):
+        Path("run", name).write_bytes(b"")
+    before = contents()
+    for verb in ("convert", "transfer"):
+        answer = call(verb, source, target, *(["--format", "npz"] if verb == "convert" else []))
+        assert answer.stderr.startswith(f"error: file {target!r}: it is a part of {source!r}, which is one of the sour")
+    assert contents() == before
+
+
+def test_python_keeps_the_parts_of_a_source_as_the_commands_do() -> None:
+    before = contents()
+    for write in (
+        lambda: polyak.convert("a", f"a/{FIRST}"),
+        lambda: polyak.convert(Path("a", INDEX), f"a/{FIRST}"),
+        lambda: polyak.average((path for path in ("a", "b")), out=f"b/{FIRST}"),
+        lambda: polyak.average("a", out="a/model.safetensors"),
+        lambda: polyak.save("a", f"a/{FIRST}"),
+        lambda: polyak.transfer("a", f"a/{FIRST}"),
+        lambda: polyak.transfer("a", f"a/{FIRST}", like="b"),
+        lambda: polyak.Saver().save("a", f"a/{FIRST}"),
+    ):
+        with pytest.raises(FileError, match=r"it is a part of .*, which is one of the sources"):
+            write()
+    assert contents() == before
+    polyak.convert("c/model.safetensors", "c/model.safetensors", cast="float16")
+    assert polyak.open("c")["u"].dtype == np.float16
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")

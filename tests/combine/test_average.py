@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import polyak
 from polyak.averaging.rules import Mean
@@ -291,6 +292,63 @@ def test_counters_and_seeds_are_those_of_the_last() -> None:
     one, other = held(step=np.int64(3), seed=np.uint32([1, 2])), held(step=np.int64(5), seed=np.uint32([1, 7]))
     mean = polyak.average([one, other])
     assert (int(mean["step"]), mean["seed"].tolist()) == (5, [1, 7])
+
+
+def test_packed_weights_masks_and_tables_have_no_mean(tmp_path: Path) -> None:
+    """GPTQ: codes of the last file with scales of the mean would be two models in one."""
+    paths = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
+    for i, path in enumerate(paths):
+        codes = np.random.default_rng(i).integers(-(2**31), 2**31 - 1, (16, 8), np.int32)
+        order = np.arange(128, dtype=np.int32)
+        save_file({"q.qweight": codes, "q.scales": np.full((2, 8), i, np.float16), "q.g_idx": order}, path)
+    out = tmp_path / "mean.safetensors"
+    with pytest.raises(DtypeMismatch, match=r"weight 'q\.qweight': .* received int32 that differ") as raised:
+        polyak.average(paths, out=out)
+    assert 'exclude="q.qweight"' in str(raised.value)
+    assert not out.exists()
+    assert polyak.average(paths)["q.g_idx"].tolist() == list(range(128))
+    for odd in (np.eye(3, dtype=np.int64), np.arange(5)):
+        with pytest.raises(DtypeMismatch, match="received int64 that differ"):
+            _ = polyak.average([held(w=odd), held(w=odd + 1)])["w"]
+
+
+@pytest.mark.parametrize("seed", [np.uint32([0, 7]), np.int64([0, 1, 7]), np.uint32([1, 2, 3, 7])])
+def test_random_states_of_keras_tensorflow_and_jax_are_those_of_the_last(seed: Any) -> None:
+    assert polyak.average([held(rng=seed * 0), held(rng=seed)])["rng"].tolist() == seed.tolist()
+    long = [of_kind(Kind.SEED, np.arange(9) + i) for i in range(2)]
+    assert polyak.average(long)["w"].tolist() == list(range(1, 10))
+
+
+def test_nothing_is_taken_of_a_member_without_a_share() -> None:
+    first = held(w=np.float32([1]), q=np.int8([1]), steps=np.int64(10))
+    second = held(w=np.float32([2]), q=np.int8([2]), steps=np.int64(99))
+    mean = polyak.average([first, second], [1, 0])
+    assert {name: mean[name].tolist() for name in mean} == {"w": [1.0], "q": [1], "steps": 10}
+
+
+@pytest.mark.parametrize("role", ["optimizer", "training"])
+def test_what_is_neither_raw_nor_an_average_has_no_mean(role: str) -> None:
+    """The mean of Adam's moments would be called an average of weights."""
+    with pytest.raises(AmbiguousRole, match=f"expected raw weights or an average, received {role!r}"):
+        polyak.average([held(role, w=np.float32([1]))] * 2)
+
+
+def test_averages_are_averaged_whatever_their_tools_call_them() -> None:
+    one, other = held("average:avs/slow", w=np.float32([1])), held("average:model/avs/slow", w=np.float32([3]))
+    mean = polyak.average([one, other])
+    assert (mean["w"].tolist(), mean.roles) == ([2.0], ("average",))
+    assert [said.partition(": ")[2] for said in mean.manifest.evidence] == [
+        "average:avs/slow weights, share 0.5",
+        "average:model/avs/slow weights, share 0.5",
+    ]
+
+
+@pytest.mark.parametrize("shares", [{"a": 1, "b": 2}, [None, 1], [1j, 1], 0.5, ["1", "x"]])
+def test_shares_that_are_no_list_of_numbers_are_refused(shares: Any) -> None:
+    with pytest.raises(WeightError, match="expected a list of numbers, one for each member in their order"):
+        polyak.average([held(w=np.float32([1]))] * 2, shares)
+    with pytest.raises(WeightError, match="an average needs members, received NoneType"):
+        polyak.average(None)  # type: ignore[arg-type]
 
 
 def test_weights_whose_sum_is_out_of_all_range_are_refused() -> None:

@@ -113,4 +113,4 @@ def test_many_bad_weights_are_counted(tmp_path: Path) -> None:
     polyak.save(Snapshot.from_arrays(arrays, "average", OLD), tmp_path / "a.safetensors")
     (found,) = polyak.doctor(tmp_path / "a.safetensors")
     assert found.evidence == "w0 (1 of 1), w1 (1 of 1), w2 (1 of 1) and 2 more"
-    assert found.mend.endswith(f"polyak convert {tmp_path / 'a.safetensors'} OUT.safetensors --exclude 'w0'")
+    assert found.mend.endswith(f"polyak convert {tmp_path / 'a.safetensors'} OUT.safetensors --exclude w0")

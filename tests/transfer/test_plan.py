@@ -202,6 +202,14 @@ def test_a_plan_with_half_a_character_in_a_name_is_not_stored() -> None:
         made.to_json()
 
 
+@pytest.mark.parametrize("name", ["a\nb", "enc/k\n", "a//b", "/", ""])
+def test_names_with_line_breaks_and_empty_steps_are_refused_like_others_that_do_not_fit(name: str) -> None:
+    held, other = ({n: np.zeros(2, np.float32)} for n in (name, "dense/kernel"))
+    with pytest.raises(MissingWeight, match="dense/kernel") as raised:
+        polyak.plan(Snapshot.from_arrays(held), Snapshot.from_arrays(other))
+    assert repr(name) in str(raised.value)
+
+
 def test_a_renamed_matrix_of_another_framework_is_refused_where_nobody_says_how_it_lies() -> None:
     source = Snapshot.from_arrays({"linear.weight": np.ones((2, 2), np.float32)})
     target = tf.Module()

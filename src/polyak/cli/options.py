@@ -77,32 +77,21 @@ def classes(texts: tuple[str, ...]) -> dict[str, str]:
 
 def refuse_taken(path: str, force: bool, sources: Sequence[str] = ()) -> None:
     """Keep the sources, which are read while the result is written, and what exists, unless it may be written over."""
-    if not path:
-        raise FileError("file '': expected the name of a file to write, received an empty one")
+    from polyak.files.naming import path_text
+
+    path = path_text(path)
     if os.path.realpath(path) in {os.path.realpath(source) for source in sources}:
         raise FileError(f"file {path!r}: it is one of the sources", hint="give the result another name")
-    if not Path(path).exists():
-        return
-    from polyak.files.used import is_tree
+    from polyak.files.used import is_tree, refuse_part
 
     for source in filter(None, sources):
-        _refuse_part(path, source)
+        refuse_part(path, source)
+    if not Path(path).exists():
+        return
     if Path(path).is_dir() and not is_tree(Path(path)):
         raise FileError(f"file {path!r}: expected a file to write, received a directory", hint="add a file name")
     if not force:
         raise FileError(f"file {path!r}: it exists already", hint="write over it with --force")
-
-
-def _refuse_part(path: str, source: str) -> None:
-    from polyak.files.used import is_part
-
-    if is_part(Path(path), Path(source)):
-        said = f"it is a part of {source!r}, which is one of the sources"
-    elif is_part(Path(source), Path(path)):
-        said = f"the source {source!r} is a part of it"
-    else:
-        return
-    raise FileError(f"file {path!r}: {said}", hint="give the result another name")
 
 
 def patterns(texts: tuple[str, ...]) -> dict[re.Pattern[str], str]:

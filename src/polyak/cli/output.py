@@ -42,7 +42,12 @@ def _answer(content: str | bytes, ends_line: bool) -> None:
     """On standard output, which is None where it was closed when the program started: an answer would be lost."""
     if sys.stdout is None:
         raise FileError("standard output: expected a place for the answer, received none: it is closed")
-    click.echo(content, nl=ends_line)
+    try:
+        click.echo(content, nl=ends_line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise FileError(f"standard output: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -54,7 +59,7 @@ def after_all() -> Iterator[None]:
         raise
     except OSError as error:
         if sys.stdout is not None:  # somebody has a place for the answer, and it takes none
-            say(f"standard output: {error.strerror or error}", _mark("warning:", "yellow"))
+            say(str(error), _mark("warning:", "yellow"))
             _drop_unwritten()
 
 

@@ -3,13 +3,14 @@
 What is averaged: every floating-point weight, statistics such as BatchNorm's moving mean included. The members'
 statistics belong to the members' weights, not to the mean's; their mean is nearer to what the averaged model needs
 than any one member's, and where it matters a pass over data sets them right. Counters and random seeds have no mean:
-they are the last member's, from which training may go on.
+they are those of the last member with a share, from which training may go on. Other integers, which may be packed
+weights, masks or tables, and complex numbers must be equal in all members.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -35,6 +36,7 @@ from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
 from polyak.weights import Kind, Weight, numpy_dtype
 
 _CODES = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "bool")  # of quantised weights; masks of pruned ones
+_LONGEST_SEED = 4  # numbers: JAX's keys have 2 or 4, TensorFlow's generators 3, Keras' seeds 2
 ROOM = 1 << 27  # bytes of float64 that one read may take whatever the array's own size
 
 Watch = Callable[[str, int, int], None]
@@ -65,14 +67,15 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     of their own, and the manifest's evidence says how they were made.
 
     Args:
-        members: snapshots of one role each, of one structure.
-        weights: a share for each, of any positive sum; equal ones by default.
+        members: snapshots of one role each, raw weights or averages, of one structure.
+        weights: a share for each, of any positive sum; equal ones by default. Nothing is taken of one whose share is 0.
         watch: told of each array before it is computed: name, how many are done, of how many.
 
     Raises:
         WeightError: no members, or weights that are negative, not finite, sum to 0, or are not one for each.
-        AmbiguousRole: the members hold several or mixed roles.
+        AmbiguousRole: the members hold several or mixed roles, or neither raw weights nor averages.
         MissingWeight, ShapeMismatch, DtypeMismatch: the structures differ; the first difference is named.
+        DtypeMismatch: when an array is read that is no counter or seed, has no mean, and differs between the members.
         NonFinite: when an array is read that has NaN or infinity in one member.
 
     Example:
@@ -82,8 +85,9 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     """
     shares = normalised(weights, len(members))
     refuse_mixed(members)
-    last = members[-1]
-    reads = [_reader(members, shares, item.weight) for item in last.items_by_path.values()]
+    parts = [(member, share) for member, share in zip(members, shares, strict=True) if share]
+    last = parts[-1][0]
+    reads = [_reader(parts, item.weight) for item in last.items_by_path.values()]
     names = list(last)
     turn = count()
     watched = [watched_read(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
@@ -105,12 +109,7 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
     """
     if members == 0:
         raise WeightError("an average needs members, received none", hint="give at least one path or snapshot")
-    if isinstance(weights, str):
-        raise WeightError(
-            f"weights={weights!r}: expected a number for each member, received text",
-            hint="role= says which set of the members to average",
-        )
-    given = tuple(float(w) for w in weights) if weights is not None else (1.0,) * members
+    given = (1.0,) * members if weights is None else _numbers(weights)
     if len(given) != members:
         raise WeightError(
             f"expected {members} shares, one for each member, received {len(given)}",
@@ -128,17 +127,46 @@ def normalised(weights: Sequence[float] | None, members: int) -> tuple[float, ..
     return tuple(w / total for w in given)
 
 
+def _numbers(weights: Any) -> tuple[float, ...]:
+    if isinstance(weights, str):
+        raise WeightError(
+            f"weights={weights!r}: expected a number for each member, received text",
+            hint="role= says which set of the members to average",
+        )
+    try:
+        if not isinstance(weights, Mapping):
+            return tuple(float(w) for w in weights)
+    except (TypeError, ValueError):
+        pass
+    raise WeightError(
+        f"weights={weights!r:.80}: expected a list of numbers, one for each member in their order",
+        hint="without any they are equal",
+    )
+
+
 def refuse_mixed(members: Sequence[Snapshot]) -> None:
-    """One role, and the same names, shapes and dtypes in each; the error names the first difference."""
+    """Of one role, whatever an average is called, and the same names, shapes and dtypes in each; the error names the
+    first difference.
+    """
     first = members[0]
     for member in members:
-        if len(member.roles) != 1 or member.roles != first.roles:
+        if len(member.roles) != 1 or _sort(member) != _sort(first):
             raise AmbiguousRole(
                 f"expected members of one role, received {', '.join(member.roles)} from {member.origin} "
                 f"beside {', '.join(first.roles)} from {first.origin}",
                 hint="average raw weights with raw ones, averages with averages",
             )
+        if _sort(member) not in (RAW, AVERAGE):
+            raise AmbiguousRole(
+                f"{member.origin}: expected raw weights or an average, received {member.roles[0]!r}, which is neither",
+                hint='choose a set of weights: role="raw" or role="average"',
+            )
         _refuse_other_structure(first, member)
+
+
+def _sort(member: Snapshot) -> str:
+    """The role without the name of an average, which one tool calls "avs/slow" and another one "model/avs/slow"."""
+    return next(iter(member.roles), "").partition(":")[0]
 
 
 def common_layout(members: Sequence[Snapshot]) -> str:
@@ -187,14 +215,23 @@ def averaged(w: Weight) -> bool:
 
 
 def _is_weight(w: Weight) -> bool:
-    """Whether numbers without a mean are a layer's (complex, quantised, a mask), and not those of counters or seeds."""
-    return w.dtype.startswith("complex") or (bool(w.shape) and w.dtype in _CODES)
+    """Whether numbers without a mean may be a layer's: complex, quantised, packed, a mask or a table.
+
+    Not those of counters and seeds, which are one number or a few.
+    """
+    if w.dtype.startswith("complex"):
+        return True
+    if w.kind is Kind.SEED or not w.shape:
+        return False
+    return w.dtype in _CODES or len(w.shape) > 1 or w.size > _LONGEST_SEED
 
 
-def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> Read:
-    def last() -> Array:
-        found = members[-1][w.path]
-        if _is_weight(w) and any(not np.array_equal(member[w.path], found) for member in members[:-1]):
+def _reader(parts: Sequence[tuple[Snapshot, float]], w: Weight) -> Read:
+    *others, last = (member for member, _ in parts)
+
+    def same() -> Array:
+        found = last[w.path]
+        if _is_weight(w) and any(not np.array_equal(member[w.path], found) for member in others):
             raise DtypeMismatch(
                 f"weight {w.path!r}: expected floating-point numbers to average, received {w.dtype} that differ "
                 "between the members",
@@ -202,9 +239,7 @@ def _reader(members: Sequence[Snapshot], shares: Sequence[float], w: Weight) -> 
             )
         return found
 
-    if averaged(w):
-        return lambda: in_parts(w, lambda part: _wide_mean(members, shares, w, part))
-    return last
+    return (lambda: in_parts(w, lambda part: _wide_mean(parts, w, part))) if averaged(w) else same
 
 
 def watched_read(
@@ -237,12 +272,10 @@ def in_parts(w: Weight, wide: Callable[[slice], Array]) -> Array:
     return made.reshape(w.shape)
 
 
-def _wide_mean(members: Sequence[Snapshot], shares: Sequence[float], w: Weight, part: slice) -> Array:
+def _wide_mean(parts: Sequence[tuple[Snapshot, float]], w: Weight, part: slice) -> Array:
     """A running mean in float64: it never leaves the members' range, and equal values stay as they are."""
     total, mean = 0.0, np.empty(len(range(*part.indices(w.size))), np.float64)
-    for member, share in zip(members, shares, strict=True):
-        if share == 0:
-            continue
+    for member, share in parts:
         before, total = total, total + share
         _move(mean, finite(member, w).reshape(-1)[part], share / total, before / total)
     return mean

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import re
+import shlex
 from collections.abc import Iterator
 
 from polyak.combine.blocks import count_nonfinite
@@ -100,7 +102,7 @@ def _roles(held: Snapshot, path: str) -> Iterator[Finding]:
         yield Finding(
             "several sets of weights",
             f"it holds {', '.join(held.roles)}",
-            f"say which where you load it: polyak transfer {path} OUT.safetensors --weights {found[0]}",
+            f"say which where you load it: polyak transfer {path} OUT.safetensors --weights {shlex.quote(found[0])}",
         )
 
 
@@ -114,9 +116,15 @@ def _nonfinite(held: Snapshot, path: str) -> Iterator[Finding]:
     counts = {name: bad for name in held if (bad := count_nonfinite(held[name]))}
     if counts:
         named = [f"{name} ({bad:,} of {held.items_by_path[name].weight.size:,})" for name, bad in counts.items()]
+        first = held.items_by_path[next(iter(counts))].weight.path
         yield Finding(
             f"NaN or infinity in {weights_counted(len(counts))}",
             listed(named, _NAMED),
             "go back to an earlier file, or leave them out: "
-            f"polyak convert {path} OUT.safetensors --exclude {held.items_by_path[next(iter(counts))].weight.path!r}",
+            f"polyak convert {path} OUT.safetensors --exclude {shlex.quote(_as_glob(first))}",
         )
+
+
+def _as_glob(path: str) -> str:
+    """A path as it is; where a terminal cannot show some of its letters, a glob with question marks for these."""
+    return path if path.isprintable() else "".join(c if c.isprintable() else "?" for c in glob.escape(path))

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from polyak.contents import json_object
+from polyak.errors import FileError
 from polyak.files.limits import MOST_HEADER
 
 # The ends of names that TensorFlow gives to the parts of one checkpoint.
@@ -24,6 +25,21 @@ _READ = re.compile(
 _INDEX = (".index.json", ".weights.json")
 # What lies in a directory that is one tree of arrays, all of which is its own.
 _TREE = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
+
+
+def refuse_part(path: str, source: str) -> None:
+    """Keep what a source is read from: what is there, and the names of what would be read if it were there.
+
+    Raises:
+        FileError: the path is a part of the source, or the source of it.
+    """
+    if is_part(Path(path), Path(source)):
+        said = f"it is a part of {source!r}, which is one of the sources"
+    elif is_part(Path(source), Path(path)):
+        said = f"the source {source!r} is a part of it"
+    else:
+        return
+    raise FileError(f"file {path!r}: {said}", hint="give the result another name")
 
 
 def is_part(file: Path, whole: Path) -> bool:

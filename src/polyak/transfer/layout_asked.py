@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyak.errors import AmbiguousMatch, WeightError
+from polyak.renaming import refuse_no_rename
 from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer.layout_pairs import Pairing
 from polyak.transfer.layout_rules import turns
@@ -122,6 +123,7 @@ def refuse_two_layouts(source: Snapshot, target: Target) -> None:
 
 
 def _pairing(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Pairing:
+    refuse_no_rename(asked.get("rename"))
     return Pairing(
         rename=asked.get("rename"),
         position=asked.get("by") == "position",

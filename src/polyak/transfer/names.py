@@ -15,7 +15,7 @@ from polyak.errors import AmbiguousMatch, argument
 from polyak.weights import Kind, Weight
 
 Pairs = dict[str, str]
-_NUMBERED = re.compile(r"(.+?)(?:_(\d{1,9}))?")
+_NUMBERED = re.compile(r"(.*?)(?:_(\d{1,9}))?", re.DOTALL)
 _UNKNOWN = re.compile(r"layer_with_weights-\d{1,9}")
 _DEEPEST_SCOPE = 3
 # The inside of recurrent layers by automatic names, and what it is called everywhere.
@@ -207,7 +207,7 @@ def _by_creation(w: Weight) -> str | None:
         return None
     parts = (s.partition("~") for s in steps)
     ranked = (
-        _with_rank(f, int(n)) if n.isdigit() else _inside(old) for (f, _, n), old in zip(parts, named, strict=True)
+        _with_rank(f, int(n)) if n.isdecimal() else _inside(old) for (f, _, n), old in zip(parts, named, strict=True)
     )
     return "/".join(ranked)
 
