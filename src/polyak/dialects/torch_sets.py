@@ -59,11 +59,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A set at its place in the file, with the stored name of each tensor."""
+    """A set at its place in the file, with the stored name of each tensor.
+
+    Attributes:
+        whole: all that the object which wrote it holds, under that object's names, where the set is a part of it.
+    """
 
     key: str
     tensors: Set
     stored: frozenset[str] = field(default_factory=frozenset)
+    whole: Set | None = None
 
     @property
     def place(self) -> str:
@@ -149,8 +154,8 @@ def twin(of: Set, among: Mapping[str, Named], but: str) -> Named | None:
 
 
 def number(tensor: Tensor | None) -> int | float | None:
-    """The value of a stored number."""
-    return tensor.read().item() if tensor is not None and tensor.shape == () else None
+    """The value of a stored number, which some have in an array of one."""
+    return tensor.read().item() if tensor is not None and tensor.shape in ((), (1,)) else None
 
 
 def is_count(tensor: Tensor | None) -> bool:
@@ -161,6 +166,11 @@ def is_count(tensor: Tensor | None) -> bool:
 def parameters(tensors: Set) -> dict[str, Tensor]:
     """What ``parameters()`` gives: without the buffers of batch normalisation. Other buffers cannot be told apart."""
     return {n: t for n, t in tensors.items() if is_floating(t.dtype) and not _statistic(n, tensors)}
+
+
+def is_usual(key: str) -> bool:
+    """Whether a set is the model by its key."""
+    return key in _USUAL
 
 
 def usual(among: Mapping[str, Named]) -> Named | None:
@@ -204,11 +214,22 @@ def snapshot(contents: Contents, reading: Reading) -> Snapshot:
 
 
 def _namings(reading: Reading, role: str) -> Iterator[Set]:
-    """A set under the names that an object has which wraps the model: its own writer's, or any that counts nothing."""
-    if role in reading.whole:
-        yield reading.whole[role]
-    if role in reading.sets:
-        yield {f"{_WRAPPERS[0]}{name}": tensor for name, tensor in reading.sets[role].items()}
+    """A set under the names that an object has which wraps the model: its own writer's, or any that counts nothing.
+
+    Where the writer counts beside a ``module``, also those of another such object, whose module is wrapped or not.
+    """
+    whole, held = reading.whole.get(role), reading.sets.get(role, {})
+    if whole is not None:
+        yield whole
+    if held:
+        yield _within(_WRAPPERS[0], held)
+    counts = {n: t for n, t in bare(whole or {}).items() if not n.startswith(_WRAPPERS[0])}
+    if counts and all(is_count(t) for t in counts.values()):
+        yield from (counts | _within(_WRAPPERS[0] + inner, held) for inner in ("", *_WRAPPERS))
+
+
+def _within(prefix: str, held: Set) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in held.items()}
 
 
 def _left_alone(left: Sequence[str], contents: Contents) -> str:
