@@ -91,7 +91,10 @@ def test_what_was_put_aside_is_raw_while_the_model_holds_the_average(owner: str,
         assert torch.equal(torch.from_numpy(file[f"{role}/1.running_mean"]), model[1].running_mean)
 
 
-@pytest.mark.parametrize("names", [("shadow", "backup"), ("shadow", "original"), ("shadow_weights", "saved")])
+@pytest.mark.parametrize(
+    "names",
+    [("shadow", "backup"), ("shadow", "original"), ("shadow_weights", "saved"), ("shadow_params", "collected_params")],
+)
 def test_what_was_put_aside_is_old_once_the_model_has_its_weights_back(names: tuple[str, str], tmp_path: Path) -> None:
     model, average = trained()
     average.apply_shadow()

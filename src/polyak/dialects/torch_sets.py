@@ -82,7 +82,7 @@ def sets(contents: Contents) -> dict[str, Named]:
     found: dict[str, dict[str, str]] = {}
     for name in contents.tensors:
         key, last = place_of(name)
-        if not is_optimizer(key) and not is_list(key):
+        if not is_optimizer(key) and not is_listed(key, last):
             found.setdefault(key, {})[last] = name
     return {
         key: Named(key, {last: contents.tensors[name] for last, name in names.items()}, frozenset(names.values()))
@@ -121,9 +121,14 @@ def is_optimizer(key: str) -> bool:
     return bool(called) and not _OF_OPTIMIZER.isdisjoint(steps[called[0] + 1 :])
 
 
-def is_list(key: str) -> bool:
-    """Whether a place holds an average's list of weights by their position, and no set by name."""
-    return key.rpartition("/")[2] in _LISTS
+def is_listed(key: str, name: str) -> bool:
+    """Whether a tensor is in an average's list of weights by their position, and in no set by name.
+
+    Example:
+        >>> is_listed("ema/shadow_params", "0"), is_listed("ema/shadow_params", "conv.weight")
+        (True, False)
+    """
+    return key.rpartition("/")[2] in _LISTS and name.isdigit()
 
 
 def under(tensors: Set, prefix: str) -> dict[str, Tensor]:
@@ -235,8 +240,8 @@ def _within(prefix: str, held: Set) -> dict[str, Tensor]:
 def _left_alone(left: Sequence[str], contents: Contents) -> str:
     """A word on arrays that may be weights, too, and are in no set: their places, and how many are there."""
     arrays = [n for n in left if contents.tensors[n].shape and is_floating(contents.tensors[n].dtype)]
-    places = [(key or name, key) for name in arrays for key, _ in [place_of(name)]]
-    counts = Counter(place for place, key in places if not is_optimizer(place) and not is_list(key))
+    places = [(key or name, key, last) for name in arrays for key, last in [place_of(name)]]
+    counts = Counter(place for place, *of in places if not is_optimizer(place) and not is_listed(*of))
     told = [f"{place!r} ({n} array{'s' * (n > 1)})" for place, n in counts.items()]
     return f"left with the state of the training: {listed(told, _MOST_TOLD)}" if told else ""
 
