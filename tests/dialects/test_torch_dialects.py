@@ -228,6 +228,23 @@ def with_aside(model: np.ndarray, shadow: np.ndarray, aside: np.ndarray) -> Snap
     return opened({"model/a": model, "model/b": V} | arrays, ema__decay=0.9)
 
 
+def test_shadows_that_have_names_are_a_set() -> None:
+    held = opened({"model/a": W, "model/b": V, "ema/shadow_params/a": 2 * W, "ema/shadow_params/b": V}, ema__decay=0.9)
+    assert held.roles == ("raw", "average")
+    assert held["average/a"].tolist() == (2 * W).tolist()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_averages_within_a_network_are_found_in_what_runs_it(prefix: str) -> None:
+    lit = {"model.a.b": W, "model_ema.ab": 2 * W, "model_ema.decay": np.array(0.9), "model_ema.num_updates": N}
+    held = opened({f"state_dict/{prefix}{name}": array for name, array in lit.items()})
+    assert (held.manifest.tool, held.roles) == ("LitEma", ("raw", "average"))
+    assert held["average/model.a.b"].tolist() == (2 * W).tolist()
+    swapped = {f"ema_state_dict/{prefix}module.a": W, f"ema_state_dict/{prefix}steps": N, "state_dict/a": 2 * W}
+    held = opened(swapped)
+    assert (held.manifest.tool, held["average/a"].tolist()) == ("mmengine", (2 * W).tolist())
+
+
 def test_a_model_that_holds_its_average_while_it_is_saved_has_its_raw_weights_where_they_were_put_aside() -> None:
     held = with_aside(model=2 * W, shadow=2 * W, aside=W)
     assert held["raw/a"].tolist() == W.tolist()

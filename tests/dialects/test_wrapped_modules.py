@@ -129,3 +129,139 @@ def test_a_file_of_ema_pytorch_goes_back_whole(tmp_path: Path) -> None:
     assert same(source, target)
     polyak.transfer(tmp_path / "a.pt", bare := network(9), weights="average")
     assert same(source.ema_model, bare)
+
+
+# Each the way to an object around the average, or around the model in it, from the network itself.
+AROUND = {
+    "average": AveragedModel,
+    "average of compiled": lambda model: AveragedModel(torch.compile(model)),
+    "average of parallel": lambda model: AveragedModel(nn.DataParallel(model)),
+    "compiled average": lambda model: torch.compile(AveragedModel(model)),
+    "parallel average": lambda model: nn.DataParallel(AveragedModel(model)),
+    "parallel compiled average": lambda model: nn.DataParallel(torch.compile(AveragedModel(model))),
+}
+
+
+def within(model: nn.Module) -> tuple[nn.Module, AveragedModel | None]:
+    """The network in such an object, and the average around it."""
+    average = None
+    while not isinstance(model, nn.Sequential):
+        average = model if isinstance(model, AveragedModel) else average
+        model = next(iter(model.children()))
+    return model, average
+
+
+@pytest.mark.parametrize("source", AROUND)
+@pytest.mark.parametrize("target", ["network", *AROUND])
+def test_a_file_of_an_average_goes_into_any_other_wrapped_or_not(source: str, target: str, tmp_path: Path) -> None:
+    model = network(1)
+    written = AROUND[source](network(0))
+    within(written)[1].n_averaged.fill_(7)
+    torch.save({"model": model.state_dict(), "ema": written.state_dict()}, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert (held.manifest.tool, held.roles) == ("PyTorch AveragedModel", ("raw", "average"))
+    read = AROUND.get(target, lambda model: model)(network(2))
+    polyak.transfer(tmp_path / "a.pt", read, weights="average")
+    inner, average = within(read)
+    assert same(inner, within(written)[0])
+    assert average is None or int(average.n_averaged) == 7
+    polyak.transfer(tmp_path / "a.pt", plain := network(2), weights="raw")
+    assert same(plain, model)
+
+
+@pytest.mark.parametrize("source", AROUND)
+def test_an_average_is_saved_as_one_whatever_is_around_it(source: str, tmp_path: Path) -> None:
+    written = AROUND[source](network(0))
+    polyak.save(written, tmp_path / "a.safetensors")
+    assert polyak.open(tmp_path / "a.safetensors").roles == ("average",)
+    names = [n for n in polyak.open(tmp_path / "a.safetensors") if n != "n_averaged"]
+    before = next(iter(names)).removesuffix("0.weight")
+    receipt = polyak.transfer(written, network(1), rename={f"{before}*": "*"}, exclude="n_averaged")
+    assert str(receipt).startswith("average weights")
+
+
+def test_each_of_several_averages_of_a_model_has_its_role(tmp_path: Path) -> None:
+    model, fast, slow = network(1), averaged(2), averaged(3)
+    states = {"model": model.state_dict(), "ema_fast": fast.state_dict(), "slow": slow.state_dict()}
+    torch.save(states, tmp_path / "a.pt")
+    assert polyak.open(tmp_path / "a.pt").roles == ("raw", "average:ema_fast", "average:slow")
+    for key, source in (("ema_fast", fast), ("slow", slow)):
+        polyak.transfer(tmp_path / "a.pt", target := averaged(0, seed=5), weights=f"average:{key}")
+        assert same(source, target)
+    polyak.transfer(tmp_path / "a.pt", plain := network(2), weights="raw")
+    assert same(plain, model)
+
+
+def test_averages_of_two_networks_are_side_by_side_with_them(tmp_path: Path) -> None:
+    a, b = averaged(2), AveragedModel(nn.Linear(3, 1))
+    states = {"g": a.module.state_dict(), "d": b.module.state_dict(), "avg_g": a.state_dict(), "avg_d": b.state_dict()}
+    torch.save(states, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert held.roles == ("raw", "average")
+    assert {name.partition("/")[0] for name in held.select("average")} == {"g", "d"}
+
+
+def test_of_several_sets_alike_the_one_called_the_model_is_raw(tmp_path: Path) -> None:
+    model, average = network(1), averaged(2)
+    states = {"best": network(3).state_dict(), "model": model.state_dict(), "ema": average.state_dict()}
+    torch.save(states, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert held.roles == ("raw", "average", "training")
+    assert "and so has 'best'" in "; ".join(held.manifest.evidence)
+    polyak.transfer(tmp_path / "a.pt", plain := network(2), weights="raw")
+    assert same(plain, model)
+
+
+def test_of_several_sets_alike_none_is_raw_where_no_key_says_so(tmp_path: Path) -> None:
+    states = {"best": network(3).state_dict(), "last": network(1).state_dict(), "ema": averaged(2).state_dict()}
+    torch.save(states, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert held.roles == ("average", "training")
+    assert "'best', 'last' have the same names and shapes: which is the model is not told" in held.manifest.evidence
+
+
+def test_several_averages_without_a_model_keep_their_keys(tmp_path: Path) -> None:
+    torch.save({"a": averaged(1).state_dict(), "b": AveragedModel(nn.Linear(1, 1)).state_dict()}, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert held.roles == ("average:a", "average:b")
+    assert set(held.select("average:b")) == {"weight", "bias"}
+
+
+def test_an_average_by_its_key_beside_one_by_its_count_is_no_model(tmp_path: Path) -> None:
+    model = network(1)
+    states = {"model": model.state_dict(), "model_ema": network(2).state_dict(), "swa": averaged(2).state_dict()}
+    torch.save(states, tmp_path / "a.pt")
+    assert polyak.open(tmp_path / "a.pt").roles == ("raw", "average:swa", "average:model_ema")
+
+
+def of_ema_pytorch(seed: int, *, online: bool, prefix: str = "") -> dict[str, torch.Tensor]:
+    state = network(seed).state_dict()
+    held = {f"ema_model.{n}": t for n, t in state.items()} | {
+        "initted": torch.tensor([True]),
+        "step": torch.tensor([3]),
+    }
+    held |= {f"online_model.{n}": t + 1 for n, t in state.items()} if online else {}
+    return {prefix + n: t for n, t in held.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("online", [True, False])
+def test_ema_pytorch_is_found_in_what_runs_it(online: bool, prefix: str, tmp_path: Path) -> None:
+    torch.save({"ema": of_ema_pytorch(1, online=online, prefix=prefix)}, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert held.roles == (("raw", "average") if online else ("average",))
+    assert "step = 3" in held.manifest.evidence[0]
+    polyak.transfer(tmp_path / "a.pt", target := network(2), weights="average")
+    assert same(target, network(1))
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_several_of_ema_pytorch_have_the_model_beside_them(online: bool, tmp_path: Path) -> None:
+    averages = {f"ema_{i}": of_ema_pytorch(i, online=online) for i in (1, 2)}
+    torch.save({"model": network(0).state_dict(), **averages}, tmp_path / "a.pt")
+    held = polyak.open(tmp_path / "a.pt")
+    assert [r for r in held.roles if r != "training"] == ["raw", "average:ema_1", "average:ema_2"]
+    assert ("left with the state of the training: 'ema_1' (8 arrays)" in held.manifest.note) is online
+    for role, seed in (("raw", 0), ("average:ema_1", 1), ("average:ema_2", 2)):
+        polyak.transfer(tmp_path / "a.pt", target := network(5), weights=role)
+        assert same(target, network(seed))

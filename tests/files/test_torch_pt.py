@@ -88,6 +88,22 @@ def test_tensors_that_are_not_read_are_named_in_the_note() -> None:
     assert note == "not read: q (a quantised tensor), sparse (a sparse tensor)"
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("dtype", ["qint8", "quint8", "qint32"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_quantised_tensors_keep_no_others_from_being_read_in_either_form(
+    dtype: str, zipped: bool, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    quantised = [torch.quantize_per_tensor(torch.randn(n), 0.1, 0, getattr(torch, dtype)) for n in (3, 5)]
+    first, last = torch.randn(4), torch.randn(6)
+    held = {"a": first, "q": quantised[0], "s": quantised[1], "z": last}
+    torch.save(held, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    read = polyak.open(tmp_path / "a.pt")
+    assert all(read[n].tobytes() == held[n].numpy().tobytes() for n in ("a", "z"))
+    assert read.manifest.unread == {"q": "a quantised tensor", "s": "a quantised tensor"}
+
+
 def test_plain_values_are_facts() -> None:
     facts = torch_pt.read(GOLDEN / "averaged_model_both.pt").facts
     assert (facts["epoch"], facts["optimizer/param_groups/0/lr"]) == (3, 0.1)
@@ -586,7 +602,7 @@ def legacy(tree: Any, protocol: int = 1001, keys: tuple[str, ...] = ()) -> bytes
 
 LEGACY = {
     "protocol": (legacy({}, 1002), UnknownFormat, "expected the protocol 1001 of PyTorch, received 1002"),
-    "unread": (legacy(tensor("QInt8Storage", "0", 4), keys=("0",)), DamagedFile, "whose size is not known: refused"),
+    "unread": (legacy(tensor("QUInt4x2Storage", "0", 4), keys=("0",)), DamagedFile, "whose size is not known: refused"),
     "size": (
         legacy({"w": Identity("storage", Global("torch", "FloatStorage"), "0", "cpu", None, ("0", 0, 1))}),
         DamagedFile,

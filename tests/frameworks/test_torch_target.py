@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,63 @@ def test_an_extra_state_is_said_to_stay_where_it_is() -> None:
     source, target = nn.Sequential(Counting(2, 2)), nn.Sequential(Counting(2, 2))
     with pytest.warns(NotAWeight, match=r"module '0' \(Counting\) has an extra state: it is neither"):
         polyak.transfer(source, target)
+
+
+class Saving(nn.Linear):
+    """Keeps a tensor as ``state_dict()`` asks for it, and neither as a parameter nor as a buffer."""
+
+    scale = torch.ones(2)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}scale"] = self.scale
+
+
+def hooked() -> nn.Module:
+    module = nn.Linear(2, 2)
+    module.register_state_dict_post_hook(lambda _, state, prefix, __: state.update({f"{prefix}scale": torch.ones(2)}))
+    return module
+
+
+@pytest.mark.parametrize("make", [lambda: Saving(2, 2), hooked])
+@pytest.mark.parametrize("around", [lambda module: module, torch.compile])
+def test_a_tensor_that_only_the_state_dict_has_is_said_to_stay(make: Any, around: Any, tmp_path: Path) -> None:
+    source, target = (around(nn.Sequential(make(), nn.BatchNorm1d(2))) for _ in range(2))
+    said = r"tensor '0\.scale' of its state_dict\(\) is no parameter and no buffer: it is neither"
+    with pytest.warns(NotAWeight, match=said):
+        polyak.transfer(source, target)
+    with pytest.warns(NotAWeight, match=said):
+        polyak.save(source, tmp_path / "a.safetensors")
+
+
+def renaming() -> nn.Module:
+    module = nn.Linear(2, 2)
+    hook = lambda _, state, prefix, __: state.update({f"{prefix}w": state.pop(f"{prefix}weight")})  # noqa: E731
+    module.register_state_dict_post_hook(hook)
+    return module
+
+
+def failing() -> nn.Module:
+    module = nn.Linear(2, 2)
+    module.register_state_dict_pre_hook(lambda *_: 1 / 0)
+    return module
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.utils.spectral_norm(nn.Linear(2, 2)),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+        renaming,
+        failing,
+    ],
+)
+def test_hooks_that_add_no_tensor_are_silent(make: Any) -> None:
+    source, target = nn.Sequential(make()), nn.Sequential(make())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotAWeight)
+        polyak.transfer(source, target)
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
 def test_what_a_weight_is_computed_from_is_paired_with_no_plain_weight() -> None:
@@ -464,14 +522,19 @@ def test_what_cannot_be_read_or_tracked_is_refused() -> None:
     module.register_buffer("x", torch.eye(2).to_sparse())
     with pytest.raises(ModelError, match="expected a dense tensor"):
         polyak.snapshot(module)
+
+
+@pytest.mark.parametrize("around", [lambda module: module, torch.compile, nn.DataParallel])
+def test_a_module_is_not_tracked_and_the_hint_says_what_is_done_instead(around: Any) -> None:
+    model, module = around(nn.Linear(2, 2)), nn.Linear(2, 2)
     with pytest.raises(ModelError, match="torch module") as refused:
-        polyak.track(nn.Linear(2, 2), "ema:0.9")
-    averaged, module = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2)), nn.Linear(2, 2)
+        polyak.track(model, "ema:0.9")
+    averaged = torch.optim.swa_utils.AveragedModel(model)
     call = re.search(r"polyak\.transfer\(.*?\)", refused.value.hint)
     assert call is not None
     assert "AveragedModel" in refused.value.hint
     assert eval(call[0], {"polyak": polyak, "averaged": averaged, "module": module}).role == "average"
-    assert torch.equal(module.weight, averaged.module.weight)
+    assert torch.equal(module.weight, next(averaged.parameters()))
 
 
 def test_nothing_but_pytorch_is_loaded_for_a_module(tmp_path: Path) -> None:

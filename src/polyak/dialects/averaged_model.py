@@ -5,9 +5,11 @@ The rule is a function that the file does not hold; without one, AveragedModel i
 
 from __future__ import annotations
 
-from polyak.contents import Contents
-from polyak.dialects.torch_sets import Reading, bare, is_count, number, sets, snapshot, twin, under
-from polyak.manifest import AVERAGE, RAW
+from dataclasses import replace
+
+from polyak.contents import Contents, Tensor
+from polyak.dialects.torch_pairs import counted
+from polyak.dialects.torch_sets import Named, bare, is_count, number, sets, snapshot, under
 from polyak.snapshot import Snapshot
 
 _COUNT = "n_averaged"
@@ -15,24 +17,26 @@ _PREFIX = "module."
 
 
 def interpret(contents: Contents) -> Snapshot | None:
-    """None unless exactly one set is a count and weights that all are in ``module.``."""
+    """None unless a set is a count and weights that all are in ``module.``, itself wrapped or not."""
     found = sets(contents)
-    fitting = [s for s in found.values() if is_count(s.tensors.get(_COUNT)) and _all_wrapped(s.tensors)]
-    if len(fitting) != 1:
+    fitting = [s for s in found.values() if _is_averaged(bare(s.tensors))]
+    if not fitting:
         return None
-    held = fitting[0]
-    average = bare(under(held.tensors, _PREFIX))
-    raw = twin(average, found, held.key)
-    roles = {AVERAGE: average} if raw is None else {RAW: bare(raw.tensors), AVERAGE: average}
-    used = held.stored | (raw.stored if raw else frozenset())
-    count = number(held.tensors[_COUNT])
-    why = f"{held.place} holds a count {_COUNT} = {count} and all else in {_PREFIX}*, as AveragedModel does"
+    reading, pair = counted([_average(s) for s in fitting], found)
     rule = "the rule is not in the file; without one of its own, AveragedModel is the equal mean"
-    pair = f"{raw.place} has the same names and shapes" if raw else "no set with the same names is beside it"
-    whole = {AVERAGE: held.tensors} | ({RAW: raw.tensors} if raw else {})
-    return snapshot(contents, Reading("PyTorch AveragedModel", roles, used, (why, pair, rule), whole=whole))
+    evidence = (*(_why(s) for s in fitting), pair, rule)
+    return snapshot(contents, replace(reading, tool="PyTorch AveragedModel", evidence=evidence))
 
 
-def _all_wrapped(tensors: object) -> bool:
-    names = set(tensors) - {_COUNT} if isinstance(tensors, dict) else set()
-    return bool(names) and all(n.startswith(_PREFIX) for n in names)
+def _is_averaged(tensors: dict[str, Tensor]) -> bool:
+    names = set(tensors) - {_COUNT}
+    return is_count(tensors.get(_COUNT)) and bool(names) and all(n.startswith(_PREFIX) for n in names)
+
+
+def _average(held: Named) -> Named:
+    return Named(held.key, under(bare(held.tensors), _PREFIX), held.stored, held.tensors)
+
+
+def _why(held: Named) -> str:
+    count = number(bare(held.tensors)[_COUNT])
+    return f"{held.place} holds a count {_COUNT} = {count} and all else in {_PREFIX}*, as AveragedModel does"

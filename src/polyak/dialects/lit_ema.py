@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from polyak.contents import Contents
-from polyak.dialects.torch_sets import Named, Reading, Set, number, sets, snapshot, under
+from polyak.dialects.torch_sets import Named, Reading, Set, bare, number, sets, snapshot, under
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
 
@@ -18,7 +18,8 @@ _DECAY, _UPDATES = "decay", "num_updates"
 
 def interpret(contents: Contents) -> Snapshot | None:
     """None unless one set has both, and each average has exactly one weight of its shape and squeezed name."""
-    for held in sets(contents).values():
+    for each in sets(contents).values():
+        held = Named(each.key, bare(each.tensors), each.stored)
         shadows = under(held.tensors, _EMA)
         pairs = _pairs(held.tensors, {n: t for n, t in shadows.items() if n not in (_DECAY, _UPDATES)})
         if pairs is not None and {_DECAY, _UPDATES} <= set(shadows):

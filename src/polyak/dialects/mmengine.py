@@ -15,7 +15,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     found = sets(contents)
     if not {_AVERAGE, _RAW} <= set(found):
         return None
-    held = found[_RAW].tensors
+    held = bare(found[_RAW].tensors)
     average, raw = bare(found[_AVERAGE].tensors), bare(under(held, _PREFIX))
     if not same(average, raw) or not is_count(held.get(_STEPS)):
         return None

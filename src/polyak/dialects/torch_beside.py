@@ -14,7 +14,8 @@ from polyak.dialects.called import says_average
 from polyak.dialects.torch_sets import Named, bare, same
 from polyak.weights import is_floating
 
-_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|teacher|shadow)(?![a-z])")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|polyak|teacher|shadow)(?![a-z])")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # Steps of a key, in small letters, that end with a word of these: "loss_fn", but not "loss_net".
 _TRAINING = re.compile(
     r"(?<![a-z])(args|hparams|hyper_?param[a-z]*|config|cfg|settings|meta(data)?|callbacks?|loops?|[a-z]*schedulers?|"
@@ -26,13 +27,22 @@ _STATISTIC = re.compile(r"(\w+_)?(mean|std|var|variance|min|max|count|sum|median
 
 
 def called_average(key: str) -> bool:
-    """Whether the writer called a set an average by its key."""
-    return says_average(key, _AVERAGED)
+    """Whether the writer called a set an average by its key.
+
+    Example:
+        >>> [called_average(key) for key in ("model_ema", "modelEMA", "emaModel", "schema", "modelNonEma")]
+        [True, True, True, False, False]
+    """
+    return says_average(_words(key), _AVERAGED)
 
 
 def named_after(average: str, of: str) -> bool:
     """Whether a key is another's, and a word for an average: ``g_ema`` and ``g``."""
-    return _letters(_AVERAGED.sub("", average.lower())) == _letters(of.lower())
+    return _letters(_AVERAGED.sub("", _words(average).lower())) == _letters(of.lower())
+
+
+def _words(key: str) -> str:
+    return _HUMP.sub("_", key)
 
 
 def _letters(key: str) -> str:

@@ -10,12 +10,12 @@ In a file that was written meanwhile the model is the average. Whether it is can
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from polyak.contents import Contents, Tensor
+from polyak.dialects.torch_aside import is_in_model, smallest
 from polyak.dialects.torch_sets import (
     TORCH,
     Named,
@@ -30,13 +30,11 @@ from polyak.dialects.torch_sets import (
 )
 from polyak.manifest import AVERAGE, RAW
 from polyak.snapshot import Snapshot
-from polyak.weights import numpy_dtype
 
 _LIST = re.compile(r"(?:(?P<owner>.+)/)?(?P<list>shadow_params)/(?P<index>\d+)")
 _NEMO = re.compile(r"(?P<owner>optimizer_states/\d+)/(?P<list>ema)/(?P<index>\d+)")
 _ASIDE = {"torch-ema": "collected_params", "diffusers": "temp_stored_params"}
 _PUT_ASIDE_BY = {"torch-ema": "average_parameters()", "diffusers": "store()"}
-_LOOKED_AT = 1 << 20  # bytes of the smallest parameters
 _SAID = ("decay", "num_updates", "optimization_step", "current_step")
 
 
@@ -73,7 +71,7 @@ def _reading(held: Listed, model: Named | None, why: str, aside: dict[str, Tenso
         found = (why, f"it has the number and all shapes of the parameters in {model.place}, in their order")
         kept = _by_position(raw, list(aside.values()))
         own = list(parameters(raw).values())
-        in_model = _is_in_model(own, held.tensors, list(aside.values())) if kept else False
+        in_model = is_in_model(own, held.tensors, list(aside.values())) if kept else False
         said = _exchanged(in_model, model.place, held.tool) if kept else _alike(own, held.tensors, model.place)
         evidence = (*found, *said)
         used = held.stored | model.stored
@@ -105,30 +103,10 @@ def _aside(held: Listed, contents: Contents) -> dict[str, Tensor]:
     return {n: contents.tensors[n] for n in names if n in contents.tensors}
 
 
-def _is_in_model(model: Sequence[Tensor], shadows: Sequence[Tensor], aside: Sequence[Tensor]) -> bool | None:
-    """Whether the model's values are those of the average, by its smallest parameters; None where these do not tell."""
-    told: set[bool] = set()
-    for own, average, kept in _smallest(model, shadows, aside):
-        if average != kept:
-            told.add(own == average)
-    return told.pop() if len(told) == 1 else None
-
-
-def _smallest(model: Sequence[Tensor], *others: Sequence[Tensor]) -> Iterator[tuple[bytes, ...]]:
-    """The values of the smallest parameters, and what the other lists have for each, in the model's dtype."""
-    left = _LOOKED_AT
-    for own, *rest in sorted(zip(model, *others, strict=True), key=lambda alike: math.prod(alike[0].shape)):
-        dtype = numpy_dtype(own.dtype)
-        left -= math.prod(own.shape) * dtype.itemsize
-        if left < 0:
-            return
-        yield own.read().tobytes(), *(t.read().astype(dtype).tobytes() for t in rest)
-
-
 def _alike(model: Sequence[Tensor], shadows: Sequence[Tensor], place: str) -> tuple[str, ...]:
     """A word where the model has the average's values and nothing was put aside: diffusers keeps that elsewhere."""
     compared = 0
-    for own, average in _smallest(model, shadows):
+    for own, average in smallest(model, shadows):
         if own != average:
             return ()
         compared += 1

@@ -59,11 +59,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A set at its place in the file, with the stored name of each tensor."""
+    """A set at its place in the file, with the stored name of each tensor.
+
+    Attributes:
+        whole: all that the object which wrote it holds, under that object's names, where the set is a part of it.
+    """
 
     key: str
     tensors: Set
     stored: frozenset[str] = field(default_factory=frozenset)
+    whole: Set | None = None
 
     @property
     def place(self) -> str:
@@ -77,7 +82,7 @@ def sets(contents: Contents) -> dict[str, Named]:
     found: dict[str, dict[str, str]] = {}
     for name in contents.tensors:
         key, last = place_of(name)
-        if not is_optimizer(key) and not is_list(key):
+        if not is_optimizer(key) and not is_listed(key, last):
             found.setdefault(key, {})[last] = name
     return {
         key: Named(key, {last: contents.tensors[name] for last, name in names.items()}, frozenset(names.values()))
@@ -116,9 +121,14 @@ def is_optimizer(key: str) -> bool:
     return bool(called) and not _OF_OPTIMIZER.isdisjoint(steps[called[0] + 1 :])
 
 
-def is_list(key: str) -> bool:
-    """Whether a place holds an average's list of weights by their position, and no set by name."""
-    return key.rpartition("/")[2] in _LISTS
+def is_listed(key: str, name: str) -> bool:
+    """Whether a tensor is in an average's list of weights by their position, and in no set by name.
+
+    Example:
+        >>> is_listed("ema/shadow_params", "0"), is_listed("ema/shadow_params", "conv.weight")
+        (True, False)
+    """
+    return key.rpartition("/")[2] in _LISTS and name.isdigit()
 
 
 def under(tensors: Set, prefix: str) -> dict[str, Tensor]:
@@ -149,8 +159,8 @@ def twin(of: Set, among: Mapping[str, Named], but: str) -> Named | None:
 
 
 def number(tensor: Tensor | None) -> int | float | None:
-    """The value of a stored number."""
-    return tensor.read().item() if tensor is not None and tensor.shape == () else None
+    """The value of a stored number, which some have in an array of one."""
+    return tensor.read().item() if tensor is not None and tensor.shape in ((), (1,)) else None
 
 
 def is_count(tensor: Tensor | None) -> bool:
@@ -161,6 +171,11 @@ def is_count(tensor: Tensor | None) -> bool:
 def parameters(tensors: Set) -> dict[str, Tensor]:
     """What ``parameters()`` gives: without the buffers of batch normalisation. Other buffers cannot be told apart."""
     return {n: t for n, t in tensors.items() if is_floating(t.dtype) and not _statistic(n, tensors)}
+
+
+def is_usual(key: str) -> bool:
+    """Whether a set is the model by its key."""
+    return key in _USUAL
 
 
 def usual(among: Mapping[str, Named]) -> Named | None:
@@ -204,18 +219,29 @@ def snapshot(contents: Contents, reading: Reading) -> Snapshot:
 
 
 def _namings(reading: Reading, role: str) -> Iterator[Set]:
-    """A set under the names that an object has which wraps the model: its own writer's, or any that counts nothing."""
-    if role in reading.whole:
-        yield reading.whole[role]
-    if role in reading.sets:
-        yield {f"{_WRAPPERS[0]}{name}": tensor for name, tensor in reading.sets[role].items()}
+    """A set under the names that an object has which wraps the model: its own writer's, or any that counts nothing.
+
+    Where the writer counts beside a ``module``, also those of another such object, whose module is wrapped or not.
+    """
+    whole, held = reading.whole.get(role), reading.sets.get(role, {})
+    if whole is not None:
+        yield whole
+    if held:
+        yield _within(_WRAPPERS[0], held)
+    counts = {n: t for n, t in bare(whole or {}).items() if not n.startswith(_WRAPPERS[0])}
+    if counts and all(is_count(t) for t in counts.values()):
+        yield from (counts | _within(_WRAPPERS[0] + inner, held) for inner in ("", *_WRAPPERS))
+
+
+def _within(prefix: str, held: Set) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in held.items()}
 
 
 def _left_alone(left: Sequence[str], contents: Contents) -> str:
     """A word on arrays that may be weights, too, and are in no set: their places, and how many are there."""
     arrays = [n for n in left if contents.tensors[n].shape and is_floating(contents.tensors[n].dtype)]
-    places = [(key or name, key) for name in arrays for key, _ in [place_of(name)]]
-    counts = Counter(place for place, key in places if not is_optimizer(place) and not is_list(key))
+    places = [(key or name, key, last) for name in arrays for key, last in [place_of(name)]]
+    counts = Counter(place for place, *of in places if not is_optimizer(place) and not is_listed(*of))
     told = [f"{place!r} ({n} array{'s' * (n > 1)})" for place, n in counts.items()]
     return f"left with the state of the training: {listed(told, _MOST_TOLD)}" if told else ""
 

@@ -36,6 +36,7 @@ _NOT_READ = {
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
 }
+_UNREAD_WIDTHS = {"QInt8": 1, "QUInt8": 1, "QInt32": 4}
 _NESTED, _JAGGED = "a nested tensor", "torch.nested._internal.nested_tensor._rebuild_njt"
 # Modules that can run, load or delete something. Objects of all other unknown classes are inert notes.
 _FORBIDDEN = frozenset((
@@ -143,6 +144,11 @@ def storage_dtype(kind: Any) -> str | None:
     if not isinstance(kind, Name) or kind.module.split(".")[0] != "torch" or not kind.name.endswith("Storage"):
         raise Refused("a storage of no type of torch")
     return _STORAGES.get(kind.name.removesuffix("Storage"))
+
+
+def unread_width(kind: Any) -> int | None:
+    """The bytes of an element in a class of storages that are not read, where they are known."""
+    return _UNREAD_WIDTHS.get(kind.name.removesuffix("Storage")) if isinstance(kind, Name) else None
 
 
 def _natural(value: Any) -> int:

@@ -28,12 +28,18 @@ class _Roots:
     def persistent(self, identity: Any) -> Any:
         made = torch_globals.storage(identity)
         if isinstance(made, NotRead):
-            raise Refused(f"{made.what}, whose size is not known")
+            wide = torch_globals.unread_width(identity[1])
+            if wide is None:
+                raise Refused(f"{made.what}, whose size is not known")
+            self._enter(torch_globals.storage_key(identity[2]), wide, identity[4])
         if isinstance(made, Storage):
-            if type(identity[4]) is not int:
-                raise Refused("a storage without a size")
-            self.known.setdefault(made.key, (numpy_dtype(made.dtype).itemsize, identity[4]))
+            self._enter(made.key, numpy_dtype(made.dtype).itemsize, identity[4])
         return made
+
+    def _enter(self, key: str, wide: int, size: Any) -> None:
+        if type(size) is not int:
+            raise Refused("a storage without a size")
+        self.known.setdefault(key, (wide, size))
 
 
 def recognises(start: bytes) -> bool:

@@ -14,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from polyak.averaging.parts import Parts
 from polyak.averaging.rules import Rule
-from polyak.errors import ModelError, UnbuiltModel
+from polyak.errors import ModelError, UnbuiltModel, argument
 from polyak.frameworks.base import Average, Framework, Tracking
 from polyak.frameworks.company import ALONE, Company
+from polyak.frameworks.torch_added import added
 from polyak.frameworks.torch_target import Tensors, dtype_of, memory_of
 from polyak.manifest import AVERAGE, RAW, State
 from polyak.weights import Evidence, Kind, Weight, is_floating
@@ -76,23 +77,28 @@ class TorchFramework(Framework):
 
     def role(self, model: Any) -> tuple[str, State | None]:
         """Raw weights; an ``AveragedModel`` holds an average, whose rule nothing says."""
-        return (AVERAGE if isinstance(model, AveragedModel) else RAW), None
+        return (AVERAGE if isinstance(_bare(model), AveragedModel) else RAW), None
 
     def moving(self, averages: Sequence[Any]) -> NoReturn:
         raise AssertionError("there are no averages of torch modules")
 
     def track(self, model: Any, rule: Rule | Parts, tracking: Tracking) -> Average:
         _refuse_keras(model, _bare(model))
+        names = argument("rename", {f"module.{_before(model)}*": "*"})
         raise ModelError(
             f"{type(model).__name__}: expected a Keras model or a tf.Module to track, received a torch module",
             hint="average it with torch.optim.swa_utils.AveragedModel; polyak.save(averaged, path) saves the result, "
-            'and polyak.transfer(averaged, module, rename={"module.*": "*"}, exclude="n_averaged") hands it over',
+            f'and polyak.transfer(averaged, module, {names}, exclude="n_averaged") hands it over',
         )
 
     def aside(self, model: Any) -> list[str]:
-        """Modules with a state beside their tensors, which ``state_dict()`` has as ``_extra_state``."""
-        named = ((name, inner) for name, inner in _bare(model).named_modules() if _has_extra_state(inner))
-        return [f"module {name!r} ({type(inner).__name__}) has an extra state" for name, inner in named]
+        """Modules with a state beside their tensors, and tensors that only a ``state_dict()`` of their own has."""
+        module = _bare(model)
+        named = ((name, inner) for name, inner in module.named_modules() if _has_extra_state(inner))
+        extra = [f"module {name!r} ({type(inner).__name__}) has an extra state" for name, inner in named]
+        known = {found.name: found.tensor for found in _walk(module, "", "", frozenset())}
+        own = [f"tensor {name!r} of its state_dict() is no parameter and no buffer" for name in added(module, known)]
+        return extra + own
 
     def company(self, model: Any) -> Company:
         return company()
@@ -121,12 +127,24 @@ def company() -> Company:
 def _bare(model: Any) -> nn.Module:
     """The module within what only runs it: the names of its weights are its own."""
     while True:
-        if isinstance(model, _WRAPPERS):
-            model = model.module
-        elif len(model._modules) == 1 and (key := next(iter(model._modules))) in (_COMPILED, *_UNNAMED):
-            model = model._modules[key]
-        else:
+        key = _runs(model)
+        if key is None:
             return model
+        model = model._modules[key]
+
+
+def _runs(model: nn.Module) -> str | None:
+    """What a module calls the one that it only runs."""
+    if isinstance(model, _WRAPPERS):
+        return "module"
+    key = next(iter(model._modules), "")
+    return key if len(model._modules) == 1 and key in (_COMPILED, *_UNNAMED) else None
+
+
+def _before(model: nn.Module) -> str:
+    """What ``state_dict()`` has before the names of the module within what only runs it."""
+    key = _runs(model)
+    return "" if key is None else ("" if key in _UNNAMED else f"{key}.") + _before(model._modules[key])
 
 
 def _has_extra_state(module: nn.Module) -> bool:
