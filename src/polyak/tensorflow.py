@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from polyak import verbs
-from polyak.dialects.tf1 import SUFFIX
+from polyak.dialects.tf1_scopes import SUFFIX
 from polyak.errors import AmbiguousRole, FileError, ModelError, WeightError
 from polyak.files.atomic import replacing_directory
 from polyak.files.bundle_commit import replacing_bundle

@@ -112,11 +112,11 @@ def test_tf_models_may_have_written_them_exchanged(tmp_path: Path) -> None:
     assert "raw and average may be exchanged: ambiguous" not in {finding.what for finding in polyak.doctor(plain)}
 
 
-def stepped(layers: list[Any], early: bool = False) -> tuple[Any, Any]:
+def stepped(layers: list[Any], build: bool = False) -> tuple[Any, Any]:
     """A model of Keras 2 after two steps of an optimizer of 2.11 or later, which lists what it keeps."""
     model = tf_keras.Sequential(layers)
     optimizer = tf_keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
-    if early:
+    if build:
         optimizer.build(model.trainable_variables)
     for _ in range(2):
         with tf.GradientTape() as tape:
@@ -126,14 +126,15 @@ def stepped(layers: list[Any], early: bool = False) -> tuple[Any, Any]:
     return model, optimizer
 
 
-@pytest.mark.parametrize("early", [False, True], ids=["built by its first step", "built before"])
-def test_use_ema_of_keras_2_is_found_by_the_names_of_its_averages(tmp_path: Path, early: bool) -> None:
+@pytest.mark.parametrize("build", [False, True], ids=["built by a step", "built before"])
+@pytest.mark.parametrize("name", ["first", "average"])
+def test_use_ema_of_keras_2_is_found_by_the_names_of_its_averages(name: str, build: bool, tmp_path: Path) -> None:
     layers = [
-        tf_keras.layers.Dense(3, input_shape=(3,)),
+        tf_keras.layers.Dense(3, input_shape=(3,), name=name),
         tf_keras.layers.BatchNormalization(),
         tf_keras.layers.Dense(3),
     ]
-    model, optimizer = stepped(layers, early)
+    model, optimizer = stepped(layers, build)
     path = tf.train.Checkpoint(net=model, opt=optimizer).write(str(tmp_path / "a"))
     held = polyak.open(path)
     assert set(held.roles) == {"raw", "average", "optimizer"}

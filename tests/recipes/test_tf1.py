@@ -273,30 +273,6 @@ def test_averages_of_two_networks_made_in_the_scope_of_one_are_not_exchanged(twi
     assert {n: a.tolist() for n, a in found.items()} == {n: a.tolist() for n, a in wanted.items()}
 
 
-def test_where_other_weights_have_these_names_within_a_scope_it_is_said(tmp_path):
-    held = _saved(tmp_path / "a", {"pi/w": (2,), "old/pi/w": (2,), "old/pi/w/ExponentialMovingAverage": (2,)})
-    said = "; ".join(held.manifest.evidence)
-    assert "names of other weights of their shapes, too, if they were made within the scope 'old'" in said
-
-
-def test_no_average_of_one_scope_is_given_away_where_a_third_network_has_the_same_weights(tmp_path):
-    averages = {f"train/{n}/w/ExponentialMovingAverage": (2,) for n in ("net", "train/net")}
-    held = _saved(tmp_path / "a", averages | {"net/w": (2,), "train/net/w": (2,), "x/net/w": (2,)})
-    assert {*held.select(role="average")} >= {"train/net/w", "train/train/net/w"}
-    assert not {"net/w"} & {*held.select(role="average")}
-
-
-@pytest.mark.parametrize("scope", ["optimizer", "train/adam"])
-def test_slots_of_an_optimizer_in_a_scope_of_its_own_are_no_weights(tmp_path, scope):
-    slots = {f"{scope}/net/w/Adam": (3,), f"{scope}/net/w/Adam_1": (3,)}
-    held = _saved(tmp_path / "a", {"net/w": (3,), "ema/net/w/ExponentialMovingAverage": (3,), **slots})
-    assert {r: [w.path for w in held.select(role=r).weights] for r in held.roles} == {
-        "raw": ["net/w"],
-        "average": ["net/w"],
-        "training": [*slots],
-    }
-
-
 @pytest.mark.parametrize(
     "others", [{"b": (2,), "net/b": (2,)}, {"net/b": (3,)}, {"net/b": (2,), "net/b/ExponentialMovingAverage": (2,)}]
 )
@@ -327,6 +303,97 @@ def test_averages_that_may_be_of_another_network_are_left_alone(tmp_path, averag
     assert {*averages} <= {*held.select(role="average")}
     assert "conv/w" not in held.select(role="average")
     assert f"{averages[0]!r} is of no one weight" in "; ".join(held.manifest.evidence)
+
+
+def _averaged(path, names, averaged, scope=None):
+    """A Saver's file of a TF1 graph, and the average of each of the averaged variables."""
+    with tf.Graph().as_default(), tf1.Session() as session:
+        made = {n: tf1.get_variable(n, (2,), initializer=tf1.ones_initializer(), use_resource=False) for n in names}
+        ema = tf1.train.ExponentialMovingAverage(0.5)
+        with tf1.variable_scope(scope or tf1.get_variable_scope()):
+            update = ema.apply([made[n] for n in averaged])
+        session.run([v.initializer for v in made.values()])
+        session.run(tf1.global_variables_initializer())
+        session.run([v.assign([i, i]) for i, v in enumerate(made.values(), 2)])
+        session.run(update)
+        tf1.train.Saver().save(session, str(path), write_meta_graph=False, write_state=False)
+        return {n: session.run(ema.average(made[n])).tolist() for n in averaged}
+
+
+@pytest.mark.parametrize(("outer", "scope"), [("train/net", "train"), ("net/net", "net")])
+def test_averages_in_a_scope_are_not_taken_for_those_of_a_network_that_is_called_like_it(tmp_path, outer, scope):
+    """``train/net/b/ExponentialMovingAverage`` is that of ``net/b``, although there is a ``train/net/b``."""
+    names = ["net/b", f"{outer}/b"]
+    found = _averaged(tmp_path / "a", names, names, scope)
+    held = polyak.open(tmp_path / "a").select(role="average")
+    assert {n: held[n].tolist() for n in held} == found
+
+
+@pytest.mark.parametrize("scope", [None, "old"])
+def test_averages_that_may_be_of_either_of_two_networks_are_taken_by_rename_alone(tmp_path, scope):
+    """Averages of ``pi`` within the scope ``old``, or of ``old/pi``: the files have the same names."""
+    averaged = "pi/b" if scope else "old/pi/b"
+    found = _averaged(tmp_path / "a", ["pi/b", "old/pi/b"], [averaged], scope)
+    held = polyak.open(tmp_path / "a").select(role="average")
+    assert [*held] == ["old/pi/b/ExponentialMovingAverage"]
+    said = "; ".join(held.manifest.evidence)
+    assert "they may be of 'old/pi/b', 'pi/b', which the set of averages lacks" in said
+    module, old = tf.Module(), tf.Module()
+    old.pi = tf.Module()
+    old.pi.b = tf.Variable([0.0, 0.0])
+    module.pi, module.old = (old.pi, None) if scope else (None, old)
+    with pytest.raises(polyak.errors.MissingWeight, match=f"{averaged}'.*received nothing"):
+        polyak.transfer(held, module, exclude="*Average")
+    asked = "old/*/ExponentialMovingAverage" if scope else "*/ExponentialMovingAverage"
+    assert f'rename={{"{asked.replace("old", "scope")}": "*"}}' in said
+    polyak.transfer(held, module, rename={asked: "*"})
+    assert old.pi.b.numpy().tolist() == found[averaged]
+
+
+def test_one_average_that_may_be_of_two_weights_leaves_the_others_as_they_are(tmp_path):
+    """``s/g/b`` was averaged as it is, or ``g/b`` in the scope of ``d/b``."""
+
+    def averages(*names):
+        stored = ["s/g/b", "g/b", "d/b", "e/b", *(f"{n}/ExponentialMovingAverage" for n in names)]
+        return {*_saved(tmp_path / "a", dict.fromkeys(stored, (2,))).select(role="average")}
+
+    assert averages("s/g/b", "s/d/b") == {"d/b", "e/b", "s/g/b/ExponentialMovingAverage"}
+    assert averages("e/b", "s/d/b") == {"d/b", "e/b", "g/b", "s/g/b"}
+    assert averages("e/b", "s/d/b", "s/g/b") == {"d/b", "e/b", "s/g/b/ExponentialMovingAverage"}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_slots_of_an_optimizer_in_a_scope_are_no_weights(tmp_path, averaged):
+    with tf.Graph().as_default(), tf1.Session() as session:
+        with tf1.variable_scope("net"):
+            kernel = tf1.get_variable("w", (3,), use_resource=False)
+        with tf1.variable_scope("optimizer"):
+            step = tf1.train.AdamOptimizer(0.1).minimize(tf.reduce_sum(kernel**2))
+            again = tf1.train.AdamOptimizer(0.1).minimize(tf.reduce_sum(kernel**2))
+        if averaged:
+            with tf.control_dependencies([step, again]):
+                tf1.train.ExponentialMovingAverage(0.5).apply([kernel])
+        session.run(tf1.global_variables_initializer())
+        tf1.train.Saver().save(session, str(tmp_path / "a"), write_meta_graph=False, write_state=False)
+    held = polyak.open(tmp_path / "a")
+    assert {r: [w.path for w in held.select(role=r).weights] for r in held.roles if r != "training"} == (
+        {"raw": ["net/w"], "average": ["net/w"]} if averaged else {"raw": ["net/w"]}
+    )
+
+
+def test_slots_in_a_scope_that_no_name_tells_are_mentioned(tmp_path):
+    held = _saved(tmp_path / "a", {"net/w": (3,), "opt/net/w/Nadam": (3,), "opt/net/w/Adam": (2,), "net/b/Adam": (3,)})
+    assert [w.path for w in held.weights] == ["net/b/Adam", "net/w", "opt/net/w/Adam", "opt/net/w/Nadam"]
+    said = "; ".join(held.manifest.evidence)
+    assert "one more step: 'opt/net/w/Nadam'; it may be an optimizer's, and is taken for a weight" in said
+
+
+def test_the_hint_for_averages_under_a_name_of_their_own_is_for_those_of_most_weights(tmp_path):
+    slow = {f"net/{n}/fast": (3,) for n in "ab"} | {"loss/ExponentialMovingAverage": (), "loss/zero": ()}
+    held = _saved(tmp_path / "a", {"net/a": (3,), "net/b": (3,), "net/mean": (3,), **slow})
+    said = "; ".join(held.manifest.evidence)
+    assert 'select("training", include="*/fast"), model, rename={"*/fast": "*"}) takes it, and exclude= leaves' in said
+    assert "what has none: 'net/mean'" in said
 
 
 def test_averages_with_names_of_their_own_are_told_from_nothing_but_are_mentioned(tmp_path):

@@ -9,123 +9,32 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects.autonumber import creation_keys
 from polyak.dialects.plain import UNSAID, item
+from polyak.dialects.tf1_scopes import SUFFIX, Averages
 from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW, Manifest
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind
 
-SUFFIX = "/ExponentialMovingAverage"
 TRAINING = "training"
 BY_NAME = (
     "{:,} averages by the names that tf.train.ExponentialMovingAverage gives them; decay and count of updates are not "
     "in the file"
 )
-_SCALARS = ("global_step", "beta1_power", "beta2_power")
+_EITHER = (
+    "averages that have the names of weights, and also those of others within one scope: {}; they may be of {}, which "
+    'the set of averages lacks therefore; rename={{"*/ExponentialMovingAverage": "*"}} takes them by their names, and '
+    'rename={{"scope/*/ExponentialMovingAverage": "*"}} by their names within that scope'
+)
+_SCALARS = re.compile(r"global_step|beta[12]_power(_\d{1,9})?")
 _DEBIASED = "local_step"
 _SLOTS = re.compile(r"(?i)(adam|momentum|rmsprop|adagrad|adadelta|ftrl|lamb|lars|biased).*")
 _MOST_NAMED = 3
-
-
-@dataclass(frozen=True)
-class Averages:
-    """Whose the averages of a file are.
-
-    Attributes:
-        of: the stored name of each weight's average.
-        scoped: those of them whose name begins with a scope of their own.
-        alone: the stored names of averages without a raw weight, by the name of what they are an average of.
-        unsure: the weights whose name ends that of an average in ``alone``, by it: each may be its raw one.
-        within: a scope in which all of them have the names of other weights than those that they are named after.
-    """
-
-    of: Mapping[str, str]
-    scoped: tuple[str, ...]
-    alone: Mapping[str, str]
-    unsure: Mapping[str, tuple[str, ...]]
-    within: str | None = None
-
-    @classmethod
-    def among(cls, weights: Sequence[str], contents: Contents) -> Averages:
-        """Those of a file, given its weights: each by its own name, all in one scope, or all others in one."""
-        by_name = {n.removesuffix(SUFFIX): n for n in contents.tensors if n.endswith(SUFFIX)}
-        of = {w: by_name[w] for w in weights if w in by_name}
-        within = _alike(by_name, weights, contents) if of else {}
-        scopes = set.intersection(*map(set, within.values())) if within else set()
-        if len(scopes) == 1:
-            one = scopes.pop()
-            if len(of) == len(by_name):
-                return cls(of, (), {}, {}, one)
-            return cls._all_within(one, within, by_name, weights)
-        left = {w for w in weights if w not in of}
-        ends = {name: dict(_ends(name, left)) for name in by_name.keys() - of}
-        scope = _scope(ends, left)
-        scoped = {name: w[scope] for name, w in ends.items() if scope in w}
-        if any(contents.tensors[by_name[name]].shape != contents.tensors[w].shape for name, w in scoped.items()):
-            scoped = {}
-        alone = {name: stored for name, stored in by_name.items() if name not in of and name not in scoped}
-        of |= {w: by_name[name] for name, w in scoped.items()}
-        unsure = {name: tuple(ends[name].values()) for name in alone if ends[name]}
-        return cls(of, tuple(sorted(scoped)), alone, unsure)
-
-    @classmethod
-    def _all_within(
-        cls, scope: str, within: Mapping[str, Mapping[str, str]], by_name: Mapping[str, str], weights: Sequence[str]
-    ) -> Averages:
-        """All by one call in a scope; or none for certain, where a network beside has the same weights."""
-        if _scope(within, weights) == scope:
-            return cls({w[scope]: by_name[name] for name, w in within.items()}, tuple(sorted(by_name)), {}, {})
-        known = set(weights)
-        unsure = {name: (*({name} & known), *ends.values()) for name, ends in within.items()}
-        return cls({}, (), by_name, unsure)
-
-    @cached_property
-    def doubtful(self) -> frozenset[str]:
-        """Weights each of which may be the raw one of an average that is alone."""
-        return frozenset(w for ends in self.unsure.values() for w in ends)
-
-    @cached_property
-    def named(self) -> frozenset[str]:
-        """Weights that have an average or may have one, and averages that are alone."""
-        return frozenset((*self.of, *self.alone, *self.doubtful))
-
-
-def _alike(by_name: Mapping[str, str], weights: Sequence[str], contents: Contents) -> dict[str, Mapping[str, str]]:
-    """For each average the weights of its shape whose names its own one ends with, by the scope before."""
-    known, shape = set(weights), {n: t.shape for n, t in contents.tensors.items()}
-    return {
-        name: {scope: w for scope, w in _ends(name, known) if shape[w] == shape[stored]}
-        for name, stored in by_name.items()
-    }
-
-
-def _ends(name: str, weights: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The weights whose names this one ends with, each by the scope that comes before."""
-    steps = name.split("/")
-    for n in range(1, len(steps)):
-        if (end := "/".join(steps[n:])) in weights:
-            yield "/".join(steps[:n]), end
-
-
-def _scope(ends: Mapping[str, Mapping[str, str]], weights: Iterable[str]) -> str | None:
-    """The one scope in which all averages have the names of weights, or None.
-
-    It is no scope of averages but a network, whose raw weights are not in the file, if others have the same weights.
-    """
-    found = [set(scopes) for scopes in ends.values() if scopes]
-    common = set.intersection(*found) if found else set()
-    if len(common) != 1:
-        return None
-    scope = common.pop()
-    covered = {scopes[scope] for scopes in ends.values() if scopes}
-    others = (w for w in weights if w not in covered)
-    return None if any(any(_ends(w, covered)) for w in others) else scope
 
 
 def interpret(contents: Contents) -> Snapshot | None:
@@ -163,14 +72,12 @@ def _scopes(averages: Averages) -> Iterator[str]:
             f"{len(averages.scoped):,} of them in another scope than its weight: {named}; each is taken for that of "
             "the weight of its shape whose name follows that scope"
         )
-    if averages.within is not None:
-        yield (
-            f"all of them have the names of other weights of their shapes, too, if they were made within the scope "
-            f"{averages.within!r}; each is taken for that of the weight that it is named after"
-        )
-    weights = {*averages.of, *averages.doubtful}
+    either = sorted(name for name in averages.alone if name.endswith(SUFFIX))
+    if either:
+        others = sorted({repr(w) for name in either for w in averages.unsure[name]})
+        yield _EITHER.format(listed([*map(repr, either)], _MOST_NAMED), listed(others, _MOST_NAMED))
     for name in averages.alone:
-        if any(_ends(name, weights)):
+        if name not in either and averages.is_unsure(name):
             yield f"{name!r} is of no one weight of its shape without another average{_left_out(name, averages)}"
 
 
@@ -181,17 +88,35 @@ def _left_out(average: str, averages: Averages) -> str:
 
 def _nameless(contents: Contents) -> tuple[str, ...]:
     """A word on what may be averages of ``ExponentialMovingAverage(name=...)``: nothing tells them from slots."""
-    slots = [n for n in contents.tensors if _is_slot(n, contents) and not _SLOTS.fullmatch(n.rpartition("/")[2])]
-    if not slots:
-        return ()
-    named = listed([*map(repr, sorted(slots))], _MOST_NAMED)
-    one = Counter(slot.rpartition("/")[2] for slot in sorted(slots)).most_common(1)[0][0]
-    said = (
+    unknown = [n for n in contents.tensors if not _SLOTS.fullmatch(n.rpartition("/")[2])]
+    slots = sorted(n for n in unknown if _is_slot(n, contents))
+    scoped = sorted(n for n in unknown if not _belongs_to_training(n, contents) and _is_scoped(n, contents))
+    return (*([_slots_told(slots, contents)] if slots else []), *([_weights_told(scoped)] if scoped else []))
+
+
+def _slots_told(slots: Sequence[str], contents: Contents) -> str:
+    named, kinds = listed([*map(repr, slots)], _MOST_NAMED), Counter(n.rpartition("/")[2] for n in slots)
+    one = max(kinds, key=lambda kind: (kinds[kind], kind))
+    return (
         f"of the shape of the weight that it is named after: {named}; it may be an optimizer's, or an average of "
         "tf.train.ExponentialMovingAverage under a name of its own, and is taken for the former; "
         f'transfer(snapshot.select("training", include="*/{one}"), model, rename={{"*/{one}": "*"}}) takes it'
+        f"{_without(one, contents)}"
     )
-    return (said,)
+
+
+def _without(kind: str, contents: Contents) -> str:
+    """What a set of averages of this name lacks."""
+    held = (n for n in contents.tensors if not n.endswith(SUFFIX) and not _belongs_to_training(n, contents))
+    rest = [repr(n) for n in held if f"{n}/{kind}" not in contents.tensors]
+    return f", and exclude= leaves what has none: {listed(rest, _MOST_NAMED)}" if rest else ""
+
+
+def _weights_told(scoped: Sequence[str]) -> str:
+    return (
+        "called by a scope, the name of a weight of the same shape and one more step: "
+        f"{listed([*map(repr, scoped)], _MOST_NAMED)}; it may be an optimizer's, and is taken for a weight"
+    )
 
 
 def _with_evidence(held: Item, creation: str, contents: Contents) -> Item:
@@ -224,31 +149,29 @@ def _kind(held: Item, averages: Averages) -> Item:
 def _belongs_to_training(name: str, contents: Contents) -> bool:
     """What the training loop keeps beside a weight or an average that is in the file.
 
-    Counters and powers, optimizer slots such as ``<weight>/Adam_1`` of the weight's shape, and the counter of an
-    average that ``zero_debias`` corrects.
+    Counters and powers, optimizer slots such as ``<weight>/Adam_1`` of the weight's shape, also in a scope of their
+    own, and the counter of an average that ``zero_debias`` corrects.
     """
     last = name.rpartition("/")[2]
-    if last in _SCALARS or _is_slot(name, contents):
+    if _SCALARS.fullmatch(last) or _is_slot(name, contents) or (_SLOTS.fullmatch(last) and _is_scoped(name, contents)):
         return True
     return last == _DEBIASED and contents.tensors[name].shape == () and _owner(name, contents) is not None
 
 
 def _is_slot(name: str, contents: Contents) -> bool:
-    if name.endswith(SUFFIX):
-        return False
-    twin, shape = _owner(name, contents), contents.tensors[name].shape
-    return (twin is not None and twin.shape == shape) or any(w.shape == shape for w in _owners_within(name, contents))
+    twin = _owner(name, contents)
+    return not name.endswith(SUFFIX) and twin is not None and twin.shape == contents.tensors[name].shape
+
+
+def _is_scoped(name: str, contents: Contents) -> bool:
+    """Whether a scope, the name of a weight of its shape and one more step make its name, as they do for slots."""
+    tensors, shape = contents.tensors, contents.tensors[name].shape
+    steps = name.split("/")[1:-1]
+    ends = ("/".join(steps[n:]) + suffix for n in range(len(steps)) for suffix in ("", SUFFIX))
+    return not name.endswith(SUFFIX) and any(end in tensors and tensors[end].shape == shape for end in ends)
 
 
 def _owner(name: str, contents: Contents) -> Tensor | None:
     """The weight or the average that something is named after."""
     weight = name.rpartition("/")[0]
     return contents.tensors.get(weight) or contents.tensors.get(weight + SUFFIX)
-
-
-def _owners_within(name: str, contents: Contents) -> Iterator[Tensor]:
-    """Of a slot that is called as optimizers call theirs: weights that it is named after within a scope."""
-    weight, _, last = name.rpartition("/")
-    if _SLOTS.fullmatch(last):
-        for _, end in _ends(weight, contents.tensors):
-            yield contents.tensors[end]

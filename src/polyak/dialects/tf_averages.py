@@ -131,14 +131,18 @@ def _listed(contents: Contents) -> dict[str, str]:
     averages = {key: p for p, key in found.items() if p[-2:-1] == (_USE_EMA,) and p[:-2] not in still}
     named = _named(contents)
     return {
-        key: found.get((*p[:-2], UPDATED, p[-1])) or named.get(_weight_name(contents.full_names.get(key, "")), "")
+        key: found.get((*p[:-2], UPDATED, p[-1])) or _called_after(contents.full_names.get(key, ""), named)
         for key, p in averages.items()
     }
 
 
-def _weight_name(average: str) -> str:
-    """The weight that an average is called after: ``Adam/average/dense/kernel``, or without the optimizer's name."""
-    return f"/{average}".partition(f"/{NAME}/")[2]
+def _called_after(average: str, named: Mapping[str, str]) -> str:
+    """The key of the weight that an average is called after, or "" where not exactly one is: its name is
+    ``Adam/average/dense/kernel``, and ``average/dense/kernel`` where the optimizer was built before it took a step.
+    """
+    names = {average.partition(f"/{NAME}/")[2], average.removeprefix(f"{NAME}/")} - {average}
+    keys = [named[name] for name in names if name in named]
+    return keys[0] if len(keys) == 1 else ""
 
 
 def _still(contents: Contents) -> list[tuple[str, ...]]:
