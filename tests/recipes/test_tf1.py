@@ -404,8 +404,6 @@ def test_averages_with_names_of_their_own_are_told_from_nothing_but_are_mentione
     assert "'w/Adam'" not in said
     module = tf.Module()
     module.w = tf.Variable([0.0, 0.0, 0.0])
-    assert (
-        'transfer(snapshot.select("training", include="*/slow"), model, rename={"*/slow": "*"})' in said
-    )  # of equally many the one of TensorFlow
+    assert 'transfer(snapshot.select("training", include="*/slow"), model, rename={"*/slow": "*"})' in said
     polyak.transfer(held.select("training", include="*/slow"), module, rename={"*/slow": "*"})
     assert module.w.numpy().tolist() == [1.0, 1.0, 1.0]
