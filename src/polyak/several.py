@@ -133,6 +133,8 @@ def _refuse_unnamed(rules: object) -> None:
         raise RuleError(
             f"polyak.Averages: expected names that are text, received {other[0]!r:.80}", hint='{"slow": "ema:0.999"}'
         )
+    if isinstance(rules, Mapping) and "" in rules:
+        raise RuleError("polyak.Averages: expected names, received an empty one", hint='{"slow": "ema:0.999"}')
     if not isinstance(rules, Mapping) or not rules:
         received = f"{rules!r:.80}" if rules else "none"
         raise RuleError(

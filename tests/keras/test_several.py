@@ -133,6 +133,8 @@ def test_what_cannot_move_together_is_refused() -> None:
         polyak.Averages(other, {"a": average, "b": average})
     with pytest.raises(RuleError, match="expected names that are text, received 1"):
         polyak.Averages(model, {1: "swa"})
+    with pytest.raises(RuleError, match="expected names, received an empty one"):
+        polyak.Averages(model, {"": "swa"})
     with pytest.raises(RuleError, match="at least one rule"):
         polyak.Averages(model, {})
     with pytest.raises(RuleError, match=r"expected at least one rule by a name, received \['ema:0.9'\]") as error:
@@ -287,7 +289,7 @@ def test_keras_saves_averages_that_a_model_holds_each_by_its_name(tmp_path: Any)
         "raw",
         "average:averages/fast",
         "average:averages/losses",
-        "average:averages/50%25%2Fslow",
+        "average:averages/50%/slow",
     }
     assert_same_bits(dict(found.select("average:averages/fast").items()), model.averages["fast"].values())
 

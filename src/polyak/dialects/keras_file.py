@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from polyak.contents import Contents
 from polyak.dialects.called import roles_of
@@ -24,6 +24,7 @@ from polyak.weights import Evidence, Kind, Weight
 OPTIMIZER = "optimizer"
 FORMATS = ("hdf5", "keras", "keras_shards")
 TRAINING = "training"
+_KEPT = re.compile(r"(?<![^/])_polyak_[^/]*")  # an average by its name, with slashes and percent signs escaped
 _PLACES = (
     "layers: the file has their classes and order, and no keys of dictionaries; layers of one class and shape that "
     "changed places are told apart only if they have names of their own"
@@ -131,7 +132,7 @@ def interpret(contents: Contents) -> Snapshot | None:
     items = [file.raw(key) for key in file.weights]
     items += (item(TRAINING, key, contents.tensors[key]) for key in contents.tensors if _METRIC.fullmatch(key))
     states: dict[str, State | None] = {}
-    roles = roles_of([own.path for own in file.averages])
+    roles = _roles([own.path for own in file.averages])
     for own in file.averages:
         items += file.shadows(own, roles[own.path])
         states[roles[own.path]] = own.state
@@ -144,6 +145,21 @@ def interpret(contents: Contents) -> Snapshot | None:
         item(OPTIMIZER, key, contents.tensors[key]) for key in sorted(of_optimizers, key=natural) if file.optimizers
     )
     return Snapshot(items, states, contents.origin, contents.integrity, _written(file, verdict))
+
+
+def _roles(paths: list[str]) -> dict[str, str]:
+    """The roles of averages by their paths, with the names that users gave them."""
+    named = {path: _KEPT.sub(_unescaped, path) for path in paths}
+    if len(set(named.values())) < len(paths):
+        named = {path: path for path in paths}
+    roles = roles_of(named.values())
+    return {path: roles[name] for path, name in named.items()}
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    """A name as it was before ``polyak.Averages`` made an attribute of it; other attributes stay as they are."""
+    name = unquote(found[0])
+    return name if encoded(name) == found[0] else found[0]
 
 
 def natural(key: str) -> list[tuple[int, str]]:
