@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import polyak
 import polyak.tensorflow
-from polyak.errors import AmbiguousMatch
+from polyak.errors import AmbiguousMatch, Applied
 
 
 def _served(directory: object, inputs: np.ndarray) -> np.ndarray:
@@ -57,6 +57,50 @@ def test_a_module_is_exported_too(tmp_path):
     polyak.transfer(tmp_path / "served", other)
     assert other.w.numpy().tobytes() == ema.values()["w"].tobytes()
     assert float(module.w[0, 0]) == 6.0
+
+
+class Stepping(tf.Module):
+    """A module that holds its average and moves it in a traced step of its own."""
+
+    def __init__(self, several=False):
+        super().__init__()
+        self.w = tf.Variable(tf.zeros((2,)))
+        self.ema = polyak.Averages(self, {"slow": "ema:0.5"}) if several else polyak.EMA(self, 0.5)
+
+    def __call__(self, x):
+        return x + self.w
+
+    @tf.function(input_signature=[tf.TensorSpec((2,))])
+    def step(self, x):
+        self.w.assign_add(x)
+        self.ema.update()
+        return self(x)
+
+    @tf.function(input_signature=[tf.TensorSpec((2,))])
+    def averaged(self, x):
+        return self.slow()(x)
+
+    def slow(self):
+        return self.ema["slow"] if isinstance(self.ema, polyak.Averages) else self.ema
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_a_module_with_a_traced_step_is_saved_with_the_average_that_the_step_moves(tmp_path, several):
+    module, x = Stepping(several), tf.constant([1.0, 2.0])
+    module.step(x)
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    held = polyak.open(tmp_path / "saved")
+    average = module.slow()
+    assert {r.partition(":")[0]: held.select(role=r)["w"].tolist() for r in held.roles} == {
+        "raw": [1.0, 2.0],
+        "average": average.values()["w"].tolist(),
+    }
+    assert held.select(role=held.roles[1]).state == average.state
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    assert loaded.step(x).numpy().tolist() == module.step(x).numpy().tolist()
+    assert loaded.averaged(x).numpy().tolist() == module.averaged(x).numpy().tolist()
+    with average.applied(), pytest.raises(Applied, match="would hold averaged values as raw weights"):
+        tf.saved_model.save(module, str(tmp_path / "applied"))
 
 
 def _two_inputs(several):

@@ -79,7 +79,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._held: Ref = Ref(None)
         self._twin = Ref(None)
         self._entered: Ref = Ref(set())
-        self._traced = Ref(False)
+        self._traced, self._captured = Ref(False), Ref(False)
         self._moving = Ref(Moving([self]))
         raw = framework.variables(model, tracking.kinds) if framework.is_built(model) else None
         self._own: Ref = Ref(None)
@@ -155,7 +155,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
 
     def note_traced(self) -> None:
         """A function of the user's own contains the present rule from now on."""
-        self._traced.value = True
+        self._traced.value = self._captured.value = True
 
     @undisturbed
     def reset(self) -> None:
@@ -262,6 +262,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         was changed in an attribute since the first call is not, unless modules came or went.
         """
         bound = self._fresh()
+        self._captured.value |= not tf.executing_eagerly()
         if self._twin.value is None or not self._twin.value[0].is_of(self.followed()):
             with tf.init_scope():
                 self._twin.value = self._make_twin(bound)
@@ -312,11 +313,18 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._reported.value = skipped
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        """A SavedModel serves values; an average in it would only weigh it down."""
-        if save_type == "savedmodel":
+        """A SavedModel serves values; an average in it would only weigh it down, but for functions that contain it:
+        TensorFlow saves none without the variables that it reads and writes.
+        """
+        if save_type == "savedmodel" and not self._captured.value:
             return {}
         self._bind_if_complete()
-        return cast("dict[str, Any]", super()._trackable_children(save_type, **kwargs))
+        children = cast("dict[str, Any]", super()._trackable_children("checkpoint", **kwargs))
+        if save_type == "savedmodel":
+            children["in_use"] = self.counts.in_use
+            twin = {} if self._twin.value is None else self._twin.value[1]
+            children.update({f"twin/{path}": variable for path, variable in twin.items()})
+        return children
 
     def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
         """A restore asks here: shadows of a model built meanwhile must exist by then."""

@@ -40,8 +40,9 @@ class Memo(tf.train.experimental.PythonState):
 
     def serialize(self) -> str:
         average = cast(StatefulAverage, self._average.value)
-        average.refuse_swapped_file()
-        return average.memo()
+        with tf.__internal__.eager_context.eager_mode():  # a SavedModel is written from within a graph
+            average.refuse_swapped_file()
+            return average.memo()
 
     def deserialize(self, string_value: bytes) -> None:
         average = cast(StatefulAverage, self._average.value)
@@ -77,9 +78,8 @@ class HeldByTensorFlow(tf.__internal__.tracking.Trackable, Mapping[str, Average]
     """Averages by name, of which a TensorFlow checkpoint makes children of these names."""
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        """A SavedModel serves values; averages in it would only weigh it down."""
-        del kwargs
-        return {} if save_type == "savedmodel" else dict(self)
+        del save_type, kwargs
+        return dict(self)
 
     def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
         del cached_dependencies
