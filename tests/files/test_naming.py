@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,32 @@ def test_what_no_file_is_called_is_refused(
     with pytest.raises(FileError, match=said):
         verb(path)
     assert not list(tmp_path.iterdir())
+
+
+WRITERS: tuple[Callable[[str, str], object], ...] = (
+    polyak.convert,
+    polyak.save,
+    lambda source, path: polyak.average([source], out=path),
+)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_name_that_is_too_long_cannot_be_written(
+    write: Callable[[str, str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    polyak.save(MADE, "c.npz")
+    with pytest.raises(FileError, match=r"x\.npz': cannot be written"):
+        write("c.npz", "x" * 300 + ".npz")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may look everywhere")
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_place_out_of_reach_cannot_be_written(
+    write: Callable[[str, str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    polyak.save(MADE, "c.npz")
+    (tmp_path / "shut").mkdir(mode=0)
+    with pytest.raises(FileError, match=r"x\.npz': cannot be written"):
+        write("c.npz", "shut/in/x.npz")

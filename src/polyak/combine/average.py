@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from polyak.combine.blocks import Array, blocks, count_nonfinite, wide
+from polyak.combine.streams import of_streams
 from polyak.combine.telling import EVIDENCE, LABEL, fitting, unread
 from polyak.errors import (
     AmbiguousMatch,
@@ -87,7 +88,8 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     refuse_mixed(members)
     parts = [(member, share) for member, share in zip(members, shares, strict=True) if share]
     last = parts[-1][0]
-    reads = [_reader(parts, item.weight) for item in last.items_by_path.values()]
+    drawn = of_streams(last.weights)
+    reads = [_reader(parts, item.weight, drawn) for item in last.items_by_path.values()]
     names = list(last)
     turn = count()
     watched = [watched_read(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
@@ -226,12 +228,13 @@ def _is_weight(w: Weight) -> bool:
     return w.dtype in _CODES or len(w.shape) > 1 or w.size > _LONGEST_SEED
 
 
-def _reader(parts: Sequence[tuple[Snapshot, float]], w: Weight) -> Read:
+def _reader(parts: Sequence[tuple[Snapshot, float]], w: Weight, drawn: frozenset[str]) -> Read:
     *others, last = (member for member, _ in parts)
+    fixed = _is_weight(w) and w.path not in drawn
 
     def same() -> Array:
         found = last[w.path]
-        if _is_weight(w) and any(not np.array_equal(member[w.path], found) for member in others):
+        if fixed and any(not np.array_equal(member[w.path], found) for member in others):
             raise DtypeMismatch(
                 f"weight {w.path!r}: expected floating-point numbers to average, received {w.dtype} that differ "
                 "between the members",

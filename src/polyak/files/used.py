@@ -49,7 +49,7 @@ def is_part(file: Path, whole: Path) -> bool:
         ValueError: a path is none.
     """
     places = _places(file)
-    if whole.is_dir():
+    if _is_directory(whole):
         return any(_is_read(place, whole) for place in places) or not places.isdisjoint(_led_to(whole))
     if file.name == _CONFIG and _WEIGHTS.fullmatch(whole.name) and _places(whole.parent) & _places(file.parent):
         return True  # it says what the weights beside it are
@@ -58,7 +58,16 @@ def is_part(file: Path, whole: Path) -> bool:
 
 def is_tree(directory: Path) -> bool:
     """Whether a directory as a whole is one tree of arrays, as Orbax writes it."""
-    return any((directory / mark).exists() for mark in _TREE)
+    with suppress(OSError):
+        return any((directory / mark).exists() for mark in _TREE)
+    return False
+
+
+def _is_directory(path: Path) -> bool:
+    """False, too, where nobody can look: the name is too long, or the place out of reach. Who writes there says so."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _places(path: Path) -> set[Path]:
