@@ -373,6 +373,7 @@ def test_slots_of_an_optimizer_in_a_scope_are_no_weights(tmp_path, averaged):
         if averaged:
             with tf.control_dependencies([step, again]):
                 tf1.train.ExponentialMovingAverage(0.5).apply([kernel])
+        session.run(kernel.initializer)
         session.run(tf1.global_variables_initializer())
         tf1.train.Saver().save(session, str(tmp_path / "a"), write_meta_graph=False, write_state=False)
     held = polyak.open(tmp_path / "a")
