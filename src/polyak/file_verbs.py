@@ -260,10 +260,14 @@ def _moved(stored: Stored, sources: Mapping[str, tuple[str, str]], found: Mappin
 
 
 def _members(sources: Sequence[Any], role: str | None) -> list[Snapshot]:
+    listed = _listed(sources)
     try:
-        return [source_of(s, role) for s in _listed(sources)]
+        return [source_of(s, role) for s in listed]
     except AmbiguousRole as error:
-        raise AmbiguousRole(error.message, hint=error.hint and error.hint.replace("weights=", "role=")) from None
+        hint = error.hint and error.hint.replace("weights=", "role=")
+        if hint and role is not None and len(listed) > 1:
+            hint += "; where members call it otherwise, write it of each: polyak.convert(member, path, weights=...)"
+        raise AmbiguousRole(error.message, hint=hint) from None
 
 
 def _listed(sources: Any) -> list[Any]:

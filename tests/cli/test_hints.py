@@ -210,6 +210,20 @@ def in_a_shell(command: str) -> list[str]:
     return said.stdout.decode().split("\0")[:-1]
 
 
+def test_averages_that_two_tools_call_otherwise_are_averaged_as_the_hint_says() -> None:
+    """As Keras' files and TensorFlow's checkpoints do of one model."""
+    for n, names in enumerate((("avs/slow", "avs/fast"), ("model/avs/slow", "model/avs/fast")), 1):
+        roles = [f"average:{name}" for name in names]
+        sets = [i for role in roles for i in held(role, w=np.float32([n])).items_by_path.values()]
+        polyak.save(Snapshot(sets, dict.fromkeys(roles, State({"rule": "mean"}, 3))), f"{n}.npz")
+    words = hinted(call("average", "1.npz", "2.npz", "-o", "m.npz", "--weights", "average:avs/slow"), "convert MEMBER ")
+    for n, name in ((1, "average:avs/slow"), (2, "average:model/avs/slow")):
+        assert words == ["PATH", "--weights", "..."]
+        assert call("convert", f"{n}.npz", f"one{n}.npz", "--weights", name).exit_code == 0
+    assert call("average", "one1.npz", "one2.npz", "-o", "m.npz").exit_code == 0
+    assert polyak.open("m.npz")["w"].tolist() == [1.5]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
 @pytest.mark.parametrize(
     "name", ["it's", "it's $HOME", "q'u`id`\"e", "sp ace", "st*r", "x[0]", "a\\b", "new\n[0]line", "-dash", "ä"]
