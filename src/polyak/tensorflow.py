@@ -98,6 +98,8 @@ def save_tf1(source: Any, prefix: str | os.PathLike[str], rename: Rename | None 
         ModelError: the call stands within a graph.
     """
     refuse_graph("save_tf1")
+    if isinstance(source, TensorFlowAverage):
+        source.tell_left_out()
     arrays = _tf1_arrays(source, rename)
     return _write_bundle(source, "+".join(role or RAW for role, _ in _sets(source)), _named(prefix), arrays)
 

@@ -218,3 +218,48 @@ def test_a_traced_update_keeps_the_late_rule_where_the_average_begins_again_and_
     ):
         ema.reset()
     assert (ema.rule, ema.count) == (late, 0)
+
+
+class Lazy(tf.Module):
+    """A module with one variable from the beginning; it makes the other when it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = tf.Variable([1.0])
+        self.w = None
+
+    def __call__(self, x):
+        if self.w is None:
+            self.w = tf.Variable([2.0])
+        return x * self.scale * self.w
+
+
+LEFT_OUT = r"weight 'w': new in the model, not followed by .* ema\.refresh\(\)"
+
+
+@pytest.mark.parametrize("how", ["eager", "traced", "several"])
+def test_variables_that_a_module_has_made_since_are_told_at_the_first_update(how):
+    module = Lazy()
+    ema = polyak.Averages(module, {"a": "ema:0.5", "b": "mean"}) if how == "several" else polyak.EMA(module, 0.5)
+    module(tf.ones((1,)))
+    update = tf.function(ema.update) if how == "traced" else ema.update
+    with pytest.warns(WeightsChanged, match=LEFT_OUT) as told:
+        update()
+    assert len(told) == (2 if how == "several" else 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        update()
+
+
+def test_variables_that_are_not_followed_are_told_where_tensorflow_saves_the_average(tmp_path):
+    module = Lazy()
+    ema = polyak.EMA(module, 0.5)
+    ema.update()
+    module(tf.ones((1,)))
+    checkpoint = tf.train.Checkpoint(module=module, ema=ema)
+    with pytest.warns(WeightsChanged, match=LEFT_OUT):
+        checkpoint.save(str(tmp_path / "a"))
+    ema.refresh()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.save(str(tmp_path / "a"))

@@ -305,6 +305,18 @@ def test_averages_that_may_be_of_another_network_are_left_alone(tmp_path, averag
     assert f"{averages[0]!r} is of no one weight" in "; ".join(held.manifest.evidence)
 
 
+def test_what_is_not_followed_is_told_where_a_saver_is_to_read_the_average(tmp_path):
+    module = tf.Module()
+    module.a = tf.Variable([1.0])
+    ema = polyak.EMA(module, 0.5)
+    module.b = tf.Variable([2.0])
+    with pytest.warns(polyak.errors.WeightsChanged, match="weight 'b': new in the model, not followed by"):
+        polyak.tensorflow.save_tf1(ema, tmp_path / "a")
+    ema.refresh()
+    polyak.tensorflow.save_tf1(ema, tmp_path / "a")
+    assert polyak.open(tmp_path / "a").select(role="average")["b"].tolist() == [2.0]
+
+
 def _averaged(path, names, averaged, scope=None):
     """A Saver's file of a TF1 graph, and the average of each of the averaged variables."""
     with tf.Graph().as_default(), tf1.Session() as session:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any, Protocol, cast
 
@@ -15,7 +15,7 @@ from polyak.errors import Applied, ModelError, RuleError, WeightsChanged, notify
 from polyak.frameworks.aside import tell_aside, tell_copied
 from polyak.frameworks.base import Tracking
 from polyak.frameworks.exchange import EXCHANGING, Left, holds_average, patiently, together, watchers
-from polyak.frameworks.growth import Growth, followed_by, joined, refuse_grown, refuse_missing
+from polyak.frameworks.growth import Growth, followed_by, joined, refuse_grown, refuse_missing, tell_left_out
 from polyak.frameworks.keras_derived import strangers
 from polyak.frameworks.shadow_target import ShadowTarget
 from polyak.frameworks.stateful import Ref, StatefulAverage, undisturbed
@@ -79,7 +79,7 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._held: Ref = Ref(None)
         self._twin = Ref(None)
         self._entered: Ref = Ref(set())
-        self._traced, self._captured = Ref(False), Ref(False)
+        self._traced, self._captured, self._looked = Ref(False), Ref(False), Ref(False)
         self._moving = Ref(Moving([self]))
         raw = framework.variables(model, tracking.kinds) if framework.is_built(model) else None
         self._own: Ref = Ref(None)
@@ -156,6 +156,24 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def note_traced(self) -> None:
         """A function of the user's own contains the present rule from now on."""
         self._traced.value = self._captured.value = True
+        self._look_once()
+
+    def report_skips(self) -> None:
+        super().report_skips()
+        self._look_once()
+
+    def _look_once(self) -> None:
+        """At the first update: a module may make the rest of its variables when it is called, and says of none."""
+        if not self._looked.value:
+            self._looked.value = True
+            self.tell_left_out()
+
+    def tell_left_out(self) -> None:
+        """Warn of weights that the model has got since, and that are not followed."""
+        with suppress(ModelError):  # of some variables nothing says the name: a save refuses them
+            if self._held.value is not None:
+                now = self.framework.variables(self.followed(), self.tracking.kinds).weights
+                tell_left_out(self.bound.raw.weights, now, self.rule, self.label)
 
     @undisturbed
     def reset(self) -> None:
@@ -313,17 +331,14 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
         self._reported.value = skipped
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        """A SavedModel serves values; an average in it would only weigh it down, but for functions that contain it:
-        TensorFlow saves none without the variables that it reads and writes.
-        """
+        """A SavedModel serves values; of an average it has only what its functions read and write, and needs that."""
         if save_type == "savedmodel" and not self._captured.value:
             return {}
         self._bind_if_complete()
         children = cast("dict[str, Any]", super()._trackable_children("checkpoint", **kwargs))
         if save_type == "savedmodel":
-            children["in_use"] = self.counts.in_use
-            twin = {} if self._twin.value is None else self._twin.value[1]
-            children.update({f"twin/{path}": variable for path, variable in twin.items()})
+            _, twin = self._twin.value or (None, {})
+            children |= {"in_use": self.counts.in_use, **{f"twin/{path}": v for path, v in twin.items()}}
         return children
 
     def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:

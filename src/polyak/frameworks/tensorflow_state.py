@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import tensorflow as tf
 
 from polyak.frameworks.base import Average
-from polyak.frameworks.stateful import Ref, StatefulAverage
+from polyak.frameworks.stateful import Ref
 from polyak.frameworks.tensorflow_placing import Place
 
 
@@ -31,21 +31,32 @@ class Counters:
         return cls(place, place.variable(updates, "count"), place.variable(refused, "skipped"), place.variable(in_use))
 
 
+class Noted(Protocol):
+    """What a memo asks of its average."""
+
+    def begin(self) -> None: ...
+    def refuse_swapped_file(self) -> None: ...
+    def tell_left_out(self) -> None: ...
+    def memo(self) -> str: ...
+    def compare_memo(self, text: bytes | str) -> None: ...
+
+
 class Memo(tf.train.experimental.PythonState):
     """Rule and evidence, written into a TensorFlow checkpoint beside the values."""
 
-    def __init__(self, average: StatefulAverage) -> None:
+    def __init__(self, average: Noted) -> None:
         super().__init__()
         self._average = Ref(average)
 
     def serialize(self) -> str:
-        average = cast(StatefulAverage, self._average.value)
+        average = cast(Noted, self._average.value)
         with tf.__internal__.eager_context.eager_mode():  # a SavedModel is written from within a graph
             average.refuse_swapped_file()
+            average.tell_left_out()
             return average.memo()
 
     def deserialize(self, string_value: bytes) -> None:
-        average = cast(StatefulAverage, self._average.value)
+        average = cast(Noted, self._average.value)
         average.begin()
         average.compare_memo(string_value)
 
