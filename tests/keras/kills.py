@@ -186,6 +186,8 @@ def _datasets(path: Path) -> set[str] | None:
             file.visititems(lambda name, item: found.add(name) if isinstance(item, h5py.Dataset) else None)
     except OSError:
         return None
+    except RuntimeError:  # what HDF5 says of a group that points beyond the end of the file: half written as well
+        return set()
     return found
 
 
