@@ -63,7 +63,7 @@ _MOST_FUSED = 512
 _LEAST_FUSED = 2**20
 # Up to so many numbers, what each operation costs TensorFlow outweighs what it computes, and a branch has several.
 _SMALL = 2**12
-# Of so many small weights all values are compared at once: that takes no longer than a sum, and needs no branch.
+# Of so many small weights all values are compared at once under XLA, too: it takes no longer than a sum and a branch.
 _FEW = 64
 # The largest number of 16 bits that is below half of the range of the float32 in which it is averaged.
 _LARGEST = {tf.bfloat16: tf.bfloat16.max / 2, tf.float16: tf.float16.max}
@@ -127,8 +127,9 @@ def copy(pairs: Pairs, go: tf.Tensor) -> None:
 def is_safe(variables: Sequence[tf.Variable]) -> tf.Tensor:
     """Whether all values are finite and below half of the range, so that no difference of two overflows.
 
-    One pass without memory of its own proves it by a finite sum. If that is not finite, it may only have overflowed,
-    and the values themselves are looked at.
+    Of small weights every value is compared. Of others one pass without memory of its own proves it by a finite sum; if
+    that is not finite, it may only have overflowed, and the values themselves are looked at. So is it of many small
+    weights where XLA compiles, which would look at them again for each shadow without the branch.
     """
     if not variables:
         return tf.constant(True)
