@@ -726,7 +726,9 @@ def test_what_is_done_is_done_where_its_receipt_goes_nowhere(verb: str, status: 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
-@pytest.mark.parametrize("verb", ["inspect a.safetensors --json", "extract a.safetensors steps", "profile ema:0.9"])
+@pytest.mark.parametrize(
+    "verb", ["inspect a.safetensors --json", "extract a.safetensors steps", "profile ema:0.9", "--help"]
+)
 def test_an_answer_for_which_there_is_no_room_says_where(verb: str) -> None:
     command = f"{sys.executable} -m polyak {verb} >/dev/full"
     done = subprocess.run(command, shell=True, check=False, stderr=subprocess.PIPE, text=True)

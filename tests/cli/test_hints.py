@@ -56,7 +56,7 @@ def two_sets(path: str, **arrays: Any) -> None:
             'rename={"a*": "b*", "c": "d"}; or by="position"',
             r"--rename '^a(.*)$=b\1' --rename '^c$=d'; or --by position",
         ),
-        ('leave them out with exclude=["*/a", "b c"]', "leave them out with --exclude */a --exclude 'b c'"),
+        ('leave them out with exclude=["*/a", "b c"]', "leave them out with --exclude '*/a' --exclude 'b c'"),
         ("include= and exclude= are compared, after rename=", "--include and --exclude are compared, after --rename"),
         ("""exclude='say "x"', or""", """--exclude 'say "x"', or"""),
         ('exclude="say "x""', """--exclude 'say "x"'"""),

@@ -6,10 +6,11 @@ Exit 0: same, or done. 1: different. 2: bad input.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
-from polyak.cli.output import reporting
+from polyak.cli.output import answering, reporting
 
 # One module for each verb, with a command of the same name; loaded when it is asked for.
 COMMANDS = (
@@ -29,6 +30,10 @@ class Verbs(click.Group):
             return None
         command: click.Command = getattr(import_module(f"polyak.cli.{cmd_name}"), cmd_name)
         return command
+
+    def make_context(self, *given: Any, **options: Any) -> click.Context:
+        with reporting(), answering():  # help and version answer here
+            return super().make_context(*given, **options)
 
     def invoke(self, ctx: click.Context) -> object:
         with reporting():

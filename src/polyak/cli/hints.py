@@ -20,7 +20,7 @@ def as_options(hint: str) -> str:
 
     Example:
         >>> as_options('say which: role="raw", or leave it out: exclude="head/*"')
-        'say which: --weights raw, or leave it out: --exclude head/*'
+        "say which: --weights raw, or leave it out: --exclude 'head/*'"
         >>> as_options('pair them with rename={"a/kernel": "b/kernel"}')
         "pair them with --rename '^a/kernel$=b/kernel'"
         >>> as_options('leave it out with exclude="my head"')
@@ -110,5 +110,5 @@ def _word(value: ast.expr) -> str:
     """A value as a shell takes it for one word; what stands for a value of the user's own in capitals."""
     if isinstance(value, ast.Constant) and value.value is not ...:
         text = str(value.value)
-        return text if re.fullmatch(r"[\w.*/:+=-]+", text, re.ASCII) else shlex.quote(text)
+        return text if re.fullmatch(r"[\w./:+=-]+", text, re.ASCII) else shlex.quote(text)
     return ast.unparse(value).upper()

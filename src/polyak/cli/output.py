@@ -42,8 +42,15 @@ def _answer(content: str | bytes, ends_line: bool) -> None:
     """On standard output, which is None where it was closed when the program started: an answer would be lost."""
     if sys.stdout is None:
         raise FileError("standard output: expected a place for the answer, received none: it is closed")
-    try:
+    with answering():
         click.echo(content, nl=ends_line)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """What is written to standard output within. Raises FileError where there is no room for it."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
