@@ -24,8 +24,9 @@ from polyak.combine.finding import Finding
 from polyak.combine.soup import greedy
 from polyak.combine.watching import watched
 from polyak.contents import Contents
-from polyak.errors import AmbiguousRole, ModelError, RuleError, WeightError
+from polyak.errors import AmbiguousRole, FileError, ModelError, RuleError, WeightError
 from polyak.files.atomic import Check
+from polyak.files.limits import MOST_TENSORS
 from polyak.files.naming import path_text
 from polyak.files.used import refuse_part
 from polyak.frameworks import Average, framework_of, snapshot_of
@@ -233,6 +234,7 @@ def written(held: Snapshot, path: PathLike, writer: Writer, view: Converted | No
 
     ``view`` knows what was renamed, cast and left out. Says so if a biased average is written.
     """
+    _refuse_many(held, path)
     warn_if_biased(held)
     found: dict[str, str] = {}
 
@@ -301,10 +303,21 @@ def writer(path: PathLike, format: str | None = None) -> Writer:
     reading = import_module(f"polyak.files.{_READERS.get(chosen, writer_of(chosen))}")
 
     def refuse(snapshot: Snapshot, target: PathLike) -> None:
+        _refuse_many(snapshot, target)
         snapshot.manifest.to_json()  # which not every name can be in
         writing.refuse(snapshot, target)
 
     return Writer(lambda snapshot, target, check: writing.write(snapshot, target, check=check), reading.read, refuse)
+
+
+def _refuse_many(snapshot: Snapshot, path: PathLike) -> None:
+    """Raise FileError for more arrays than polyak would read again."""
+    if (count := len(snapshot.manifest.weights)) > MOST_TENSORS:
+        raise FileError(
+            f"file {str(path)!r}: expected at most {MOST_TENSORS:,} weights in all its roles, received {count:,}",
+            hint='write a role at a time, with weights="average"; or some of them at a time, by polyak.convert(source, '
+            'path, include="encoder/*")',
+        )
 
 
 def _start(state: State) -> Start | None:

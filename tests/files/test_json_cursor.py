@@ -96,5 +96,5 @@ def test_a_text_may_be_bounded() -> None:
 
 
 def test_a_text_beyond_the_limit_of_headers_is_not_looked_at() -> None:
-    with pytest.raises(DamagedFile, match="expected at most 25,000,000 bytes, received 25,000,001"):
+    with pytest.raises(DamagedFile, match="expected at most 50,000,000 bytes, received 50,000,001"):
         Cursor(b" " * (MOST_HEADER + 1), "the text")

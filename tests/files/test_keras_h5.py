@@ -507,7 +507,7 @@ def test_a_shard_lies_beside_its_index(tmp_path: Path, name: str) -> None:
 def test_an_index_of_any_length_is_refused_unread(tmp_path: Path) -> None:
     path = shards(tmp_path / "a.weights.json", {"/layers/dense/vars": "a_00000.weights.h5"})
     os.truncate(path, 2**42)  # more than any memory; the file system stores the beginning alone
-    with pytest.raises(DamagedFile, match=r"expected an index of shards of at most 25,000,000 bytes, received 4,398,0"):
+    with pytest.raises(DamagedFile, match=r"expected an index of shards of at most 50,000,000 bytes, received 4,398,0"):
         polyak.open(path)
 
 

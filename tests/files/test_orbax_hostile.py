@@ -133,7 +133,7 @@ def test_a_leaf_that_is_too_deep_is_refused(made: Path) -> None:
 @pytest.mark.parametrize("name", ["_METADATA", "_strings.json"])
 def test_a_description_that_is_too_long_is_refused(made: Path, name: str) -> None:
     widened(made / name, MOST_HEADER + 1)
-    with pytest.raises(DamagedFile, match=f"{name}: expected at most 25,000,000 bytes, received 25,000,001"):
+    with pytest.raises(DamagedFile, match=f"{name}: expected at most 50,000,000 bytes, received 50,000,001"):
         polyak.open(made)
 
 

@@ -437,8 +437,8 @@ def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_header_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
-    held = Snapshot.from_arrays({"n" * 9_000_000: np.ones(1, np.float32)})
-    with pytest.raises(FileError, match="expected weights that a header of 25,000,000 bytes can describe, received 1,"):
+    held = Snapshot.from_arrays({"n" * 18_000_000: np.ones(1, np.float32)})
+    with pytest.raises(FileError, match="expected weights that 50,000,000 bytes can describe, received 1,"):
         write(held, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 

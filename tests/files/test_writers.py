@@ -14,6 +14,7 @@ import pytest
 import polyak
 from polyak.errors import FileError, PolyakError, UnexpectedWeight, UnknownFormat
 from polyak.file_verbs import writer
+from polyak.files.safetensors_sharded import write
 from polyak.snapshot import Item, Snapshot
 from polyak.weights import Evidence, Kind, Weight
 
@@ -103,3 +104,27 @@ def test_a_directory_that_may_not_be_entered_is_an_error_of_polyak_s(tmp_path: P
         if was_root:
             os.seteuid(0)
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_weights_than_would_be_read_again_are_refused_before_anything_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyak.file_verbs.MOST_TENSORS", 3)
+    item = described(np.ones(4, np.float32)).items_by_path["w"]
+    weights = [replace(item.weight, path=path) for path in "abcd"]
+    held = Snapshot([replace(item, weight=weight, read=lambda: pytest.fail("was read")) for weight in weights])
+    for verb in (writer(name).refuse, polyak.save):
+        args = (held, tmp_path / name)
+        with pytest.raises(FileError, match="expected at most 3 weights in all its roles, received 4\nhint: write a "):
+            verb(*args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_that_no_reader_takes_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyak.files.safetensors.MOST_HEADER", 700)
+    held = Snapshot.from_arrays({f"w{i}": np.ones(4, np.float32) for i in range(2)})
+    said = r"expected weights that 700 bytes can describe, received 2, whose names and shapes take \d+\nhint: write a"
+    with pytest.raises(FileError, match=said):
+        write(held, tmp_path / "m.safetensors.index.json", shard_bytes=16)
+    assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,8 @@ from __future__ import annotations
 # The largest models published hold some 92,000 tensors in all, over many files. Each costs a kilobyte to describe.
 MOST_TENSORS = 100_000
 
-# The header of safetensors, an index, a manifest: some 250 bytes for each of 100,000 tensors.
-MOST_HEADER = 25_000_000
+# The header of safetensors, an index, a manifest: some 500 bytes for each of 100,000 tensors.
+MOST_HEADER = 50_000_000
 
 # NumPy's own limit is 64; no layer has ten.
 MOST_AXES = 32

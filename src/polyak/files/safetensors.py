@@ -165,13 +165,18 @@ def _header(manifest: Manifest) -> bytes:
     entries[_METADATA] = {_KEY: text, _KEY_DIGEST: xxhash.xxh3_128_hexdigest(text.encode())}
     body = json.dumps(entries, separators=(",", ":")).encode()
     body += b" " * (-len(body) % 8)
-    if len(body) > MOST_HEADER:
-        raise FileError(
-            f"{manifest.source}: expected weights that a header of {MOST_HEADER:,} bytes can describe, received "
-            f"{len(manifest.weights):,}, which take {len(body):,}",
-            hint="write several files with an index: end the name in .safetensors.index.json",
-        )
+    refuse_long(body, manifest)
     return len(body).to_bytes(8, "little") + body
+
+
+def refuse_long(described: bytes, manifest: Manifest) -> None:
+    """Raise FileError for a description of weights that no reader of polyak's would take."""
+    if len(described) > MOST_HEADER:
+        raise FileError(
+            f"{manifest.source}: expected weights that {MOST_HEADER:,} bytes can describe, received "
+            f"{len(manifest.weights):,}, whose names and shapes take {len(described):,}",
+            hint="write a .npz, which describes each weight beside its values",
+        )
 
 
 def _parsed(raw: bytes, origin: str) -> tuple[dict[str, Any], dict[str, str]]:

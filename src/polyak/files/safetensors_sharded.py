@@ -368,4 +368,6 @@ def _index(manifest: Manifest, weight_map: dict[str, str]) -> bytes:
     text = manifest.to_json()
     total = sum(s.weight.nbytes for s in manifest.weights)
     metadata = {"total_size": total, _KEY: text, _KEY_DIGEST: xxhash.xxh3_128_hexdigest(text.encode())}
-    return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=1).encode()
+    described = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=1).encode()
+    safetensors.refuse_long(described, manifest)
+    return described
