@@ -123,3 +123,45 @@ def test_a_transposed_convolution_of_pytorch_is_written_as_no_tree_of_flax(tmp_p
     path = written(tmp_path / "up.msgpack", {"params": {"up": held}})
     with pytest.raises(AmbiguousMatch, match="Keras and Flax keep such kernels in another order"):
         polyak.transfer(nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3)}), tmp_path / "up.npz", like=path)
+
+
+class _Attending(linen.Module):  # type: ignore[misc]
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return linen.MultiHeadDotProductAttention(num_heads=2, name="attention")(x)
+
+
+def attending() -> Any:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Any) -> Any:
+            return self.attention(x, x, x)[0]
+
+    return Net().eval()
+
+
+def test_the_attention_of_flax_is_that_of_pytorch_both_ways(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    x = X.reshape(2, -1)[:, :96].reshape(2, 12, 8)
+    held = drawn(_Attending(), x)
+    path, net, other = written(tmp_path / "attention.msgpack", held), attending(), attending()
+    polyak.transfer(path, net, layout="keras")
+    expected = np.asarray(_Attending().apply(held, x))
+    assert np.abs(net(torch.from_numpy(x.copy())).detach().numpy() - expected).max() < 1e-5
+    polyak.transfer(net, tmp_path / "back.npz", like=path)
+    polyak.transfer(tmp_path / "back.npz", other, layout="keras")
+    assert np.array_equal(other(torch.from_numpy(x.copy())).detach(), net(torch.from_numpy(x.copy())).detach())
+
+
+def test_plain_layers_that_are_called_as_those_of_an_attention_stay_layers() -> None:
+    nn = pytest.importorskip("torch").nn
+    names = ("query", "key", "value", "out")
+    held = {f"a/{name}/kernel": np.full((3, 2), n, np.float32) for n, name in enumerate(names)}
+    net = nn.ModuleDict({"a": nn.ModuleDict({name: nn.Linear(3, 2, bias=False) for name in names})})
+    polyak.transfer(polyak.Snapshot.from_arrays(held), net, layout="keras")
+    assert [net["a"][name].weight[0, 0].item() for name in names] == [0, 1, 2, 3]
