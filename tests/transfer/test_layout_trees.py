@@ -165,3 +165,15 @@ def test_plain_layers_that_are_called_as_those_of_an_attention_stay_layers() -> 
     net = nn.ModuleDict({"a": nn.ModuleDict({name: nn.Linear(3, 2, bias=False) for name in names})})
     polyak.transfer(polyak.Snapshot.from_arrays(held), net, layout="keras")
     assert [net["a"][name].weight[0, 0].item() for name in names] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("by", ["position", "structure", "name"])
+def test_a_tree_that_has_names_alone_is_paired_by_nothing_else(tmp_path: Path, by: Any) -> None:
+    held = {name: {"kernel": np.ones((4, 4), np.float32)} for name in ("Dense_0", "Dense_1")}
+    path = written(tmp_path / "net.msgpack", {"params": held})
+    layers = [keras.layers.Dense(4, use_bias=False) for _ in held]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    with pytest.raises(AmbiguousMatch, match=f'by="{by}": expected weights of which the {by} is known') as refused:
+        polyak.transfer(path, model, by=by)
+    assert "rename=" in str(refused.value.hint)
+    polyak.transfer(path, model, by=by, rename={"Dense_0/*": "dense/*", "Dense_1/*": "dense_1/*"})

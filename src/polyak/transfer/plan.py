@@ -202,6 +202,9 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
     by = asked.get("by") or ("path" if natural == "position" and asked.get("rename") else natural)
     numbers = by == natural == "position"
     wanted = match.numbered(source.weights, target.weights, source.origin) if numbers else target.weights
+    if not asked.get("rename"):
+        match.refuse_untold(offered, by, source.origin)
+        match.refuse_untold(wanted, by, target.label)
     found = match.pair(offered, wanted, by, asked.get("rename"))
     pairing = _wanted(found, asked)
     if by == "path" and not asked.get("by") and not asked.get("rename") and _lacks(pairing):
