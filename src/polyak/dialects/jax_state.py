@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects import optax
-from polyak.dialects.called import is_named_after, is_network, roles_of, says_average
+from polyak.dialects.called import is_named_after, is_network, is_of_others, roles_of, says_average
 from polyak.dialects.jax_tree import (
     BESIDE,
     STATISTICS,
@@ -93,7 +93,8 @@ def _places(tree: JaxTree) -> dict[str, int]:
 def _outermost(path: str) -> str:
     steps = path.split("/")[:-1]
     found = next((n for n, step in enumerate(steps, 1) if says_average(step)), 0)
-    return "" if not found or STATISTICS in steps[found - 1] else "/".join(steps[:found])
+    place = "/".join(steps[:found])
+    return "" if found and (STATISTICS in steps[found - 1] or is_of_others(place)) else place
 
 
 def _is_haikus(tree: JaxTree, path: str) -> bool:
@@ -136,7 +137,8 @@ def _parts(tree: JaxTree, place: str, places: list[str]) -> list[_Called]:
 
 def _one(tree: JaxTree, place: str, name: str, places: list[str]) -> _Called:
     inners = dict.fromkeys((_inner(tree, place), _inner(tree, place, numbers=True)))
-    found = {inner: tuple(tree.places_of(tree.below(inner), places)) for inner in inners}
+    alike = {inner: tree.places_of(tree.below(inner), places) for inner in inners}
+    found = {inner: tuple(raw for raw in raws if not is_of_others(raw)) for inner, raws in alike.items()}
     inner = next((inner for inner in found if found[inner]), place)
     return _Called(place, name, inner, found.get(inner, ()))
 
