@@ -198,6 +198,8 @@ def test_averages_in_a_list_are_several(opened: Opened) -> None:
     slow = moved(moved(NET))
     held = opened({"params": NET, "ema_params": {"0": moved(NET), "1": slow}})
     assert_sets(held, **{"raw": NET, "average:ema_params/0": moved(NET), "average:ema_params/1": slow})
+    by_decay = opened({"params": NET, "ema_params": {"0.999": moved(NET), "0.9999": slow}})
+    assert_sets(by_decay, **{"raw": NET, "average:ema_params/0.999": moved(NET), "average:ema_params/0.9999": slow})
     layers = {"0": {"w": array(2)}, "1": {"w": array(2)}}
     assert_sets(opened({"params": layers, "ema_params": moved(layers)}), raw=layers, average=moved(layers))
 

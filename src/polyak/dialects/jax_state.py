@@ -38,6 +38,7 @@ _WRAPPERS = ("params", "ema", "average", "model", "variables")
 _HOLDERS = (*_WRAPPERS, "shadow", "shadow_params", "ema_params", "weights")
 _NUMBERS = ("step", "count", "decay", "num_updates", "updates", "epoch", "momentum")
 _IN_OPTIMIZER = re.compile(r"(.+?)/ema/.+")
+_NUMBER = re.compile(r"\d+(\.\d+)?", re.ASCII)
 _PARAMS = "params"
 _MOST_AVERAGES = 16
 _MOST_NAMED = 3
@@ -126,12 +127,12 @@ def _looked_up(tree: JaxTree, places: list[str]) -> list[_Called]:
 
 
 def _parts(tree: JaxTree, place: str, places: list[str]) -> list[_Called]:
-    """What is at a place, or in the list there."""
+    """What is at a place, or in the list there, whose parts may be called by their decays."""
     whole = _one(tree, place, place, places)
     numbers = {n.partition("/")[0] for n in tree.below(place)}
-    if whole.raws or not all(map(str.isdecimal, numbers)):
+    if whole.raws or not all(map(_NUMBER.fullmatch, numbers)):
         return [whole]
-    parts = [_one(tree, f"{place}/{n}", place, places) for n in sorted(numbers, key=int)]
+    parts = [_one(tree, f"{place}/{n}", place, places) for n in sorted(numbers, key=float)]
     return parts if all(p.raws for p in parts) and len(parts) <= _MOST_AVERAGES else [whole]
 
 
