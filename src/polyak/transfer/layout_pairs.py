@@ -374,7 +374,8 @@ def _no_rule(mine: Block, other: Block | None, classes: str) -> AmbiguousMatch:
 
 def _refuse_unclear(rule: Rule, mine: Block, other: Block | None) -> None:
     if rule.keras[0] in _GRUS:
-        refuse_unclear(mine.shapes, other.shapes if other else {})
+        word = argument("layers", {mine.path: rule.keras[0]})
+        refuse_unclear(mine.shapes, other.shapes if other else {}, word)
 
 
 def _refuse_turns(mine: Block, other: Block | None) -> None:
