@@ -53,7 +53,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     ``note`` is what a reader must know of a foreign file, such as weights that its writer is known to leave out.
     ``evidence`` says, in sentences, why the roles of a foreign file are taken to be what they are, and ``confidence``
     how sure that is: "stated" by the file, "inferred" from the layout of a known tool, or "unknown".
-    ``layout`` says how the arrays of a layer lie: "keras", "torch", or "" where nobody knows.
+    ``layout`` says how the arrays of a layer lie: "keras", "torch", "jax" for as in Keras but for transposed
+    convolutions, which each tool of JAX keeps in its own way, or "" where nobody knows.
     ``unread`` says what else is in a foreign file, by its path: arrays that cannot be read, objects, plain values.
     """
 

@@ -365,6 +365,8 @@ def laid_out(layout: str) -> Snapshot:
 def test_a_mean_lies_as_its_members_do() -> None:
     assert polyak.average([laid_out("torch"), laid_out("torch")]).manifest.layout == "torch"
     assert polyak.average([laid_out(""), laid_out("keras")]).manifest.layout == "keras"
+    assert polyak.average([laid_out("jax"), laid_out("keras")]).manifest.layout == "keras"
+    assert polyak.average([laid_out("jax"), laid_out("jax")]).manifest.layout == "jax"
     assert polyak.greedy_soup([laid_out("torch")], lambda soup: 1.0)[0].manifest.layout == "torch"
     with pytest.raises(AmbiguousMatch, match="members of one layout, received 'keras' from keras beside 'torch'"):
         polyak.average([laid_out("torch"), laid_out("keras")])

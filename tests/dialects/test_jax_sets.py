@@ -167,6 +167,28 @@ def test_numbers_beside_an_average_are_no_weights(average: Any, opened: Opened) 
     assert {f"ema/{n}" for n in average if n not in ("params", "shadow")} <= set(held.select(role="training"))
 
 
+OF_GRADIENTS = [("ema_grads",), ("exp_avg", "exp_avg_sq"), ("grad_ema", "ema_var"), ("momentum/ema",)]
+
+
+@pytest.mark.parametrize("names", OF_GRADIENTS)
+def test_averages_of_gradients_are_none_of_weights(names: tuple[str, ...], opened: Opened) -> None:
+    weights = {"a": {"kernel": array(3, 2)}, "b": {"kernel": array(2, 2)}}
+    average, beside = moved(weights), dict[str, Any]()
+    for name in names:
+        first, _, last = name.partition("/")
+        beside[first] = {last: moved(weights)} if last else moved(weights)
+    assert set(opened({"params": weights, **beside}).roles) == {"raw"}
+    assert_sets(opened({"params": weights, "ema_params": average, **beside}), raw=weights, average=average)
+    assert set(opened({"grads": weights, "ema_params": average}).roles) == {"raw"}
+
+
+def test_a_state_of_optax_over_gradients_is_no_average_of_weights(opened: Opened) -> None:
+    weights = {"a": {"kernel": array(3, 2)}, "b": {"kernel": array(2, 2)}}
+    state = {"count": np.asarray(3, np.int32), "ema": moved(weights)}
+    assert set(opened({"params": weights, "grad_ema": state}).roles) == {"raw"}
+    assert set(opened({"params": weights, "weights_ema": state}).roles) == {"raw", "average", "training"}
+
+
 def test_a_single_number_may_be_a_weight(opened: Opened) -> None:
     net = {"model": NET, "logit_scale": np.float32(2)}
     assert_sets(opened({"params": net, "ema_params": moved(net)}), raw=net, average=moved(net))
@@ -176,6 +198,8 @@ def test_averages_in_a_list_are_several(opened: Opened) -> None:
     slow = moved(moved(NET))
     held = opened({"params": NET, "ema_params": {"0": moved(NET), "1": slow}})
     assert_sets(held, **{"raw": NET, "average:ema_params/0": moved(NET), "average:ema_params/1": slow})
+    by_decay = opened({"params": NET, "ema_params": {"0.999": moved(NET), "0.9999": slow}})
+    assert_sets(by_decay, **{"raw": NET, "average:ema_params/0.999": moved(NET), "average:ema_params/0.9999": slow})
     layers = {"0": {"w": array(2)}, "1": {"w": array(2)}}
     assert_sets(opened({"params": layers, "ema_params": moved(layers)}), raw=layers, average=moved(layers))
 

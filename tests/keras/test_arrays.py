@@ -187,6 +187,33 @@ def test_an_average_follows_its_weights_to_another_device(monkeypatch: pytest.Mo
     assert done.returncode == 0, done.stderr
 
 
+APART = """
+import jax, numpy as np, polyak
+from tests.keras.zoo import ZOO, scramble
+model = ZOO["sequential"].built()
+for n, v in enumerate(model.variables):
+    v._value = jax.device_put(v.value, jax.devices()[n % 2])
+ema, before = polyak.EMA(model, 0.9), polyak.EMA(model, 0.9).values()
+try:
+    ema.update()
+except polyak.errors.ModelError as error:
+    assert "expected on cpu:0, where" in error.message and 'placement="host"' in error.hint, error
+else:
+    raise AssertionError("not refused")
+assert ema.count == 0 and all(a.tobytes() == before[p].tobytes() for p, a in ema.values().items())
+host = polyak.EMA(model, 0.9, placement="host")
+host.update()
+assert host.count == 1 and all(np.array_equal(a, before[p]) for p, a in host.values().items())
+"""
+
+
+@jax_only
+def test_weights_on_several_devices_are_averaged_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    done = subprocess.run([sys.executable, "-c", APART], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_values_that_their_writer_keeps_biased_are_taken_with_a_word() -> None:
     pytest.importorskip("tensorstore")
     ema = polyak.EMA(ZOO["sequential"].built(), 0.9)

@@ -958,8 +958,11 @@ def test_names_alone_of_a_gru_without_bias_do_not_show_what_it_computes(tmp_path
     model = keras.Sequential([L.GRU(5, use_bias=False, name="gru")])
     model.build((None, 6, 4))
     path = of_names(tmp_path / "a.safetensors", model)
-    with pytest.raises(AmbiguousMatch, match="reset_after"):
-        polyak.transfer(path, nn.ModuleDict({"gru": nn.GRU(4, 5, bias=False)}), layout="keras")
+    module = nn.ModuleDict({"gru": nn.GRU(4, 5, bias=False)})
+    with pytest.raises(AmbiguousMatch, match="reset_after") as refused:
+        polyak.transfer(path, module, layout="keras")
+    assert refused.value.hint == 'if it is True, say so with layers={"gru": "GRU"}'
+    polyak.transfer(path, module, layout="keras", layers={"gru": "GRU"})
 
 
 def test_only_weights_of_keras_are_named_for_pytorch(tmp_path: Path) -> None:

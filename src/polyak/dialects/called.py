@@ -14,6 +14,11 @@ _RAW_WORDS = ("student", "online", "raw")
 _USUAL = ("", "params", "model", "variables", "weights")
 _KEPT = re.compile(r"(?<![^/])_polyak_")
 _CONTRARY = re.compile(r"(?<![a-z])(no|non|not|without|pre|before)[^a-z]*$")
+# Of what optimizers average: such an average has the names and shapes of the weights, too.
+_OF_OTHERS = re.compile(
+    r"(?<![a-z])(grads?|gradients?|sq|squares?|squared|var|variances?|mom|moments?|momentum|updates)(?![a-z])|"
+    r"(?<![a-z])exp_avg(?=/|$)"
+)
 
 
 def roles_of(paths: Collection[str]) -> Mapping[str, str]:
@@ -31,14 +36,24 @@ def roles_of(paths: Collection[str]) -> Mapping[str, str]:
 
 
 def says_average(name: str, words: re.Pattern[str] = _CALLED) -> bool:
-    """Whether a name has one of the words for an average, and none before it that says the contrary.
+    """Whether a name has one of the words for an average, and none before it that says the contrary, or of what else.
 
     Example:
-        >>> [says_average(name) for name in ("model_ema", "model_non_ema", "pre-ema")]
-        [True, False, False]
+        >>> [says_average(name) for name in ("model_ema", "model_non_ema", "pre-ema", "ema_grads")]
+        [True, False, False, False]
     """
     name = name.lower()
-    return any(not _CONTRARY.search(name[: found.start()]) for found in words.finditer(name))
+    return not is_of_others(name) and any(not _CONTRARY.search(name[: found.start()]) for found in words.finditer(name))
+
+
+def is_of_others(place: str) -> bool:
+    """Whether a step of a place says that it is of gradients or of their moments.
+
+    Example:
+        >>> [is_of_others(place) for place in ("grads/ema", "exp_avg", "variables")]
+        [True, True, False]
+    """
+    return bool(_OF_OTHERS.search(place.lower()))
 
 
 def is_named_after(average: str, raw: str) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from polyak.contents import Contents, Tensor
 from polyak.dialects import optax
-from polyak.dialects.called import is_named_after, is_network, roles_of, says_average
+from polyak.dialects.called import is_named_after, is_network, is_of_others, roles_of, says_average
 from polyak.dialects.jax_tree import (
     BESIDE,
     STATISTICS,
@@ -38,6 +38,7 @@ _WRAPPERS = ("params", "ema", "average", "model", "variables")
 _HOLDERS = (*_WRAPPERS, "shadow", "shadow_params", "ema_params", "weights")
 _NUMBERS = ("step", "count", "decay", "num_updates", "updates", "epoch", "momentum")
 _IN_OPTIMIZER = re.compile(r"(.+?)/ema/.+")
+_NUMBER = re.compile(r"\d+(\.\d+)?", re.ASCII)
 _PARAMS = "params"
 _MOST_AVERAGES = 16
 _MOST_NAMED = 3
@@ -93,7 +94,8 @@ def _places(tree: JaxTree) -> dict[str, int]:
 def _outermost(path: str) -> str:
     steps = path.split("/")[:-1]
     found = next((n for n, step in enumerate(steps, 1) if says_average(step)), 0)
-    return "" if not found or STATISTICS in steps[found - 1] else "/".join(steps[:found])
+    place = "/".join(steps[:found])
+    return "" if found and (STATISTICS in steps[found - 1] or is_of_others(place)) else place
 
 
 def _is_haikus(tree: JaxTree, path: str) -> bool:
@@ -125,18 +127,19 @@ def _looked_up(tree: JaxTree, places: list[str]) -> list[_Called]:
 
 
 def _parts(tree: JaxTree, place: str, places: list[str]) -> list[_Called]:
-    """What is at a place, or in the list there."""
+    """What is at a place, or in the list there, whose parts may be called by their decays."""
     whole = _one(tree, place, place, places)
     numbers = {n.partition("/")[0] for n in tree.below(place)}
-    if whole.raws or not all(map(str.isdecimal, numbers)):
+    if whole.raws or not all(map(_NUMBER.fullmatch, numbers)):
         return [whole]
-    parts = [_one(tree, f"{place}/{n}", place, places) for n in sorted(numbers, key=int)]
+    parts = [_one(tree, f"{place}/{n}", place, places) for n in sorted(numbers, key=float)]
     return parts if all(p.raws for p in parts) and len(parts) <= _MOST_AVERAGES else [whole]
 
 
 def _one(tree: JaxTree, place: str, name: str, places: list[str]) -> _Called:
     inners = dict.fromkeys((_inner(tree, place), _inner(tree, place, numbers=True)))
-    found = {inner: tuple(tree.places_of(tree.below(inner), places)) for inner in inners}
+    alike = {inner: tree.places_of(tree.below(inner), places) for inner in inners}
+    found = {inner: tuple(raw for raw in raws if not is_of_others(raw)) for inner, raws in alike.items()}
     inner = next((inner for inner in found if found[inner]), place)
     return _Called(place, name, inner, found.get(inner, ()))
 

@@ -268,6 +268,7 @@ def snapshot(tree: JaxTree, reading: Reading, statistics: Iterable[str] = ()) ->
         note=reading.note,
         evidence=reading.evidence,
         confidence=reading.confidence,
+        layout="jax",
     )
     return Snapshot(items, None, contents.origin, contents.integrity, written)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from polyak.contents import Contents, Tensor
-from polyak.dialects.called import is_named_after
+from polyak.dialects.called import is_named_after, is_of_others
 from polyak.dialects.jax_tree import (
     BESIDE,
     STATISTICS,
@@ -138,7 +138,8 @@ def _states(tree: JaxTree) -> list[str]:
     """Places that hold a counter and a subtree of averages, and nothing else."""
     counters = [p for p in tree.weights if p == _COUNT or p.endswith(f"/{_COUNT}")]
     places = [p.removesuffix(_COUNT).removesuffix("/") for p in counters if is_count(tree.weights[p])]
-    return [place for place in places if _is_state(tree, place)] if len(places) <= _MOST_COUNTERS else []
+    held = [place for place in places if not is_of_others(place)]
+    return [place for place in held if _is_state(tree, place)] if len(held) <= _MOST_COUNTERS else []
 
 
 def _is_state(tree: JaxTree, place: str) -> bool:

@@ -18,6 +18,7 @@ from polyak.frameworks.jax_kernel import are_within, compiled, in_float64, stepp
 from polyak.frameworks.jax_refusals import (
     is_elsewhere,
     is_gone,
+    refuse_apart,
     refuse_compiled,
     refuse_elsewhere,
     refuse_gone,
@@ -122,6 +123,7 @@ class JaxEngine(Engine):
             refuse_gone_weights(values)
             for one in held:
                 refuse_elsewhere(one.shadows, values)
+            refuse_apart(values)
             raise
         refuse_traced(new[0]["count"])
         return [held_from(tree) for tree in new]

@@ -77,6 +77,19 @@ def refuse_elsewhere(shadows: Mapping[str, Any], values: Mapping[str, Any]) -> N
             )
 
 
+def refuse_apart(values: Mapping[str, Any]) -> None:
+    """Raise ModelError for weights that are bound to other devices than the first of them: no program takes both."""
+    bound = {path: value for path, value in values.items() if value.committed}
+    first = next(iter(bound), "")
+    for path, value in bound.items():
+        if is_elsewhere(bound[first], value):
+            raise ModelError(
+                f"weight {path!r}: expected on {_devices(bound[first])}, where {first!r} is, received on "
+                f"{_devices(value)}",
+                hint='track the model with placement="host", which keeps the average of all in the memory of the host',
+            )
+
+
 def is_elsewhere(shadow: Any, value: Any) -> bool:
     """Whether both are bound to devices, and to others."""
     bound = shadow.committed and value.committed

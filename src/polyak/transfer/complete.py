@@ -69,7 +69,7 @@ def _before_names(near: Weight | None, missing: list[Weight], unexpected: list[W
     first, ours, theirs = missing[0], [*(p.target for p in pairs), *missing], [*(p.source for p in pairs), *unexpected]
     if advice := inner_counts.hint(missing, ours) or computed.hint(first, near, ours, theirs):
         return advice
-    other = near and (framework([near]) or framework(unexpected))
+    other = framework([near] if near else []) or framework(unexpected)
     if other and (framework([first]) or framework(missing)) not in ("", other):
         return f'say how the source lies: layout="{other}"'
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from polyak.transfer.target import Target
 from polyak.weights import as_globs, glob_match
 
 OWN = ("layout", "layers")
+_JAX = "jax"
+_TRANSPOSED = re.compile(r"Conv[123]DTranspose")
 _OTHER = {"keras": "torch", "torch": "keras"}
 
 
@@ -43,7 +46,7 @@ def change(source: Snapshot, target: Target, asked: Mapping[str, Any]) -> Change
         MissingWeight, UnexpectedWeight, AmbiguousMatch, ShapeMismatch: the two sides do not fit.
     """
     layout = said_layout(source, asked.get("layout"))
-    theirs = target.layout or told_by_classes(target.weights)
+    theirs = _layout_of(target)
     if layout is None or not theirs or layout == theirs:
         if asked.get("layers"):
             raise WeightError(
@@ -89,7 +92,7 @@ def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Ta
     """Raise AmbiguousMatch where a name of one framework or a number was given a weight's name of the other, and nobody
     has said how the source lies: its axes could be the other way round without anybody seeing it.
     """
-    theirs, said = target.layout or told_by_classes(target.weights), said_layout(source, layout)
+    theirs, said = _layout_of(target), said_layout(source, layout)
     if theirs and said:
         return
     shapes = {w.path: w.shape for w in target.weights}
@@ -103,6 +106,31 @@ def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Ta
             )
 
 
+def refuse_transposed(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Target) -> None:
+    """Raise AmbiguousMatch for a transposed convolution of Keras in a tree of JAX, where such kernels lie otherwise."""
+    if _JAX not in (source.manifest.layout, target.layout):
+        return
+    wanted = {w.path: w for w in target.weights}
+    for ours, path in pairs:
+        sides = source.items_by_path[ours].weight, wanted[path]
+        layer = next((w.evidence.layer for w in sides if w.evidence), "")
+        if _TRANSPOSED.fullmatch(layer) and len(wanted[path].shape) > 2:
+            tree = source.origin if source.manifest.layout == _JAX else target.label
+            raise AmbiguousMatch(
+                f"weight {path!r} {wanted[path].shape}: expected a word on how {ours!r} lies beside the kernel of "
+                f"{layer}, received none for {tree}, and the shape does not show it: Flax has the space reversed and "
+                "the last two axes exchanged, unless it is ConvTranspose(transpose_kernel=True); Haiku has the space "
+                "reversed",
+                hint='layout="keras" takes it as it is; else turn it first, for two axes of space by '
+                "kernel[::-1, ::-1].swapaxes(-1, -2) of Flax, or kernel[::-1, ::-1] of Haiku",
+            )
+
+
+def _layout_of(target: Target) -> str | None:
+    """By which a source is turned. Trees of JAX lie as in Keras, but for what ``refuse_transposed`` refuses."""
+    return "keras" if target.layout == _JAX else target.layout or told_by_classes(target.weights)
+
+
 def _how_to_say(theirs: str | None, is_number: bool) -> str:
     if not theirs:
         return "give a model, or a file that says its layout; rename= without like= takes arrays as they are"
@@ -113,7 +141,7 @@ def _how_to_say(theirs: str | None, is_number: bool) -> str:
 
 def refuse_two_layouts(source: Snapshot, target: Target) -> None:
     """A plan that was stored says which array goes where, and not how it must be turned. Raises WeightError."""
-    ours, theirs = said_layout(source, None), target.layout or told_by_classes(target.weights)
+    ours, theirs = said_layout(source, None), _layout_of(target)
     if ours and theirs and ours != theirs:
         raise WeightError(
             f"the plan: expected two sides in one layout, received {ours!r} from {source.origin} and {theirs!r} of "

@@ -20,7 +20,8 @@ Layout = Literal["keras", "torch"]
 _CELLS = ("LSTMCell", "GRUCell", "SimpleRNNCell")
 _CELL_ARRAYS = frozenset(("kernel", "recurrent_kernel", "bias"))
 _DIRECTIONS = {"forward_layer": "forward", "backward_layer": "backward"}
-_ATTENTION = {"query": "query", "key": "key", "value": "value", "attention_output": "output"}
+_QKV = ("query", "key", "value")
+_END, _FLAX_END = "attention_output", "out"
 _LEVEL = re.compile(r"(?P<array>(?:weight|bias)_(?:ih|hh|hr))_l(?P<level>\d+)(?P<reverse>_reverse)?")
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "in_proj_bias")
 
@@ -113,11 +114,11 @@ def _keras(found: list[Block]) -> list[Block]:
     return [Block(path, layer, weights) for (path, layer), weights in gathered.items()]
 
 
-def _owner(block: Block, attention: set[str]) -> tuple[str, str, str]:
+def _owner(block: Block, attention: Mapping[str, str]) -> tuple[str, str, str]:
     """The layer that a block is a part of: its path, its class, and what stands before its local names."""
     parent, _, last = block.path.rpartition("/")
-    if last in _ATTENTION and parent in attention:
-        return parent, "MultiHeadAttention" if block.layer else "", f"{_ATTENTION[last]}/"
+    if parent in attention and last in (*_QKV, attention[parent]):
+        return parent, "MultiHeadAttention" if block.layer else "", f"{last if last in _QKV else 'output'}/"
     if last != "cell" or not (block.layer in _CELLS or (not block.layer and set(block.weights) <= _CELL_ARRAYS)):
         return block.path, block.layer, ""
     outer, _, direction = parent.rpartition("/")
@@ -134,11 +135,19 @@ def _local(block: Block, name: str, prefix: str) -> str:
     return f"{prefix}{name}"
 
 
-def _attention(found: Sequence[Block]) -> set[str]:
-    """The paths at which all four inner layers of an attention stand."""
+def _attention(found: Sequence[Block]) -> dict[str, str]:
+    """The paths at which all four inner layers of an attention stand, and the name of the last one in each."""
     inner = {b.path for b in found if b.layer in ("EinsumDense", "")}
-    parents = {path.rpartition("/")[0] for path in inner if path.rpartition("/")[2] == "attention_output"}
-    return {p for p in parents if all(_below(p, name) in inner for name in _ATTENTION)}
+    ends = [b.path.rpartition("/") for b in found if b.path in inner and _is_end(b)]
+    parents = {parent: last for parent, _, last in sorted(ends, key=lambda end: end[2] == _END)}
+    return {p: last for p, last in parents.items() if all(_below(p, name) in inner for name in _QKV)}
+
+
+def _is_end(block: Block) -> bool:
+    """Whether it may be the last layer of an attention: of Flax by its heads, because others call a plain one so."""
+    last = block.path.rpartition("/")[2]
+    of_heads = not block.layer and len(block.shapes.get("kernel", ())) == 3
+    return last == _END or (last == _FLAX_END and of_heads)
 
 
 def _below(path: str, name: str) -> str:

@@ -348,18 +348,18 @@ def _by_torch(mine: Block, other: Block | None, layout: Layout, name: str) -> Ru
     if keras is None or keras.layer or len(fitting) != 1:
         raise _no_rule(mine, other, " or ".join(f'"{r.keras[0]}"' for r in fitting or rules.by_torch(name)))
     _refuse_unclear(fitting[0], mine, other)
-    _refuse_flax(fitting[0], mine)
+    _refuse_flax(fitting[0], keras)
     return fitting[0]
 
 
-def _refuse_flax(rule: Rule, mine: Block) -> None:
+def _refuse_flax(rule: Rule, keras: Block) -> None:
     """Raise AmbiguousMatch for a kernel of Keras' or Flax', which have its last two axes in another order."""
-    kernel = mine.shapes.get("kernel", ())
+    kernel = keras.shapes.get("kernel", ())
     if kernel and rule.torch[0].startswith("ConvTranspose") and kernel[-2:-1] == kernel[-1:]:
         raise AmbiguousMatch(
-            f"layer {mine}: Keras and Flax keep such kernels in another order, and this one has as many channels in as "
-            "out, so that nobody would see it",
-            hint=f"{argument('layers', {mine.path: rule.keras[0]})} says that it lies as in Keras; for those of Flax "
+            f"layer {keras}: Keras and Flax keep such kernels in another order, and this one has as many channels in "
+            "as out, so that nobody would see it",
+            hint=f"{argument('layers', {keras.path: rule.keras[0]})} says that it lies as in Keras; for those of Flax "
             "there is no rule",
         )
 
@@ -374,7 +374,8 @@ def _no_rule(mine: Block, other: Block | None, classes: str) -> AmbiguousMatch:
 
 def _refuse_unclear(rule: Rule, mine: Block, other: Block | None) -> None:
     if rule.keras[0] in _GRUS:
-        refuse_unclear(mine.shapes, other.shapes if other else {})
+        word = argument("layers", {mine.path: rule.keras[0]})
+        refuse_unclear(mine.shapes, other.shapes if other else {}, word)
 
 
 def _refuse_turns(mine: Block, other: Block | None) -> None:

@@ -52,14 +52,20 @@ def plain(*entries: tuple[str, str, Axes]) -> tuple[Way, Way]:
     """Both ways of (name in Keras, name in PyTorch, axes of the Keras array in PyTorch's order)."""
 
     def to_torch(given: Shapes, wanted: Shapes) -> Iterator[Part]:
-        held = ((keras if keras in given else _FLAX.get(keras, keras), torch, axes) for keras, torch, axes in entries)
+        held = ((_called(keras, given), torch, axes) for keras, torch, axes in entries)
         yield from (Part(torch, (own,), permuted(axes)) for own, torch, axes in held if own in given)
 
     def to_keras(given: Shapes, wanted: Shapes) -> Iterator[Part]:
-        back = ((keras, torch, inverse(axes)) for keras, torch, axes in entries if torch in given)
-        yield from (Part(keras, (torch,), permuted(axes)) for keras, torch, axes in back)
+        back = ((_called(keras, wanted), torch, inverse(axes)) for keras, torch, axes in entries if torch in given)
+        yield from (Part(own, (torch,), permuted(axes)) for own, torch, axes in back)
 
     return to_torch, to_keras
+
+
+def _called(name: str, held: Shapes) -> str:
+    """What the side of Keras calls an array: as Keras, or as Flax where only that is there."""
+    other = _FLAX.get(name, name)
+    return other if other in held and name not in held else name
 
 
 def permuted(axes: Axes) -> Callable[[Array], Array]:

@@ -104,10 +104,10 @@ def _refuse_one_bias(shape: Shape) -> None:
         )
 
 
-def refuse_unclear(given: Shapes, wanted: Shapes) -> None:
-    """A GRU without a bias does not show where its reset gate acts. Raises AmbiguousMatch."""
+def refuse_unclear(given: Shapes, wanted: Shapes, word: str) -> None:
+    """Raise AmbiguousMatch for a GRU without bias, which does not show where its reset gate acts; ``word`` says it."""
     if not any("bias" in name for name in (*given, *wanted)):
         raise AmbiguousMatch(
             "a GRU without bias does not show whether it has reset_after=True, as in PyTorch, or False",
-            hint='if it is True, say so with layers={"NAME OF THE MODULE": "GRU"}',
+            hint=f"if it is True, say so with {word}",
         )

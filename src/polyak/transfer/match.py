@@ -114,6 +114,15 @@ def key_of(weight: Weight, by: Key) -> str | None:
     return str(getattr(weight.evidence, by)) or None
 
 
+def refuse_untold(weights: Sequence[Weight], by: Key, where: str) -> None:
+    """Raise AmbiguousMatch for a side of which nothing but names is known, where others pair by more than these."""
+    if weights and all(key_of(w, by) is None for w in weights):
+        raise AmbiguousMatch(
+            f'by="{by}": expected weights of which the {by} is known, received names alone from {where}',
+            hint="name the pairs with rename=, from weights of the source to weights of the target",
+        )
+
+
 def natural_key(source: Sequence[Weight]) -> Key:
     """What the names of a source are: structural paths, places in a file of Keras', or mere numbers."""
     if source and all(w.path.startswith("#") for w in source):

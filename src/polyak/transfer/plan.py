@@ -16,7 +16,7 @@ from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer import match, names, places
 from polyak.transfer.commit import commit
 from polyak.transfer.complete import require_complete
-from polyak.transfer.layout_asked import change, refuse_unsaid
+from polyak.transfer.layout_asked import change, refuse_transposed, refuse_unsaid
 from polyak.transfer.match import Key, Pair, Pairing
 from polyak.transfer.nearest import nearest
 from polyak.transfer.receipt import Receipt
@@ -175,7 +175,10 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
     changed = change(source, target, asked)
     if changed is None:
         plan = _paired(source, target, asked)
-        refuse_unsaid(((m.source, m.target) for m in plan.moves), source, target, asked.get("layout"))
+        moves = [(m.source, m.target) for m in plan.moves]
+        refuse_unsaid(moves, source, target, asked.get("layout"))
+        if not asked.get("layout"):
+            refuse_transposed(moves, source, target)
         return plan
     plan = _paired(changed.source, target, cast(Asked, changed.asked))
     skipped = tuple(path for path in plan.skipped if path not in changed.alone)
@@ -199,6 +202,9 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
     by = asked.get("by") or ("path" if natural == "position" and asked.get("rename") else natural)
     numbers = by == natural == "position"
     wanted = match.numbered(source.weights, target.weights, source.origin) if numbers else target.weights
+    if not asked.get("rename"):
+        match.refuse_untold(offered, by, source.origin)
+        match.refuse_untold(wanted, by, target.label)
     found = match.pair(offered, wanted, by, asked.get("rename"))
     pairing = _wanted(found, asked)
     if by == "path" and not asked.get("by") and not asked.get("rename") and _lacks(pairing):

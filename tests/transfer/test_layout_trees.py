@@ -1,0 +1,179 @@
+"""Trees of JAX beside Keras and PyTorch: Flax' own layers answer as those that were given their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import polyak
+from polyak.errors import AmbiguousMatch, MissingWeight
+
+jax = pytest.importorskip("jax")
+linen = pytest.importorskip("flax.linen")
+serialization = pytest.importorskip("flax.serialization")
+
+X = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype(np.float32)
+
+
+def drawn(module: Any, x: Any) -> Any:
+    """Variables of a module of Flax, no two alike."""
+    rng = np.random.default_rng(1)
+    made = module.init(jax.random.key(0), x)
+    return jax.tree.map(lambda a: rng.uniform(0.1, 1, size=a.shape).astype(a.dtype), made)
+
+
+def written(path: Path, variables: Any) -> Path:
+    path.write_bytes(serialization.to_bytes(variables))
+    return path
+
+
+def upsampling() -> Any:
+    return keras.Sequential([keras.Input((5, 5, 4)), keras.layers.Conv2DTranspose(4, 3, 2, "same", name="up")])
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_transposed_convolution_of_flax_is_not_taken_as_it_is_unasked(tmp_path: Path, converted: bool) -> None:
+    module = linen.ConvTranspose(4, (3, 3), (2, 2))
+    held = drawn(module, X)
+    path, model = written(tmp_path / "up.msgpack", {"params": {"up": held["params"]}}), upsampling()
+    if converted:
+        polyak.convert(path, tmp_path / "up.safetensors")
+        path = tmp_path / "up.safetensors"
+    before = polyak.snapshot(model)["up/kernel"].copy()
+    with pytest.raises(AmbiguousMatch, match=r"'up/kernel'.* beside the kernel of Conv2DTranspose") as refused:
+        polyak.transfer(path, model)
+    assert np.array_equal(polyak.snapshot(model)["up/kernel"], before)
+    assert "kernel[::-1, ::-1].swapaxes(-1, -2) of Flax" in str(refused.value.hint)
+    turned = dict(polyak.open(path))
+    turned["up/kernel"] = turned["up/kernel"][::-1, ::-1].swapaxes(-1, -2)
+    polyak.transfer(polyak.Snapshot.from_arrays(turned), model)
+    assert np.abs(np.asarray(model(X)) - np.asarray(module.apply(held, X))).max() < 1e-4
+
+
+def test_a_transposed_convolution_of_flax_that_lies_as_in_keras_is_taken_with_a_word(tmp_path: Path) -> None:
+    module = linen.ConvTranspose(4, (3, 3), (2, 2), transpose_kernel=True)
+    held = drawn(module, X)
+    path, model = written(tmp_path / "up.msgpack", {"params": {"up": held["params"]}}), upsampling()
+    with pytest.raises(AmbiguousMatch, match='layout="keras" takes it as it is'):
+        polyak.transfer(path, model)
+    polyak.transfer(path, model, layout="keras")
+    assert np.abs(np.asarray(model(X)) - np.asarray(module.apply(held, X))).max() < 1e-4
+    with pytest.raises(AmbiguousMatch, match="beside the kernel of Conv2DTranspose"):
+        polyak.transfer(model, tmp_path / "back.npz", like=path)
+    polyak.transfer(model, tmp_path / "back.npz", like=path, layout="keras")
+
+
+class _Net(linen.Module):  # type: ignore[misc]
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        x = linen.Conv(4, (3, 3), name="conv")(x)
+        x = linen.BatchNorm(use_running_average=True, name="norm")(x)
+        return linen.Dense(4, name="head")(x.mean((1, 2)))
+
+
+def module_of_pytorch() -> Any:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+            self.norm = torch.nn.BatchNorm2d(4)
+            self.head = torch.nn.Linear(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+    return Net().eval()
+
+
+def answered(net: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    return net(torch.from_numpy(np.moveaxis(X, -1, 1).copy())).detach().numpy()
+
+
+def test_what_a_module_of_pytorch_misses_is_turned_and_not_left_out(tmp_path: Path) -> None:
+    module, net = _Net(), module_of_pytorch()
+    held = drawn(module, X)
+    path = written(tmp_path / "net.msgpack", held)
+    with pytest.raises(MissingWeight, match=r"'conv\.weight'") as refused:
+        polyak.transfer(path, net)
+    assert refused.value.hint == 'say how the source lies: layout="keras"'
+    polyak.transfer(path, net, layout="keras")
+    assert np.abs(answered(net) - np.asarray(module.apply(held, X))).max() < 1e-4
+
+
+def test_a_module_of_pytorch_is_written_as_a_tree_of_flax(tmp_path: Path) -> None:
+    module, net = _Net(), module_of_pytorch()
+    held = drawn(module, X)
+    path = written(tmp_path / "net.msgpack", held)
+    polyak.transfer(net, tmp_path / "new.npz", like=path)
+    new = polyak.open(tmp_path / "new.npz")
+    made = jax.tree_util.tree_map_with_path(lambda at, _: new["/".join(step.key for step in at[1:])], held)
+    assert np.abs(answered(net) - np.asarray(module.apply(made, X))).max() < 1e-4
+
+
+def test_a_transposed_convolution_of_pytorch_is_written_as_no_tree_of_flax(tmp_path: Path) -> None:
+    nn = pytest.importorskip("torch").nn
+    held = drawn(linen.ConvTranspose(4, (3, 3)), X)["params"]
+    path = written(tmp_path / "up.msgpack", {"params": {"up": held}})
+    with pytest.raises(AmbiguousMatch, match="Keras and Flax keep such kernels in another order"):
+        polyak.transfer(nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3)}), tmp_path / "up.npz", like=path)
+
+
+class _Attending(linen.Module):  # type: ignore[misc]
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return linen.MultiHeadDotProductAttention(num_heads=2, name="attention")(x)
+
+
+def attending() -> Any:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Any) -> Any:
+            return self.attention(x, x, x)[0]
+
+    return Net().eval()
+
+
+def test_the_attention_of_flax_is_that_of_pytorch_both_ways(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    x = X.reshape(2, -1)[:, :96].reshape(2, 12, 8)
+    held = drawn(_Attending(), x)
+    path, net, other = written(tmp_path / "attention.msgpack", held), attending(), attending()
+    polyak.transfer(path, net, layout="keras")
+    expected = np.asarray(_Attending().apply(held, x))
+    assert np.abs(net(torch.from_numpy(x.copy())).detach().numpy() - expected).max() < 1e-5
+    polyak.transfer(net, tmp_path / "back.npz", like=path)
+    polyak.transfer(tmp_path / "back.npz", other, layout="keras")
+    assert np.array_equal(other(torch.from_numpy(x.copy())).detach(), net(torch.from_numpy(x.copy())).detach())
+
+
+def test_plain_layers_that_are_called_as_those_of_an_attention_stay_layers() -> None:
+    nn = pytest.importorskip("torch").nn
+    names = ("query", "key", "value", "out")
+    held = {f"a/{name}/kernel": np.full((3, 2), n, np.float32) for n, name in enumerate(names)}
+    net = nn.ModuleDict({"a": nn.ModuleDict({name: nn.Linear(3, 2, bias=False) for name in names})})
+    polyak.transfer(polyak.Snapshot.from_arrays(held), net, layout="keras")
+    assert [net["a"][name].weight[0, 0].item() for name in names] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("by", ["position", "structure", "name"])
+def test_a_tree_that_has_names_alone_is_paired_by_nothing_else(tmp_path: Path, by: Any) -> None:
+    held = {name: {"kernel": np.ones((4, 4), np.float32)} for name in ("Dense_0", "Dense_1")}
+    path = written(tmp_path / "net.msgpack", {"params": held})
+    layers = [keras.layers.Dense(4, use_bias=False) for _ in held]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    with pytest.raises(AmbiguousMatch, match=f'by="{by}": expected weights of which the {by} is known') as refused:
+        polyak.transfer(path, model, by=by)
+    assert "rename=" in str(refused.value.hint)
+    polyak.transfer(path, model, by=by, rename={"Dense_0/*": "dense/*", "Dense_1/*": "dense_1/*"})
