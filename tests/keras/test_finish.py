@@ -116,6 +116,16 @@ def test_a_fit_that_finishes_so_again_goes_on_from_the_raw_weights_in_silence(tm
     assert_same_bits(polyak.snapshot(averaging.average, "raw"), polyak.snapshot(plain))
 
 
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_fit_that_goes_on_from_the_average_of_another_callback_says_whose_it_is(anew: bool) -> None:
+    made, averaging, other = model(), Averaging(RULE, finish="average"), Averaging("mean", name="mean")
+    fit(made, averaging, other)
+    said = fit(made, Averaging(other.average) if anew else other)
+    assert len(said) == 1
+    assert f"the raw weights of {averaging.average.label}" in said[0]
+    assert "reset" not in said[0]
+
+
 def restarted(path: Path) -> tuple[Any, Any]:
     made = keras.models.load_model(path)
     average = polyak.track(made, RULE)
