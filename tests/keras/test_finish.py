@@ -58,6 +58,32 @@ def test_a_file_of_both_sets_has_the_raw_weights_that_fit_has_put_aside(tmp_path
     assert_same_bits(polyak.open(tmp_path / "beside.safetensors").select(role="raw"), polyak.snapshot(plain))
 
 
+def finished_beside() -> tuple[Any, Averaging, Any, Any]:
+    """A model that holds one average, its callback, and averages of the whole model and of its last layer."""
+    made, averaging, other = model(), Averaging(RULE, finish="average"), Averaging("mean", name="mean")
+    part = polyak.EMA(made.layers[-1], decay=0.9)
+    fit(made, averaging, other)
+    return made, averaging, other.average, part
+
+
+def test_raw_weights_are_the_same_beside_every_average_of_the_model(tmp_path: Path) -> None:
+    plain, again = model(), model()
+    fit(plain)
+    _, averaging, other, part = finished_beside()
+    for average in (averaging.average, other):
+        polyak.save(average, tmp_path / "both.safetensors", weights="both")
+        assert_same_bits(polyak.open(tmp_path / "both.safetensors").select(role="raw"), polyak.snapshot(plain))
+    assert_same_bits(polyak.snapshot(part, "raw"), polyak.snapshot(plain.layers[-1]))
+    polyak.transfer(other, again, weights="raw")
+    assert_same_bits(polyak.snapshot(again), polyak.snapshot(plain))
+
+    of_nobody = finished_beside()[2:]
+    gc.collect()
+    for average in of_nobody:
+        with pytest.raises(ModelError, match="the callback is gone"):
+            polyak.snapshot(average, "raw")
+
+
 def test_raw_weights_that_nobody_has_kept_are_not_made_up(tmp_path: Path) -> None:
     made, averaging = finished()
     average = averaging.average
@@ -88,6 +114,16 @@ def test_a_fit_that_finishes_so_again_goes_on_from_the_raw_weights_in_silence(tm
     made, averaging = finished()
     assert fit(made, averaging) == []
     assert_same_bits(polyak.snapshot(averaging.average, "raw"), polyak.snapshot(plain))
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_fit_that_goes_on_from_the_average_of_another_callback_says_whose_it_is(anew: bool) -> None:
+    made, averaging, other = model(), Averaging(RULE, finish="average"), Averaging("mean", name="mean")
+    fit(made, averaging, other)
+    said = fit(made, Averaging(other.average) if anew else other)
+    assert len(said) == 1
+    assert f"the raw weights of {averaging.average.label}" in said[0]
+    assert "reset" not in said[0]
 
 
 def restarted(path: Path) -> tuple[Any, Any]:

@@ -297,6 +297,16 @@ PARTS = {
         tf.data.Dataset.zip((known(found, tf).shuffle(16), known(found, tf).take(9))).map(lambda a, b: a).batch(4),
         None,
     ),
+    "choices that end": lambda found, tf: (
+        chosen(found, tf, tf.data.Dataset.range(2).repeat(4), stop_on_empty_dataset=False),
+        None,
+    ),
+    "choices until one is empty": lambda found, tf: (
+        chosen(found, tf, tf.data.Dataset.range(2).repeat(), stop_on_empty_dataset=True),
+        None,
+    ),
+    "a shard": lambda found, tf: (known(found, tf).shuffle(16).shard(2, 1).batch(4), None),
+    "all but the first": lambda found, tf: (known(found, tf).shuffle(16).skip(1).batch(4), None),
 }
 WHOLE = {
     "records": lambda found, tf: (found.shuffle(16).batch(4), None),
@@ -306,8 +316,20 @@ WHOLE = {
     "a cache filled whole": lambda found, tf: (found.shuffle(16).cache().batch(5, drop_remainder=True), None),
     "a part in the cache": lambda found, tf: (found.shuffle(16).take(9).cache().batch(4), None),
     "batches of batches": lambda found, tf: (found.shuffle(16).batch(4).rebatch(5), None),
+    "all by take": lambda found, tf: (known(found, tf).shuffle(16).take(-1).skip(0).shard(1, 0).batch(4), None),
+    "more than all by take": lambda found, tf: (known(found, tf).shuffle(16).take(99).batch(4), None),
+    "choices to the end": lambda found, tf: (
+        chosen(found, tf, tf.data.Dataset.range(2).repeat(), stop_on_empty_dataset=False),
+        None,
+    ),
+    "samples": lambda found, tf: (tf.data.Dataset.sample_from_datasets([found.shuffle(16), found]).batch(4), None),
     "with their numbers": lambda found, tf: (found.shuffle(16).enumerate().map(lambda at, xy: xy).batch(4), None),
 }
+
+
+def chosen(found: Any, tf: Any, choices: Any, **asked: Any) -> Any:
+    parts = [known(found, tf).shuffle(16), known(found, tf).take(9)]
+    return tf.data.Dataset.choose_from_datasets(parts, choices, **asked).batch(4)
 
 
 def known(found: Any, tf: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 from polyak.errors import ModelError
 from polyak.frameworks import Average, framework_of, snapshot_of
+from polyak.frameworks.finished import left_beside
+from polyak.keras.late import holds_average
 from polyak.manifest import AVERAGE, RAW, digest
 from polyak.snapshot import Snapshot
 from polyak.transfer.plan import make_plan
@@ -121,6 +123,8 @@ class Marks:
         other = [path for path, mark in self.raw.items() if now.raw.get(path, mark) != mark]
         if not other or any(now.average.get(path, mark) != mark for path, mark in self.average.items()):
             return ""
+        if left := left_beside(average):
+            return holds_average(left[0])
         return (
             f"{len(other)} of {len(self.raw)} weights of {average.label}, {other[0]!r} first, have been changed since "
             "the last update; the average still is one of the old ones: average.reset() begins it anew"

@@ -11,6 +11,7 @@ import numpy as np
 from polyak.averaging.parts import Parts
 from polyak.errors import BegunLate, WeightsChanged, notify
 from polyak.frameworks import Average
+from polyak.frameworks.finished import left_beside
 from polyak.keras.fitting import own_optimizers, updates
 from polyak.numbers import rounded
 from polyak.weights import Kind, numpy_dtype
@@ -35,17 +36,26 @@ def tell_late(model: Any, averages: Iterable[Average]) -> None:
 
 def tell_finished(averages: Iterable[Average]) -> None:
     """Warn if a model holds the values of its average where its raw weights should be."""
-    for average in averages:
-        if _is_mixed(average) and _are_one(average):
-            notify(
-                WeightsChanged(
-                    f"fit: expected the raw weights of {average.label} in the model, received the averaged ones, as "
-                    'finish="average" leaves them there; training goes on from those, to which its optimizer does '
-                    "not belong. To go on from the raw weights: fit with the callback that has finished so; or first "
-                    'polyak.transfer(path, model, weights="raw") from a file that was written during fit, or by '
-                    'polyak.save(averaging.average, path, weights="both")'
-                )
-            )
+    for held in filter(None, map(_held, averages)):
+        notify(WeightsChanged(holds_average(held)))
+
+
+def _held(average: Average) -> Average | None:
+    """What the model holds where the raw weights should be that an average has followed: itself, or another one."""
+    if _is_mixed(average) and _are_one(average):
+        return average
+    return next(filter(_is_mixed, left_beside(average)), None) if average.count else None
+
+
+def holds_average(average: Average) -> str:
+    """What to say of a model that is to be trained, and holds this average."""
+    return (
+        f"fit: expected the raw weights of {average.label} in the model, received the averaged ones, as "
+        'finish="average" or Keras\' use_ema leaves them there; training goes on from those, to which its optimizer '
+        "does not belong. To go on from the raw weights: fit with the callback that has finished so; or first "
+        'polyak.transfer(path, model, weights="raw") from a file that was written during fit, or by '
+        'polyak.save(averaging.average, path, weights="both")'
+    )
 
 
 def _is_mixed(average: Average) -> bool:

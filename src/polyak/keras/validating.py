@@ -16,9 +16,10 @@ from polyak.keras.dice import Memory, dice
 _ENDLESS, _UNKNOWN = -1, -2  # tf.data.INFINITE_CARDINALITY and UNKNOWN_CARDINALITY
 _MOST = 2**63 - 1  # elements, to which enumerate() counts
 # Datasets that end before what they read has ended; that read on to the end, and of which it depends on the order what
-# they leave out or put together.
+# they leave out or put together; and those of either that have lost nothing where they have as many as what they read.
 _STOPPING = {"_TakeDataset", "_TakeWhileDataset"}
 _LOSING = {"_SkipDataset", "_ShardDataset", "_WindowDataset", "_GroupByWindowDataset", "_ScanDataset"}
+_CUTTING = {"_TakeDataset", "_SkipDataset", "_ShardDataset"}
 
 
 class Passes:
@@ -145,11 +146,12 @@ def _say_sizes(data: Any) -> str:
 
 
 def _lacks_size(data: Any) -> bool:
-    """Whether it would help to know it."""
-    size = int(data.cardinality())
-    if size >= 0 or _drops_of_batches(data):
+    """Whether it would help to know it; of what is read where that is what nobody knows."""
+    size, above = int(data.cardinality()), data._inputs()
+    if size >= 0 or _drops_of_batches(data) or _chooses_in_part(data):
         return False
-    return size == _UNKNOWN or any(map(_lacks_size, data._inputs()))
+    is_first = all(int(each.cardinality()) != _UNKNOWN for each in above)
+    return (size == _UNKNOWN and is_first) or any(map(_lacks_size, above))
 
 
 def _is_part(data: Any, steps: int | None) -> bool:
@@ -176,11 +178,29 @@ def _differs(data: Any, is_lossy: bool, stops: bool) -> bool:
         return False
     if kind == "_ShuffleDataset" and (is_lossy or stops) and data._reshuffle_each_iteration is not False:
         return True
-    is_lossy = is_lossy or kind in _LOSING or _drops(data)
-    stops = stops or kind in _STOPPING
-    above = data._inputs()
-    cut = _cut_off(above) if kind == "_ZipDataset" else [False] * len(above)
-    return any(_differs(each, is_lossy, stops or short) for each, short in zip(above, cut, strict=True))
+    is_lossy = is_lossy or (kind in _LOSING and not _keeps_all(data)) or _drops(data)
+    above = zip(data._inputs(), _left_early(data), strict=True)
+    return any(_differs(each, is_lossy, stops or early) for each, early in above)
+
+
+def _keeps_all(data: Any) -> bool:
+    size = int(data.cardinality())
+    return type(data).__name__ in _CUTTING and size >= 0 and size == int(data._input_dataset.cardinality())
+
+
+def _left_early(data: Any) -> list[bool]:
+    """Of each dataset that one reads, whether it is left before its end, or may be."""
+    above, kind = data._inputs(), type(data).__name__
+    if kind == "_ZipDataset":
+        return _cut_off(above)
+    return [_chooses_in_part(data) or (kind in _STOPPING and not _keeps_all(data))] * len(above)
+
+
+def _chooses_in_part(data: Any) -> bool:
+    """Whether choices among datasets, which the first of them makes, end before all of the others have, or may."""
+    if type(data).__name__ != "_DirectedInterleaveDataset":
+        return False
+    return bool(data._stop_on_empty_dataset) or int(data._selector_input.cardinality()) != _ENDLESS
 
 
 def _cut_off(zipped: Sequence[Any]) -> list[bool]:
