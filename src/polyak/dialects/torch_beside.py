@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from polyak.dialects.called import says_average
-from polyak.dialects.torch_sets import Named, bare, same
+from polyak.dialects.torch_sets import Named, agree, bare, same
 from polyak.weights import is_floating
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|polyak|teacher|shadow)(?![a-z])")
@@ -33,15 +33,42 @@ def called_average(key: str) -> bool:
         >>> [called_average(key) for key in ("model_ema", "modelEMA", "emaModel", "schema", "modelNonEma")]
         [True, True, True, False, False]
     """
-    return says_average(_words(key), _AVERAGED)
+    return says_average(words_of(key), _AVERAGED)
+
+
+def averages_among(found: Mapping[str, Named]) -> list[Named]:
+    """The sets that their writer called averages: what is called so as a whole may hold more than the average.
+
+    Example:
+        >>> from polyak.contents import Tensor
+        >>> w = {"w": Tensor((), "float32", lambda: 0)}
+        >>> keys = ("ema/model", "ema/shadow", "swa/model")
+        >>> [average.key for average in averages_among({key: Named(key, w) for key in keys})]
+        ['ema/shadow', 'swa/model']
+    """
+    called = [s for s in found.values() if called_average(s.key)]
+    return [s for s in called if not any(_is_nearer(other, s) for other in called)]
+
+
+def _is_nearer(other: Named, held: Named) -> bool:
+    """Whether another set of these weights is called an average within the same thing, by a step further down."""
+    steps, others = held.key.split("/"), other.key.split("/")
+    last = _last_called(steps)
+    within = others[: last + 1] == steps[: last + 1] and _last_called(others) > last
+    return within and agree(bare(held.tensors), bare(other.tensors))
+
+
+def _last_called(steps: list[str]) -> int:
+    return max((i for i, step in enumerate(steps) if called_average(step)), default=-1)
 
 
 def named_after(average: str, of: str) -> bool:
     """Whether a key is another's, and a word for an average: ``g_ema`` and ``g``."""
-    return _letters(_AVERAGED.sub("", _words(average).lower())) == _letters(of.lower())
+    return _letters(_AVERAGED.sub("", words_of(average).lower())) == _letters(of.lower())
 
 
-def _words(key: str) -> str:
+def words_of(key: str) -> str:
+    """A key with marks between its words, which may have had capital letters instead."""
     return _HUMP.sub("_", key)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from polyak.contents import Tensor
-from polyak.dialects.torch_beside import called_average, named_after
+from polyak.dialects.torch_beside import averages_among, called_average, named_after
 from polyak.dialects.torch_sets import Named, Reading, bare, is_usual, parameters, same
 from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW
@@ -27,8 +27,9 @@ def counted(averages: Sequence[Named], among: Mapping[str, Named]) -> tuple[Read
     Of several sets alike the model is the one that is called so; where none is, no weights are raw.
     """
     known = {a.key for a in averages}
-    raws = [s for key, s in among.items() if key not in known and not called_average(key)]
-    beside = [s for key, s in among.items() if key not in known and called_average(key)]
+    called = {s.key for s in averages_among(among)} - known
+    raws = [s for key, s in among.items() if key not in known | called]
+    beside = [among[key] for key in among if key in called]
     alike = [r for r in raws if any(same(bare(r.tensors), bare(a.tensors)) for a in averages)]
     usual = [r for r in alike if is_usual(r.key)]
     for held in (raws, usual if len(usual) == 1 else []):
@@ -53,7 +54,15 @@ def averages_of(raw: Named | None, averages: Sequence[Named]) -> Reading:
 
 
 def averaged_in(average: Named, raws: Sequence[Named]) -> list[Named]:
-    """The sets that have the average's names and shapes; where there are none, those that have them among others."""
+    """The sets that have the average's names and shapes; where there are none, those that have them among others.
+
+    What an average holds of the model in itself is a copy, where the model is beside it.
+    """
+    outside = [raw for raw in raws if not called_average(raw.key)]
+    return _having(average, outside) or _having(average, raws)
+
+
+def _having(average: Named, raws: Sequence[Named]) -> list[Named]:
     own = bare(average.tensors)
     alike = [raw for raw in raws if same(bare(raw.tensors), own)]
     return alike or [raw for raw in raws if same({n: t for n, t in bare(raw.tensors).items() if n in own}, own)]

@@ -152,6 +152,12 @@ def same(a: Set, b: Set) -> bool:
     return bool(a) and {n: t.shape for n, t in a.items()} == {n: t.shape for n, t in b.items()}
 
 
+def agree(a: Set, b: Set) -> bool:
+    """Whether two sets have names in common, and there the same shapes."""
+    both = a.keys() & b.keys()
+    return same({n: a[n] for n in both}, {n: b[n] for n in both})
+
+
 def twin(of: Set, among: Mapping[str, Named], but: str) -> Named | None:
     """The one other set with the same names and shapes, wrappers aside; None if there are several."""
     found = [s for key, s in among.items() if key != but and same(bare(s.tensors), of)]
