@@ -169,6 +169,31 @@ def test_an_optimizer_of_any_name_is_known_by_what_it_keeps(tmp_path: Path) -> N
     assert set(held.select("raw")) == set(model)
 
 
+@pytest.mark.parametrize(
+    "key", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "momentum_buffer"]
+)
+@pytest.mark.parametrize("average", [{}, {"ema": states(1)[0]}])
+def test_the_moments_of_an_optimizer_are_no_average_of_the_weights(key: str, average: State, tmp_path: Path) -> None:
+    """An optimizer of one's own may keep them by the names of the weights, in whatever it is called."""
+    model, _ = states()
+    moments = {n: torch.ones_like(v) for n, v in model.items() if v.is_floating_point()}
+    held = saved(tmp_path / "a.pt", model=model, **average, adam={key: moments, "step": 3})
+    assert set(held.roles) == {"raw", "optimizer", *("average" for _ in average)}
+    assert not held.manifest.note
+    part = held.select("raw")
+    assert set(part) == set(model)
+    assert all(np.array_equal(part[n], v) for n, v in model.items())
+
+
+@pytest.mark.parametrize("key", ["grad_ema", "ema_grads", "avg_gradient", "gradients"])
+def test_an_average_of_gradients_is_none_of_the_weights(key: str, tmp_path: Path) -> None:
+    model, _ = states()
+    held = saved(tmp_path / "a.pt", model=model, **{key: {n: v * 0 for n, v in model.items()}})
+    assert held.roles == ("raw", "training")
+    assert set(held.select("raw")) == set(model)
+    assert repr(key) in held.manifest.note
+
+
 @pytest.mark.parametrize("key", ["", "state_dict"])
 def test_the_weights_of_a_parameter_list_are_weights(key: str, tmp_path: Path) -> None:
     source, target = (nn.ParameterList([torch.rand(2, 3), torch.rand(4)]) for _ in range(2))
@@ -208,6 +233,7 @@ def test_data_beside_a_model_is_no_network(beside: str, tmp_path: Path) -> None:
         "loss_net",
         "log_var_net",
         "config_encoder",
+        "gradient_net",
     ],
 )
 def test_a_network_whose_key_has_a_word_of_a_training_is_kept(key: str, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from polyak.dialects.torch_sets import Named, agree, bare, same
 from polyak.weights import is_floating
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|polyak|teacher|shadow)(?![a-z])")
+_GRADIENTS = re.compile(r"(?<![a-z])(grads?|gradients?)(?![a-z])")
+_MANY = re.compile(r"(?<![a-z])(grads|gradients)$")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # Steps of a key, in small letters, that end with a word of these: "loss_fn", but not "loss_net".
 _TRAINING = re.compile(
@@ -32,8 +34,16 @@ def called_average(key: str) -> bool:
     Example:
         >>> [called_average(key) for key in ("model_ema", "modelEMA", "emaModel", "schema", "modelNonEma")]
         [True, True, True, False, False]
+        >>> called_average("grad_ema")  # of something else
+        False
     """
-    return says_average(words_of(key), _AVERAGED)
+    return says_average(words_of(key), _AVERAGED) and not _of_gradients(key)
+
+
+def _of_gradients(key: str) -> bool:
+    """Whether a step of a key is called gradients, or an average of them; a network may have the word in its name."""
+    steps = [words_of(step).lower() for step in key.split("/")]
+    return any(_MANY.search(s) or (_GRADIENTS.search(s) and says_average(s, _AVERAGED)) for s in steps)
 
 
 def averages_among(found: Mapping[str, Named]) -> list[Named]:
@@ -78,7 +88,7 @@ def _letters(key: str) -> str:
 
 def networks_beside(model: Named, among: Mapping[str, Named]) -> list[Named]:
     """The other sets that are networks like the model by their names, or that are its twins."""
-    others = [s for s in among.values() if s is not model]
+    others = [s for s in among.values() if s is not model and not _of_gradients(s.key)]
     return [s for s in others if _is_network(s) or same(bare(s.tensors), bare(model.tensors))]
 
 
@@ -88,7 +98,7 @@ def is_of_training(held: Named) -> bool:
     if not held.key:
         return not any("." in name for name in arrays)
     by_key = any(_TRAINING.search(step.lower()) for step in held.key.split("/"))
-    return by_key or all(_STATISTIC.fullmatch(_last(name)) for name in arrays)
+    return by_key or _of_gradients(held.key) or all(_STATISTIC.fullmatch(_last(name)) for name in arrays)
 
 
 def _is_network(held: Named) -> bool:
