@@ -266,3 +266,13 @@ def test_averages_that_no_key_pairs_are_raw_and_told(tmp_path: Path) -> None:
         "called averages by their writer: 'first_ema', 'second_ema'; "
         "neither names, shapes nor keys tell of which weights, so they are taken as raw"
     )
+
+
+def test_lists_of_several_averages_are_told(tmp_path: Path) -> None:
+    """torch-ema and diffusers number their weights: several lists in one file belong to nobody knows whom."""
+    model, _ = states()
+    listed = {"decay": 0.9, "num_updates": 1, "shadow_params": [torch.ones(3, 2), torch.ones(3)]}
+    held = saved(tmp_path / "a.pt", model=model, fast=listed, slow=listed)
+    assert held.roles == ("raw", "training")
+    said = "left with the state of the training: 'fast/shadow_params' (2 arrays), 'slow/shadow_params' (2 arrays)"
+    assert held.manifest.note == said

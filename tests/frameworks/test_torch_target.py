@@ -524,6 +524,19 @@ def test_what_cannot_be_read_or_tracked_is_refused() -> None:
         polyak.snapshot(module)
 
 
+def test_a_state_dict_is_no_model_and_the_hint_says_what_is_given_for_it(tmp_path: Path) -> None:
+    source, target = Net(1), Net(2)
+    state = source.state_dict()
+    for refused in (lambda: polyak.transfer(state, target), lambda: polyak.average([state, state])):
+        with pytest.raises(ModelError, match=r"received collections\.OrderedDict") as raised:
+            refused()
+        assert "module.load_state_dict(state)" in str(raised.value.hint)
+        assert "torch.save(state, path)" in str(raised.value.hint)
+    torch.save(state, tmp_path / "state.pt")
+    polyak.transfer(tmp_path / "state.pt", target)
+    assert bits(target) == bits(source)
+
+
 @pytest.mark.parametrize("around", [lambda module: module, torch.compile, nn.DataParallel])
 def test_a_module_is_not_tracked_and_the_hint_says_what_is_done_instead(around: Any) -> None:
     model, module = around(nn.Linear(2, 2)), nn.Linear(2, 2)

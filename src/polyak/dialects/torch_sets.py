@@ -31,7 +31,8 @@ _SLOTS = re.compile(r"(^|/)(state/\d+|(max_)?exp_avg(_sq)?|exp_inf|(square|grad)
 _OPTIMIZER = re.compile(r"(\w+[_-])?optim(s|i[sz]ers?)?([A-Z\d]|[_-]\w)?([_-]states?)?([_-]dicts?)?")
 _OF_OPTIMIZER = {"state", "param_groups"}
 _MOST_TOLD = 3
-_LISTS = ("shadow_params", "collected_params", "temp_stored_params")
+_SHADOWS = "shadow_params"
+_LISTS = (_SHADOWS, "collected_params", "temp_stored_params")
 _COUNTER = "num_batches_tracked"
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 
@@ -248,7 +249,7 @@ def _left_alone(left: Sequence[str], contents: Contents) -> str:
     """A word on arrays that may be weights, too, and are in no set: their places, and how many are there."""
     arrays = [n for n in left if contents.tensors[n].shape and is_floating(contents.tensors[n].dtype)]
     places = [(key or name, key, last) for name in arrays if not is_optimizer(name) for key, last in [place_of(name)]]
-    counts = Counter(place for place, *of in places if not is_listed(*of))
+    counts = Counter(p for p, key, last in places if p.rpartition("/")[2] == _SHADOWS or not is_listed(key, last))
     told = [f"{place!r} ({n} array{'s' * (n > 1)})" for place, n in counts.items()]
     return f"left with the state of the training: {listed(told, _MOST_TOLD)}" if told else ""
 
