@@ -486,6 +486,23 @@ def test_parameters_that_fsdp_keeps_flat_are_refused_until_they_are_summoned(tmp
         distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_module_of_torchscript_is_a_target_and_a_source(loaded: bool, tmp_path: Path) -> None:
+    def network() -> Any:
+        return nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)))
+
+    source, served, back = network(), torch.jit.script(network()), network()
+    if loaded:
+        torch.jit.save(served, tmp_path / "serving.pt")
+        served = torch.jit.load(tmp_path / "serving.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polyak.transfer(source, served)
+        polyak.transfer(served, back)
+    assert bits(served) == bits(source) == bits(back)
+
+
 def test_an_averaged_model_holds_an_average(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
     assert polyak.snapshot(averaged).roles == ("average",)
