@@ -336,6 +336,15 @@ def test_scaled_float8_weights_have_a_mean_only_with_one_scale(codes: str, scale
         _ = differing[scale]
 
 
+@pytest.mark.parametrize("zero", [np.int64(3), np.int32([3]), np.uint8(3)])
+def test_the_mean_of_scales_has_no_zero_of_the_last_member(zero: Any) -> None:
+    """Training for quantisation keeps a scale and a zero for each layer's activations."""
+    one, other = (held(**{"act.scale": np.float32([i]), "act.zero_point": zero + zero.dtype.type(i)}) for i in range(2))
+    with pytest.raises(DtypeMismatch, match=r"weight 'act\.zero_point'"):
+        _ = polyak.average([one, other])["act.zero_point"]
+    assert np.array_equal(polyak.average([one, one])["act.zero_point"], zero)
+
+
 def test_a_scale_that_is_a_weight_has_a_mean() -> None:
     names = ("norm.scale", "attn.logit_scale")
     members = [

@@ -13,7 +13,7 @@ from polyak.weights import Kind, Weight, numpy_dtype
 
 _CODES = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "bool")  # of quantised weights; masks of pruned ones
 _LONGEST_SEED = 4  # numbers: JAX's keys have 2 or 4, TensorFlow's generators 3, Keras' seeds 2
-_SCALE = "scale"
+_SCALE, _ZERO = "scale", "zero_point"  # of codes; one scale with the zero of another one moves all values
 _MASK, _MASKED = "_mask", "_orig"  # as torch.nn.utils.prune calls them
 
 Refusal = Callable[[], WeightError]
@@ -86,7 +86,7 @@ def _is_weight(w: Weight) -> bool:
 
     Not those of counters and seeds, which are one number or a few.
     """
-    if w.dtype.startswith("complex"):
+    if w.dtype.startswith("complex") or _ZERO in w.path[len(_owner(w.path)) :]:
         return True
     if w.kind is Kind.SEED or not w.shape:
         return False
