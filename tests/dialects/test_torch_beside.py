@@ -276,3 +276,16 @@ def test_lists_of_several_averages_are_told(tmp_path: Path) -> None:
     assert held.roles == ("raw", "training")
     said = "left with the state of the training: 'fast/shadow_params' (2 arrays), 'slow/shadow_params' (2 arrays)"
     assert held.manifest.note == said
+
+
+def test_hundreds_of_layers_that_lie_each_in_a_dictionary_are_paired_by_keys(tmp_path: Path) -> None:
+    """Every layer is a set of its own, of the names and shapes of all others."""
+
+    def tree(value: float) -> State:
+        return {f"layer{i}": {"weight": torch.full((2,), value + i), "bias": torch.ones(1)} for i in range(200)}
+
+    held = saved(tmp_path / "a.pt", params=tree(0), ema_params=tree(0.5))
+    assert held.roles == ("raw", "average")
+    for role, value in (("raw", 0), ("average", 0.5)):
+        part = held.select(role)
+        assert all(part[f"params/layer{i}/weight"].tolist() == [value + i] * 2 for i in range(200))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from polyak.dialects.called import says_average
-from polyak.dialects.torch_sets import Named, agree, bare, same
+from polyak.dialects.torch_sets import Named, bare, same
 from polyak.weights import is_floating
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|polyak|teacher|shadow)(?![a-z])")
@@ -26,6 +26,8 @@ _TRAINING = re.compile(
 )
 _WEIGHT = re.compile(r"(weight|bias|kernel)(_\w+)?")
 _STATISTIC = re.compile(r"(\w+_)?(mean|std|var|variance|min|max|count|sum|median)")
+
+Shapes = dict[str, set[tuple[int, ...]]]
 
 
 def called_average(key: str) -> bool:
@@ -56,25 +58,47 @@ def averages_among(found: Mapping[str, Named]) -> list[Named]:
         >>> [average.key for average in averages_among({key: Named(key, w) for key in keys})]
         ['ema/shadow', 'swa/model']
     """
-    called = [s for s in found.values() if called_average(s.key)]
-    return [s for s in called if not any(_is_nearer(other, s) for other in called)]
+    called = {key: s for key, s in found.items() if called_average(key)}
+    nearer = _called_within(called)
+    return [s for key, s in called.items() if not _is_there(s, nearer.get(_called_whole(key)[-1], {}))]
 
 
-def _is_nearer(other: Named, held: Named) -> bool:
-    """Whether another set of these weights is called an average within the same thing, by a step further down."""
-    steps, others = held.key.split("/"), other.key.split("/")
-    last = _last_called(steps)
-    within = others[: last + 1] == steps[: last + 1] and _last_called(others) > last
-    return within and agree(bare(held.tensors), bare(other.tensors))
+def _called_within(called: Mapping[str, Named]) -> dict[str, Shapes]:
+    """What is called an average within what is called so as a whole: the shapes of each name."""
+    found: dict[str, Shapes] = {}
+    for key, held in called.items():
+        for whole in _called_whole(key)[:-1]:
+            shapes = found.setdefault(whole, {})
+            for name, tensor in bare(held.tensors).items():
+                shapes.setdefault(name, set()).add(tensor.shape)
+    return found
 
 
-def _last_called(steps: list[str]) -> int:
-    return max((i for i, step in enumerate(steps) if called_average(step)), default=-1)
+def _called_whole(key: str) -> list[str]:
+    """The places on the way to a set that are called averages, the nearest one last."""
+    steps = key.split("/")
+    return ["/".join(steps[: i + 1]) for i, step in enumerate(steps) if called_average(step)]
 
 
-def named_after(average: str, of: str) -> bool:
-    """Whether a key is another's, and a word for an average: ``g_ema`` and ``g``."""
-    return _letters(_AVERAGED.sub("", words_of(average).lower())) == _letters(of.lower())
+def _is_there(held: Named, shapes: Shapes) -> bool:
+    """Whether a set has names in common, and there the same shapes."""
+    both = [(name, t.shape) for name, t in bare(held.tensors).items() if name in shapes]
+    return bool(both) and all(shape in shapes[name] for name, shape in both)
+
+
+def stem(key: str) -> str:
+    """The letters of a key.
+
+    Example:
+        >>> stem("G_A"), stem_of_average("g_a_ema")
+        ('ga', 'ga')
+    """
+    return re.sub(r"[\W_]", "", key.lower())
+
+
+def stem_of_average(key: str) -> str:
+    """The letters of a key without words for an average: those of what it is an average of."""
+    return stem(_AVERAGED.sub("", words_of(key).lower()))
 
 
 def words_of(key: str) -> str:
@@ -82,14 +106,11 @@ def words_of(key: str) -> str:
     return _HUMP.sub("_", key)
 
 
-def _letters(key: str) -> str:
-    return re.sub(r"[\W_]", "", key)
-
-
 def networks_beside(model: Named, among: Mapping[str, Named]) -> list[Named]:
     """The other sets that are networks like the model by their names, or that are its twins."""
     others = [s for s in among.values() if s is not model and not _of_gradients(s.key)]
-    return [s for s in others if _is_network(s) or same(bare(s.tensors), bare(model.tensors))]
+    own = bare(model.tensors)
+    return [s for s in others if _is_network(s) or same(bare(s.tensors), own)]
 
 
 def is_of_training(held: Named) -> bool:
