@@ -154,6 +154,8 @@ def test_an_empty_place_for_it_changes_nothing(tmp_path: Path) -> None:
         ("ema/ema_weights", "ema/original_weights"),
         ("ema/averaged", "ema/stored"),
         ("ema/ema", "ema/backup"),
+        ("ema/state_dict", "ema/backup"),
+        ("swa/model", "swa/original"),
         ("ema", "backup"),
         ("model_ema", "model_original"),
         ("swa_state_dict", "saved_state_dict"),

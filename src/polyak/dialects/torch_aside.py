@@ -45,12 +45,17 @@ def put_aside(found: Mapping[str, Named]) -> list[PutAside]:
         >>> [aside.held.key for aside in put_aside(found)]
         ['ema/backup']
     """
-    shadows = {_place(s.key, _SHADOW): s for s in averages_among(found) if _SHADOW.search(_last(s.key))}
+    shadows = {_place(s.key, _SHADOW): s for s in averages_among(found) if _is_shadow(s.key)}
     named = {key: shadows.get(_place(key, _ASIDE)) for key in found if _ASIDE.search(_last(key))}
     pairs = [PutAside(found[key], s) for key, s in named.items() if s and key != s.key]
     pairs = [p for p in pairs if agree(bare(p.held.tensors), bare(p.shadow.tensors))]
     others = {key: s for key, s in found.items() if key not in named and not called_average(key)}
     return [p for p in pairs if "/" in p.held.key or any(_has(s, p.shadow) for s in others.values())]
+
+
+def _is_shadow(key: str) -> bool:
+    """Whether an average is one that goes into the model: no teacher, and nothing that was put aside itself."""
+    return bool(_SHADOW.search(words_of(key).lower())) and not _ASIDE.search(_last(key))
 
 
 def _place(key: str, words: re.Pattern[str]) -> tuple[str, str]:
