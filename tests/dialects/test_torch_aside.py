@@ -202,12 +202,16 @@ def test_the_model_in_an_average_of_ones_own_is_no_average(beside: bool, exchang
     arrives(tmp_path / "run.pt", "average", average.shadow)
 
 
-@pytest.mark.parametrize("keys", [("model", "ema_model"), ("online_model", "ema_model"), ("student", "teacher")])
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(
+    "keys", [("model", "ema_model"), ("online_model", "ema_model"), ("student", "teacher"), ("online", "module")]
+)
 def test_what_holds_a_model_and_its_average_may_be_called_an_average_as_a_whole(
-    keys: tuple[str, str], tmp_path: Path
+    keys: tuple[str, str], beside: bool, tmp_path: Path
 ) -> None:
     model, average = trained()
     held = dict(zip(keys, (model.state_dict(), average.shadow), strict=True))
-    torch.save({"trainer": {"ema": held}}, tmp_path / "run.pt")
+    other = {"model": model.state_dict()} if beside else {}
+    torch.save({"trainer": {"ema": held}, **other}, tmp_path / "run.pt")
     arrives(tmp_path / "run.pt", "raw", dict(model.named_parameters()))
     arrives(tmp_path / "run.pt", "average", average.shadow)

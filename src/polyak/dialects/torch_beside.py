@@ -15,6 +15,7 @@ from polyak.dialects.torch_sets import Named, bare, same
 from polyak.weights import is_floating
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|polyak|teacher|shadow)(?![a-z])")
+_FOLLOWED = re.compile(r"(?<![a-z])(online|student|raw)(?![a-z])")
 _GRADIENTS = re.compile(r"(?<![a-z])(grads?|gradients?)(?![a-z])")
 _MANY = re.compile(r"(?<![a-z])(grads|gradients)$")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -36,10 +37,21 @@ def called_average(key: str) -> bool:
     Example:
         >>> [called_average(key) for key in ("model_ema", "modelEMA", "emaModel", "schema", "modelNonEma")]
         [True, True, True, False, False]
-        >>> called_average("grad_ema")  # of something else
-        False
+        >>> called_average("grad_ema"), called_average("ema/online_model")  # of something else, and what it is of
+        (False, False)
     """
-    return says_average(words_of(key), _AVERAGED) and not _of_gradients(key)
+    return is_within_one(key) and not _of_gradients(key) and not _is_followed(key)
+
+
+def is_within_one(key: str) -> bool:
+    """Whether a set is an average, or within what is called one, which may also hold what it is an average of."""
+    return says_average(words_of(key), _AVERAGED)
+
+
+def _is_followed(key: str) -> bool:
+    """Whether a step of a key says that this is what an average follows, and none after it that it is the average."""
+    steps = [words_of(step).lower() for step in reversed(key.split("/"))]
+    return next((not said for s in steps if (said := says_average(s, _AVERAGED)) or _FOLLOWED.search(s)), False)
 
 
 def _of_gradients(key: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from polyak.contents import Tensor
-from polyak.dialects.torch_beside import averages_among, called_average, stem, stem_of_average
+from polyak.dialects.torch_beside import averages_among, is_within_one, stem, stem_of_average
 from polyak.dialects.torch_sets import Named, Reading, bare, is_usual, parameters, same
 from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW
@@ -77,7 +77,7 @@ class _Raws:
 
 def _pairs(averages: Sequence[Named], raws: Sequence[Named]) -> list[Pair]:
     """Each average with each set that may be its model. What an average holds of it in itself is a copy beside it."""
-    outside, all_of_them = _Raws([raw for raw in raws if not called_average(raw.key)]), _Raws(raws)
+    outside, all_of_them = _Raws([raw for raw in raws if not is_within_one(raw.key)]), _Raws(raws)
     return [(raw, average) for average in averages for raw in outside.of(average) or all_of_them.of(average)]
 
 
