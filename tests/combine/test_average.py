@@ -312,6 +312,63 @@ def test_packed_weights_masks_and_tables_have_no_mean(tmp_path: Path) -> None:
             _ = polyak.average([held(w=odd), held(w=odd + 1)])["w"]
 
 
+@pytest.mark.parametrize(
+    ("codes", "scale"),
+    [
+        ("fc.weight", "fc.weight_scale"),
+        ("fc.weight", "fc.weight_scale_inv"),
+        ("fc.weight", "fc.scale_weight"),
+        ("fc.weight", "fc.weight_quantizer._scale"),
+        ("w", "w_scale"),
+        ("fc/kernel", "fc/kernel_scale"),
+    ],
+)
+def test_scaled_float8_weights_have_a_mean_only_with_one_scale(codes: str, scale: str) -> None:
+    """The mean of values is computed with the scales, and no mean of scales and of codes multiplies to it."""
+
+    def member(value: float, by: float) -> Snapshot:
+        return held(**{codes: np.full((2, 2), value, ml_dtypes.float8_e4m3fn), scale: np.float32(by)})
+
+    mean = polyak.average([member(1, 3), member(2, 3)])
+    assert (mean[codes].astype(np.float64) * mean[scale]).tolist() == [[4.5, 4.5], [4.5, 4.5]]
+    differing = polyak.average([member(1, 3), member(448, 0.5)])
+    with pytest.raises(WeightError, match=f"because '{codes}' is multiplied by them"):
+        _ = differing[scale]
+
+
+@pytest.mark.parametrize("zero", [np.int64(3), np.int32([3]), np.uint8(3)])
+def test_the_mean_of_scales_has_no_zero_of_the_last_member(zero: Any) -> None:
+    """Training for quantisation keeps a scale and a zero for each layer's activations."""
+    one, other = (held(**{"act.scale": np.float32([i]), "act.zero_point": zero + zero.dtype.type(i)}) for i in range(2))
+    with pytest.raises(DtypeMismatch, match=r"weight 'act\.zero_point'"):
+        _ = polyak.average([one, other])["act.zero_point"]
+    assert np.array_equal(polyak.average([one, one])["act.zero_point"], zero)
+
+
+def test_a_scale_that_is_a_weight_has_a_mean() -> None:
+    names = ("norm.scale", "attn.logit_scale")
+    members = [
+        held(**{n: np.float32([i]) for n in names}, **{"attn.qkv.weight": ml_dtypes.float8_e4m3fn(1)}) for i in (1, 2)
+    ]
+    mean = polyak.average(members)
+    assert all(mean[n].tolist() == [1.5] for n in names)
+
+
+def test_pruned_layers_have_a_mean_only_with_one_mask(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils import prune
+
+    paths = [tmp_path / f"{i}.pt" for i in range(2)]
+    for i, path in enumerate(paths):
+        torch.manual_seed(i)
+        layer = prune.random_unstructured(torch.nn.Linear(4, 4), "weight", 0.5)
+        torch.save(layer.state_dict(), path)
+    with pytest.raises(WeightError, match="weight 'weight_mask': expected the same values in all members") as raised:
+        polyak.average(paths, out=tmp_path / "mean.pt")
+    assert "prune.remove(layer, name)" in str(raised.value)
+    assert polyak.average([paths[0], paths[0]])["weight_mask"].mean() == 0.5
+
+
 @pytest.mark.parametrize("seed", [np.uint32([0, 7]), np.int64([0, 1, 7]), np.uint32([1, 2, 3, 7])])
 def test_random_states_of_keras_tensorflow_and_jax_are_those_of_the_last(seed: Any) -> None:
     assert polyak.average([held(rng=seed * 0), held(rng=seed)])["rng"].tolist() == seed.tolist()

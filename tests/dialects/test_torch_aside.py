@@ -145,3 +145,73 @@ def test_an_empty_place_for_it_changes_nothing(tmp_path: Path) -> None:
     torch.save({"model": model.state_dict(), "ema": average.held()}, tmp_path / "last.pt")
     assert polyak.open(tmp_path / "last.pt").roles == ("raw", "average")
     arrives(tmp_path / "last.pt", "raw", dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("ema/shadow", "ema/model_backup"),
+        ("ema/ema_weights", "ema/original_weights"),
+        ("ema/averaged", "ema/stored"),
+        ("ema/ema", "ema/backup"),
+        ("ema/state_dict", "ema/backup"),
+        ("swa/model", "swa/original"),
+        ("ema", "backup"),
+        ("model_ema", "model_original"),
+        ("swa_state_dict", "saved_state_dict"),
+    ],
+)
+@pytest.mark.parametrize("back", [False, True])
+def test_other_words_for_the_two_mean_the_same(keys: tuple[str, str], back: bool, tmp_path: Path) -> None:
+    """Neither what was put aside nor the average in the model is taken for what the other is."""
+    model, average = trained()
+    raw = copy.deepcopy(dict(model.named_parameters()))
+    average.apply_shadow()
+    if back:
+        average.restore(emptying=False)
+        step(model, average, 1)
+        raw = dict(model.named_parameters())
+    held: dict[str, Any] = {"model": model.state_dict()}
+    for key, state in zip(keys, (average.shadow, average.backup), strict=True):
+        owner, _, name = key.rpartition("/")
+        (held.setdefault(owner, {}) if owner else held)[name] = state
+    torch.save(held, tmp_path / "run.pt")
+    arrives(tmp_path / "run.pt", "raw", raw)
+    arrives(tmp_path / "run.pt", "average", average.shadow)
+
+
+def test_what_is_called_original_is_the_model_where_there_is_no_other(tmp_path: Path) -> None:
+    model, average = trained()
+    torch.save({"original": model.state_dict(), "ema": average.shadow}, tmp_path / "run.pt")
+    arrives(tmp_path / "run.pt", "raw", dict(model.named_parameters()))
+    arrives(tmp_path / "run.pt", "average", average.shadow)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_the_model_in_an_average_of_ones_own_is_no_average(beside: bool, exchanged: bool, tmp_path: Path) -> None:
+    """The class holds the model that it follows; pickled, or by its ``__dict__``, it is in the file a second time."""
+    model, average = trained()
+    raw = copy.deepcopy(dict(model.named_parameters()))
+    if exchanged:
+        average.apply_shadow()
+    held = {"model": model.state_dict()} if beside else {}
+    torch.save({**held, "ema": average}, tmp_path / "run.pt")
+    assert polyak.open(tmp_path / "run.pt").roles[:2] == ("raw", "average")
+    arrives(tmp_path / "run.pt", "raw", raw)
+    arrives(tmp_path / "run.pt", "average", average.shadow)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(
+    "keys", [("model", "ema_model"), ("online_model", "ema_model"), ("student", "teacher"), ("online", "module")]
+)
+def test_what_holds_a_model_and_its_average_may_be_called_an_average_as_a_whole(
+    keys: tuple[str, str], beside: bool, tmp_path: Path
+) -> None:
+    model, average = trained()
+    held = dict(zip(keys, (model.state_dict(), average.shadow), strict=True))
+    other = {"model": model.state_dict()} if beside else {}
+    torch.save({"trainer": {"ema": held}, **other}, tmp_path / "run.pt")
+    arrives(tmp_path / "run.pt", "raw", dict(model.named_parameters()))
+    arrives(tmp_path / "run.pt", "average", average.shadow)

@@ -169,6 +169,31 @@ def test_an_optimizer_of_any_name_is_known_by_what_it_keeps(tmp_path: Path) -> N
     assert set(held.select("raw")) == set(model)
 
 
+@pytest.mark.parametrize(
+    "key", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "momentum_buffer"]
+)
+@pytest.mark.parametrize("average", [{}, {"ema": states(1)[0]}])
+def test_the_moments_of_an_optimizer_are_no_average_of_the_weights(key: str, average: State, tmp_path: Path) -> None:
+    """An optimizer of one's own may keep them by the names of the weights, in whatever it is called."""
+    model, _ = states()
+    moments = {n: torch.ones_like(v) for n, v in model.items() if v.is_floating_point()}
+    held = saved(tmp_path / "a.pt", model=model, **average, adam={key: moments, "step": 3})
+    assert set(held.roles) == {"raw", "optimizer", *("average" for _ in average)}
+    assert not held.manifest.note
+    part = held.select("raw")
+    assert set(part) == set(model)
+    assert all(np.array_equal(part[n], v) for n, v in model.items())
+
+
+@pytest.mark.parametrize("key", ["grad_ema", "ema_grads", "avg_gradient", "gradients"])
+def test_an_average_of_gradients_is_none_of_the_weights(key: str, tmp_path: Path) -> None:
+    model, _ = states()
+    held = saved(tmp_path / "a.pt", model=model, **{key: {n: v * 0 for n, v in model.items()}})
+    assert held.roles == ("raw", "training")
+    assert set(held.select("raw")) == set(model)
+    assert repr(key) in held.manifest.note
+
+
 @pytest.mark.parametrize("key", ["", "state_dict"])
 def test_the_weights_of_a_parameter_list_are_weights(key: str, tmp_path: Path) -> None:
     source, target = (nn.ParameterList([torch.rand(2, 3), torch.rand(4)]) for _ in range(2))
@@ -208,6 +233,7 @@ def test_data_beside_a_model_is_no_network(beside: str, tmp_path: Path) -> None:
         "loss_net",
         "log_var_net",
         "config_encoder",
+        "gradient_net",
     ],
 )
 def test_a_network_whose_key_has_a_word_of_a_training_is_kept(key: str, tmp_path: Path) -> None:
@@ -240,3 +266,26 @@ def test_averages_that_no_key_pairs_are_raw_and_told(tmp_path: Path) -> None:
         "called averages by their writer: 'first_ema', 'second_ema'; "
         "neither names, shapes nor keys tell of which weights, so they are taken as raw"
     )
+
+
+def test_lists_of_several_averages_are_told(tmp_path: Path) -> None:
+    """torch-ema and diffusers number their weights: several lists in one file belong to nobody knows whom."""
+    model, _ = states()
+    listed = {"decay": 0.9, "num_updates": 1, "shadow_params": [torch.ones(3, 2), torch.ones(3)]}
+    held = saved(tmp_path / "a.pt", model=model, fast=listed, slow=listed)
+    assert held.roles == ("raw", "training")
+    said = "left with the state of the training: 'fast/shadow_params' (2 arrays), 'slow/shadow_params' (2 arrays)"
+    assert held.manifest.note == said
+
+
+def test_hundreds_of_layers_that_lie_each_in_a_dictionary_are_paired_by_keys(tmp_path: Path) -> None:
+    """Every layer is a set of its own, of the names and shapes of all others."""
+
+    def tree(value: float) -> State:
+        return {f"layer{i}": {"weight": torch.full((2,), value + i), "bias": torch.ones(1)} for i in range(200)}
+
+    held = saved(tmp_path / "a.pt", params=tree(0), ema_params=tree(0.5))
+    assert held.roles == ("raw", "average")
+    for role, value in (("raw", 0), ("average", 0.5)):
+        part = held.select(role)
+        assert all(part[f"params/layer{i}/weight"].tolist() == [value + i] * 2 for i in range(200))

@@ -910,3 +910,16 @@ def test_a_jagged_tensor_is_not_read_and_leaves_the_others(tmp_path: Path) -> No
     torch.save({"w": torch.ones(2), "n": jagged}, tmp_path / "a.pt")
     held = polyak.open(tmp_path / "a.pt")
     assert (list(held), held.manifest.unread) == (["w"], {"n": "a nested tensor"})
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_an_archive_of_torchscript_has_the_names_of_its_state_dict(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    made = [nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))).eval() for _ in range(2)]
+    torch.jit.save(torch.jit.script(made[0]), tmp_path / "serving.pt")
+    held = polyak.open(tmp_path / "serving.pt")
+    assert list(held) == list(made[0].state_dict())
+    polyak.transfer(tmp_path / "serving.pt", made[1])
+    for name, value in made[1].state_dict().items():
+        assert_same(value.numpy(), made[0].state_dict()[name].numpy())

@@ -486,6 +486,23 @@ def test_parameters_that_fsdp_keeps_flat_are_refused_until_they_are_summoned(tmp
         distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_module_of_torchscript_is_a_target_and_a_source(loaded: bool, tmp_path: Path) -> None:
+    def network() -> Any:
+        return nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)))
+
+    source, served, back = network(), torch.jit.script(network()), network()
+    if loaded:
+        torch.jit.save(served, tmp_path / "serving.pt")
+        served = torch.jit.load(tmp_path / "serving.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polyak.transfer(source, served)
+        polyak.transfer(served, back)
+    assert bits(served) == bits(source) == bits(back)
+
+
 def test_an_averaged_model_holds_an_average(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
     assert polyak.snapshot(averaged).roles == ("average",)
@@ -522,6 +539,19 @@ def test_what_cannot_be_read_or_tracked_is_refused() -> None:
     module.register_buffer("x", torch.eye(2).to_sparse())
     with pytest.raises(ModelError, match="expected a dense tensor"):
         polyak.snapshot(module)
+
+
+def test_a_state_dict_is_no_model_and_the_hint_says_what_is_given_for_it(tmp_path: Path) -> None:
+    source, target = Net(1), Net(2)
+    state = source.state_dict()
+    for refused in (lambda: polyak.transfer(state, target), lambda: polyak.average([state, state])):
+        with pytest.raises(ModelError, match=r"received collections\.OrderedDict") as raised:
+            refused()
+        assert "module.load_state_dict(state)" in str(raised.value.hint)
+        assert "torch.save(state, path)" in str(raised.value.hint)
+    torch.save(state, tmp_path / "state.pt")
+    polyak.transfer(tmp_path / "state.pt", target)
+    assert bits(target) == bits(source)
 
 
 @pytest.mark.parametrize("around", [lambda module: module, torch.compile, nn.DataParallel])

@@ -33,7 +33,8 @@ def average(
     """Average the weights of several FILEs of one structure, array by array, in float64.
 
     Statistics such as BatchNorm's moving mean are averaged, too; counters and random seeds are those of the last
-    FILE with a share. Packed weights, masks and tables, which have no mean, must be equal in all FILEs. The answer is
+    FILE with a share. Packed weights, masks, tables and scales of float8 weights, which have no mean, must be equal in
+    all FILEs. The answer is
     a receipt, and each member's distance from the mean, relative to the mean's norm.
     """
     import polyak

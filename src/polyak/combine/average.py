@@ -4,7 +4,8 @@ What is averaged: every floating-point weight, statistics such as BatchNorm's mo
 statistics belong to the members' weights, not to the mean's; their mean is nearer to what the averaged model needs
 than any one member's, and where it matters a pass over data sets them right. Counters and random seeds have no mean:
 they are those of the last member with a share, from which training may go on. Other integers, which may be packed
-weights, masks or tables, and complex numbers must be equal in all members.
+weights, masks or tables, and complex numbers must be equal in all members, and so must be what another array is
+multiplied by: scales of float8 weights, masks of pruned layers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 import numpy as np
 
 from polyak.combine.blocks import Array, blocks, count_nonfinite, wide
+from polyak.combine.codes import Refusal, averaged, must_agree, without
 from polyak.combine.streams import of_streams
 from polyak.combine.telling import EVIDENCE, LABEL, fitting, unread
 from polyak.errors import (
@@ -29,15 +31,12 @@ from polyak.errors import (
     NonFinite,
     ShapeMismatch,
     WeightError,
-    argument,
 )
 from polyak.manifest import AVERAGE, OF_MEMBER, RAW, Manifest, State
 from polyak.numbers import rounded
 from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
-from polyak.weights import Kind, Weight, numpy_dtype
+from polyak.weights import Weight, numpy_dtype
 
-_CODES = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "bool")  # of quantised weights; masks of pruned ones
-_LONGEST_SEED = 4  # numbers: JAX's keys have 2 or 4, TensorFlow's generators 3, Keras' seeds 2
 ROOM = 1 << 27  # bytes of float64 that one read may take whatever the array's own size
 
 Watch = Callable[[str, int, int], None]
@@ -77,6 +76,7 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
         AmbiguousRole: the members hold several or mixed roles, or neither raw weights nor averages.
         MissingWeight, ShapeMismatch, DtypeMismatch: the structures differ; the first difference is named.
         DtypeMismatch: when an array is read that is no counter or seed, has no mean, and differs between the members.
+        WeightError: when a scale of float8 weights or a mask is read that differs between the members.
         NonFinite: when an array is read that has NaN or infinity in one member.
 
     Example:
@@ -88,8 +88,8 @@ def mean(members: Sequence[Snapshot], weights: Sequence[float] | None = None, wa
     refuse_mixed(members)
     parts = [(member, share) for member, share in zip(members, shares, strict=True) if share]
     last = parts[-1][0]
-    drawn = of_streams(last.weights)
-    reads = [_reader(parts, item.weight, drawn) for item in last.items_by_path.values()]
+    agreed = must_agree(last.weights, of_streams(last.weights))
+    reads = [_reader(parts, w, agreed.get(w.path)) for w in last.weights]
     names = list(last)
     turn = count()
     watched = [watched_read(read, watch, name, turn, len(names)) for name, read in zip(names, reads, strict=True)]
@@ -205,46 +205,23 @@ def _refuse_other_weight(a: Weight, b: Weight, origin: str, other: str) -> None:
         cast = f'make it {a.dtype} first: polyak.convert(member, path, cast="{a.dtype}")'
         raise DtypeMismatch(
             f"weight {a.path!r}: expected {a.dtype} as in {origin}, received {b.dtype} from {other}",
-            hint=cast if a.floating and b.floating else _without(a),
+            hint=cast if a.floating and b.floating else without(a),
         )
 
 
-def _without(w: Weight) -> str:
-    return f"write members without it: polyak.convert(member, path, {argument('exclude', w.path)})"
-
-
-def averaged(w: Weight) -> bool:
-    """Whether a weight has a mean: floating-point, and neither counter nor seed."""
-    return w.floating and w.kind in (Kind.TRAINABLE, Kind.STATISTIC)
-
-
-def _is_weight(w: Weight) -> bool:
-    """Whether numbers without a mean may be a layer's: complex, quantised, packed, a mask or a table.
-
-    Not those of counters and seeds, which are one number or a few.
-    """
-    if w.dtype.startswith("complex"):
-        return True
-    if w.kind is Kind.SEED or not w.shape:
-        return False
-    return w.dtype in _CODES or len(w.shape) > 1 or w.size > _LONGEST_SEED
-
-
-def _reader(parts: Sequence[tuple[Snapshot, float]], w: Weight, drawn: frozenset[str]) -> Read:
+def _reader(parts: Sequence[tuple[Snapshot, float]], w: Weight, refusal: Refusal | None) -> Read:
+    """The mean; of what has none the last member's values, refused where they must agree and do not."""
+    if averaged(w) and refusal is None:
+        return lambda: in_parts(w, lambda part: _wide_mean(parts, w, part))
     *others, last = (member for member, _ in parts)
-    fixed = _is_weight(w) and w.path not in drawn
 
     def same() -> Array:
         found = last[w.path]
-        if fixed and any(not np.array_equal(member[w.path], found) for member in others):
-            raise DtypeMismatch(
-                f"weight {w.path!r}: expected floating-point numbers to average, received {w.dtype} that differ "
-                "between the members",
-                hint=f"{_without(w)}; or dequantise them first, if that is what they are",
-            )
+        if refusal and any(not np.array_equal(member[w.path], found) for member in others):
+            raise refusal()
         return found
 
-    return (lambda: in_parts(w, lambda part: _wide_mean(parts, w, part))) if averaged(w) else same
+    return same
 
 
 def watched_read(

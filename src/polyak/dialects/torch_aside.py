@@ -1,8 +1,9 @@
 """Raw weights that were put aside while the average is in the model: a ``backup`` beside its ``shadow``.
 
 Many a class of one's own keeps the average in ``shadow``, has ``apply_shadow()`` put the model's weights into
-``backup``, and ``restore()`` take them from there. In a file that was written in between the model is the average, and
-what was put aside is raw. What lies there afterwards is old. Which of the two it is can be seen by the values.
+``backup``, and ``restore()`` take them from there; others have other words for the two. In a file that was written in
+between the model is the average, and what was put aside is raw. What lies there afterwards is old. Which of the two it
+is can be seen by the values.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from polyak.contents import Tensor
-from polyak.dialects.torch_sets import Named, bare, parameters, same
+from polyak.dialects.torch_beside import averages_among, called_average, words_of
+from polyak.dialects.torch_sets import Named, agree, bare, parameters, same
 from polyak.weights import numpy_dtype
 
 _LOOKED_AT = 1 << 20  # bytes of the smallest parameters
-# What stands alone, and not beside the average in something of its own, may be many things but for the first.
-_ASIDE = re.compile(
-    r"(?<![a-z])(backups?|(?<=.)(originals?|collected|(temp_)?stored|saved))(_(params|parameters|weights))?$"
-)
-_SHADOW = re.compile(r"(?<![a-z])shadows?(_(params|parameters|weights))?$")
+_ASIDE = re.compile(r"(?<![a-z])(backups?|originals?|collected|(temp_)?stored|saved)(?![a-z])")
+_SHADOW = re.compile(r"(?<![a-z])(shadows?|ema|swa|avg|averaged?|polyak)(?![a-z])")
+_WEIGHTS = re.compile(r"(?<![a-z])(model|net|network|module|weights|param(eter)?s|state|dict)(?![a-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ class PutAside:
 
 
 def put_aside(found: Mapping[str, Named]) -> list[PutAside]:
-    """The sets that a word for it names, each beside a ``shadow`` of its names and shapes that only this word tells.
+    """The sets that a word for it names, each beside an average of its names and shapes that only its own word tells.
+
+    What lies beside all else in the file, and not with the average in something of its own, is so called only where
+    there is a model, too.
 
     Example:
         >>> from polyak.contents import Tensor
@@ -42,9 +45,27 @@ def put_aside(found: Mapping[str, Named]) -> list[PutAside]:
         >>> [aside.held.key for aside in put_aside(found)]
         ['ema/backup']
     """
-    shadows = {_SHADOW.sub("", key.lower()): s for key, s in found.items() if _SHADOW.search(key.lower())}
-    named = [(s, shadows.get(_ASIDE.sub("", key.lower()))) for key, s in found.items() if _ASIDE.search(key.lower())]
-    return [PutAside(s, shadow) for s, shadow in named if shadow and _alike(s, shadow)]
+    shadows = {_place(s.key, _SHADOW): s for s in averages_among(found) if _is_shadow(s.key)}
+    named = {key: shadows.get(_place(key, _ASIDE)) for key in found if _ASIDE.search(_last(key))}
+    pairs = [PutAside(found[key], s) for key, s in named.items() if s and key != s.key]
+    pairs = [p for p in pairs if agree(bare(p.held.tensors), bare(p.shadow.tensors))]
+    others = {key: s for key, s in found.items() if key not in named and not called_average(key)}
+    return [p for p in pairs if "/" in p.held.key or any(_has(s, p.shadow) for s in others.values())]
+
+
+def _is_shadow(key: str) -> bool:
+    """Whether an average is one that goes into the model: no teacher, and nothing that was put aside itself."""
+    return bool(_SHADOW.search(words_of(key).lower())) and not _ASIDE.search(_last(key))
+
+
+def _place(key: str, words: re.Pattern[str]) -> tuple[str, str]:
+    """What a set is in, and what it is called there beside these words and those for weights: a network's name."""
+    last = words.sub("", _last(key))
+    return key.rpartition("/")[0], re.sub(r"[\W_]", "", _WEIGHTS.sub("", _SHADOW.sub("", last)))
+
+
+def _last(key: str) -> str:
+    return words_of(key.rpartition("/")[2]).lower()
 
 
 def restored(found: Mapping[str, Named], aside: Sequence[PutAside]) -> tuple[dict[str, Named], tuple[str, ...]]:
@@ -82,13 +103,6 @@ def smallest(model: Sequence[Tensor], *others: Sequence[Tensor]) -> Iterator[tup
         if left < 0:
             return
         yield own.read().tobytes(), *(t.read().astype(dtype).tobytes() for t in rest)
-
-
-def _alike(held: Named, shadow: Named) -> bool:
-    """Whether what both have is of the same shapes; one of them may have the buffers, too."""
-    own, average = bare(held.tensors), bare(shadow.tensors)
-    both = own.keys() & average.keys()
-    return same({n: own[n] for n in both}, {n: average[n] for n in both})
 
 
 def _has(model: Named, shadow: Named) -> bool:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from polyak.contents import Tensor
-from polyak.dialects.torch_beside import called_average, named_after
+from polyak.dialects.torch_beside import averages_among, is_within_one, stem, stem_of_average
 from polyak.dialects.torch_sets import Named, Reading, bare, is_usual, parameters, same
 from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW
 
 Pair = tuple[Named, Named]
+Held = tuple[str, tuple[int, ...]]
 
 
 def paired(averages: Sequence[Named], raws: Sequence[Named]) -> Reading | None:
     """One set, and others of its names and shapes that are averages; or several sets with one average each."""
-    pairs = [(raw, average) for average in averages for raw in averaged_in(average, raws)]
+    pairs = _pairs(averages, raws)
     if len({raw.key for raw, _ in pairs}) == 1:
         return averages_of(pairs[0][0], [average for _, average in pairs])
     return next((_side_by_side(told) for told in (pairs, _by_keys(pairs)) if _each_once(told, pairs)), None)
@@ -27,8 +28,9 @@ def counted(averages: Sequence[Named], among: Mapping[str, Named]) -> tuple[Read
     Of several sets alike the model is the one that is called so; where none is, no weights are raw.
     """
     known = {a.key for a in averages}
-    raws = [s for key, s in among.items() if key not in known and not called_average(key)]
-    beside = [s for key, s in among.items() if key not in known and called_average(key)]
+    called = {s.key for s in averages_among(among)} - known
+    raws = [s for key, s in among.items() if key not in known | called]
+    beside = [among[key] for key in among if key in called]
     alike = [r for r in raws if any(same(bare(r.tensors), bare(a.tensors)) for a in averages)]
     usual = [r for r in alike if is_usual(r.key)]
     for held in (raws, usual if len(usual) == 1 else []):
@@ -52,11 +54,35 @@ def averages_of(raw: Named | None, averages: Sequence[Named]) -> Reading:
     return Reading("PyTorch", roles, stored_of(*held.values()), why, whole=whole)
 
 
-def averaged_in(average: Named, raws: Sequence[Named]) -> list[Named]:
-    """The sets that have the average's names and shapes; where there are none, those that have them among others."""
-    own = bare(average.tensors)
-    alike = [raw for raw in raws if same(bare(raw.tensors), own)]
-    return alike or [raw for raw in raws if same({n: t for n, t in bare(raw.tensors).items() if n in own}, own)]
+class _Raws:
+    """Sets that may be the weights of an average, to be found by what they hold: a file may have thousands."""
+
+    def __init__(self, raws: Sequence[Named]) -> None:
+        self._alike: dict[frozenset[Held], list[Named]] = {}
+        self._having: dict[Held, list[tuple[Named, frozenset[Held]]]] = {}
+        for raw in raws:
+            held = frozenset(_shapes(raw))
+            self._alike.setdefault(held, []).append(raw)
+            for one in held:
+                self._having.setdefault(one, []).append((raw, held))
+
+    def of(self, average: Named) -> list[Named]:
+        """The sets with the average's names and shapes; where there are none, those that have them among others."""
+        own = _shapes(average)
+        if not own:
+            return []
+        alike = self._alike.get(frozenset(own))
+        return alike or [raw for raw, held in self._having.get(own[0], ()) if held.issuperset(own)]
+
+
+def _pairs(averages: Sequence[Named], raws: Sequence[Named]) -> list[Pair]:
+    """Each average with each set that may be its model. What an average holds of it in itself is a copy beside it."""
+    outside, all_of_them = _Raws([raw for raw in raws if not is_within_one(raw.key)]), _Raws(raws)
+    return [(raw, average) for average in averages for raw in outside.of(average) or all_of_them.of(average)]
+
+
+def _shapes(held: Named) -> list[Held]:
+    return [(name, tensor.shape) for name, tensor in bare(held.tensors).items()]
 
 
 def stored_of(*of: Named) -> frozenset[str]:
@@ -71,7 +97,9 @@ def with_key(key: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _by_keys(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs that their keys tell, too, where several networks have the same names and shapes."""
-    return [(raw, average) for raw, average in pairs if named_after(average.key, raw.key)]
+    known = {key: stem(key) for key in {raw.key for raw, _ in pairs}}
+    called = {key: stem_of_average(key) for key in {average.key for _, average in pairs}}
+    return [(raw, average) for raw, average in pairs if known[raw.key] == called[average.key]]
 
 
 def _each_once(told: Sequence[Pair], pairs: Sequence[Pair]) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from polyak.contents import Contents
 from polyak.dialects.torch_aside import put_aside, restored
-from polyak.dialects.torch_beside import called_average, is_of_training, networks_beside
+from polyak.dialects.torch_beside import averages_among, called_average, is_of_training, networks_beside
 from polyak.dialects.torch_pairs import paired, stored_of, with_key
 from polyak.dialects.torch_sets import TORCH, Named, Reading, bare, file_name, sets, snapshot, usual
 from polyak.errors import listed
@@ -38,13 +38,14 @@ def interpret(contents: Contents) -> Snapshot | None:
 
 
 def _twins(found: Mapping[str, Named]) -> Reading | None:
-    averages = [s for s in found.values() if called_average(s.key)]
-    return paired(averages, [s for s in found.values() if not called_average(s.key)])
+    averages = averages_among(found)
+    called = {s.key for s in averages}
+    return paired(averages, [s for key, s in found.items() if key not in called])
 
 
 def _only(found: Mapping[str, Named]) -> Reading | None:
     """The only network, if it is called an average: what a training keeps that empties its model before it saves."""
-    averages = [s for s in found.values() if called_average(s.key)]
+    averages = averages_among(found)
     if len(averages) != 1 or not all(is_of_training(s) for s in found.values() if s is not averages[0]):
         return None
     one = averages[0]

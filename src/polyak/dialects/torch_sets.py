@@ -26,11 +26,13 @@ KERAS = "_torch_params."  # before the path of a variable, where Keras on PyTorc
 _FORMATS = (TORCH, "safetensors", "safetensors-sharded")
 _WRAPPERS = ("module.", "_orig_mod.")
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var)$")
-_SLOTS = re.compile(r"(^|/)state/\d+(/|$)")
+# Below what an optimizer of PyTorch keeps: for each weight by its number, or by what it is.
+_SLOTS = re.compile(r"(^|/)(state/\d+|(max_)?exp_avg(_sq)?|exp_inf|(square|grad)_avg|momentum_buffer)(/|$)")
 _OPTIMIZER = re.compile(r"(\w+[_-])?optim(s|i[sz]ers?)?([A-Z\d]|[_-]\w)?([_-]states?)?([_-]dicts?)?")
 _OF_OPTIMIZER = {"state", "param_groups"}
 _MOST_TOLD = 3
-_LISTS = ("shadow_params", "collected_params", "temp_stored_params")
+_SHADOWS = "shadow_params"
+_LISTS = (_SHADOWS, "collected_params", "temp_stored_params")
 _COUNTER = "num_batches_tracked"
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 
@@ -111,8 +113,8 @@ def is_optimizer(key: str) -> bool:
     """Whether a place in the file belongs to an optimizer: by its name, or by what torch's own keep below it.
 
     Example:
-        >>> [is_optimizer(key) for key in ("optimizer", "optim_gan/state/0", "optimized_model")]
-        [True, True, False]
+        >>> [is_optimizer(key) for key in ("optimizer", "optim_gan/state/0", "adam/exp_avg", "optimized_model")]
+        [True, True, True, False]
     """
     steps = key.split("/")
     called = [i for i, step in enumerate(steps) if "optim" in step]
@@ -150,6 +152,12 @@ def bare(tensors: Set) -> dict[str, Tensor]:
 def same(a: Set, b: Set) -> bool:
     """Whether two sets have the same names and shapes; an empty one is no set."""
     return bool(a) and {n: t.shape for n, t in a.items()} == {n: t.shape for n, t in b.items()}
+
+
+def agree(a: Set, b: Set) -> bool:
+    """Whether two sets have names in common, and there the same shapes."""
+    both = a.keys() & b.keys()
+    return same({n: a[n] for n in both}, {n: b[n] for n in both})
 
 
 def twin(of: Set, among: Mapping[str, Named], but: str) -> Named | None:
@@ -240,8 +248,8 @@ def _within(prefix: str, held: Set) -> dict[str, Tensor]:
 def _left_alone(left: Sequence[str], contents: Contents) -> str:
     """A word on arrays that may be weights, too, and are in no set: their places, and how many are there."""
     arrays = [n for n in left if contents.tensors[n].shape and is_floating(contents.tensors[n].dtype)]
-    places = [(key or name, key, last) for name in arrays for key, last in [place_of(name)]]
-    counts = Counter(place for place, *of in places if not is_optimizer(place) and not is_listed(*of))
+    places = [(key or name, key, last) for name in arrays if not is_optimizer(name) for key, last in [place_of(name)]]
+    counts = Counter(p for p, key, last in places if p.rpartition("/")[2] == _SHADOWS or not is_listed(key, last))
     told = [f"{place!r} ({n} array{'s' * (n > 1)})" for place, n in counts.items()]
     return f"left with the state of the training: {listed(told, _MOST_TOLD)}" if told else ""
 

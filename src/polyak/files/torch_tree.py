@@ -1,7 +1,8 @@
 """The tree of a PyTorch file as flat names: tensors, plain facts, what is not read, and what else is there.
 
-What has a name is walked: containers, attributes of objects, modules as their ``state_dict``. A tensor elsewhere may be
-anything, so it is no weight; but whoever converts the file is told of it, as of arrays that no tensor describes.
+What has a name is walked: containers, attributes of objects, modules as their ``state_dict``, those of TorchScript,
+too. A tensor elsewhere may be anything, so it is no weight; but whoever converts the file is told of it, as of arrays
+that no tensor describes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _WIDEST = 2**63
 _ROOT = "tensor"
 _NAMELESS = "?"
 _HERE = object()  # in place of a step: the parts of an object have its path
+_SCRIPT = "__torch__."  # before the name of a module's class that TorchScript made
 _MODULE = ("_parameters", "_buffers", "_modules")
 # What makes numbers of bytes that no tensor describes.
 _ARRAYS = {
@@ -87,9 +89,7 @@ class Tree:
 
     def _walk(self, value: Any, path: str, depth: int) -> None:
         """Enter what has a name."""
-        self._count(path)
-        if depth > _DEEPEST:
-            raise DamagedFile(f"{self.origin}: {path[:80]!r}: expected at most {_DEEPEST} levels, received more")
+        self._deeper(path, depth)
         if isinstance(value, View):
             self._enter(path or _ROOT, value)
         elif (what := _unread(value)) is not None:
@@ -111,6 +111,9 @@ class Tree:
         if isinstance(value, Stub):
             if _is_module(value):
                 yield from self._module_leaves(value, "", 0)
+                return
+            if value.name.startswith(_SCRIPT):
+                yield from self._script_leaves(value, "", 0)
                 return
             yield from value.items.items()
             yield from enumerate(value.entries)
@@ -152,9 +155,7 @@ class Tree:
 
     def _module_leaves(self, module: Stub, prefix: str, depth: int) -> Iterator[Pair]:
         """The tensors of a pickled module, by the names that its ``state_dict`` gives them."""
-        self._count(prefix)
-        if depth > _DEEPEST:
-            raise DamagedFile(f"{self.origin}: {prefix[:80]!r}: expected at most {_DEEPEST} levels, received more")
+        self._deeper(prefix, depth)
         own, buffers, inner = (_as_dict(module.state.get(part)) for part in _MODULE)
         hidden = _members(module.state.get("_non_persistent_buffers_set"))
         for name, value in [*own.items(), *((k, v) for k, v in buffers.items() if k not in hidden)]:
@@ -163,6 +164,23 @@ class Tree:
         for name, value in inner.items():
             if _is_module(value) and _named(name) is not None:
                 yield from self._module_leaves(value, f"{prefix}{name}.", depth + 1)
+
+    def _script_leaves(self, module: Stub, prefix: str, depth: int) -> Iterator[Pair]:
+        """What TorchScript keeps of a module, by the names that its ``state_dict`` gives: all are attributes there."""
+        self._deeper(prefix, depth)
+        for name, value in (pair for attributes in _attributes(module) for pair in attributes.items()):
+            if _named(name) is None:
+                continue
+            if isinstance(value, Stub) and value.name.startswith(_SCRIPT):
+                yield from self._script_leaves(value, f"{prefix}{name}.", depth + 1)
+            else:
+                yield f"{prefix}{name}", value
+
+    def _deeper(self, path: str, depth: int) -> None:
+        """Count a level, and refuse too many. Raises DamagedFile."""
+        self._count(path)
+        if depth > _DEEPEST:
+            raise DamagedFile(f"{self.origin}: {path[:80]!r}: expected at most {_DEEPEST} levels, received more")
 
     def _enter(self, path: str, view: View) -> None:
         if path in self.views:

@@ -54,6 +54,11 @@ def _meant(received: object) -> str:
             "modules and trees of JAX are not tracked: their values are a snapshot by polyak.Snapshot.from_arrays"
             '({"a/b": array}), and their files, of Orbax or flax.serialization, are read by polyak.open(path)'
         )
+    if _is_state_of_torch(received):
+        return (
+            "give the module, with module.load_state_dict(state) first where that is what it is to hold; or "
+            "torch.save(state, path), and give the path"
+        )
     if _may_hold_variables(received):
         return (
             "give the model itself; of what is none, such as a loaded SavedModel, put the variables into a module, "
@@ -68,6 +73,13 @@ def _is_of_jax(received: object) -> bool:
         return True
     parts = received.values() if isinstance(received, Mapping) else received
     return isinstance(parts, (list, tuple, ValuesView)) and any(map(_is_of_jax, parts))
+
+
+def _is_state_of_torch(received: object) -> bool:
+    """Whether it is what ``state_dict()`` of a module gives."""
+    torch = sys.modules.get("torch")
+    values = received.values() if isinstance(received, Mapping) else ()
+    return torch is not None and any(isinstance(value, torch.Tensor) for value in values)
 
 
 def _may_hold_variables(received: object) -> bool:

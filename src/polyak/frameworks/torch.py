@@ -137,7 +137,7 @@ def _runs(model: nn.Module) -> str | None:
     """What a module calls the one that it only runs."""
     if isinstance(model, _WRAPPERS):
         return "module"
-    key = next(iter(model._modules), "")
+    key = next(iter(model._modules.keys()), "")
     return key if len(model._modules) == 1 and key in (_COMPILED, *_UNNAMED) else None
 
 
