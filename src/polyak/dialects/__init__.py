@@ -30,6 +30,7 @@ _DIALECTS = (
     "diffusers",
     "torch_plain",
     "keras_orbax",
+    "ema_tree",
     "haiku",
     "optax",
     "jax_state",

@@ -23,7 +23,7 @@ def neighbours() -> list[Any]:
     for _ in range(_NEAR):
         if frame is None:
             break
-        owner = frame.f_locals.get("self")
+        owner = _local(frame, "self")
         if isinstance(owner, keras.callbacks.CallbackList):
             return list(owner.callbacks)
         frame = frame.f_back
@@ -32,8 +32,14 @@ def neighbours() -> list[Any]:
 
 def serves(callback: Any, frame: FrameType | None) -> bool:
     """Whether a frame is a loop of Keras with this callback in its list."""
-    callbacks = None if frame is None else frame.f_locals.get("callbacks")
+    callbacks = None if frame is None else _local(frame, "callbacks")
     return isinstance(callbacks, keras.callbacks.CallbackList) and any(c is callback for c in callbacks.callbacks)
+
+
+def _local(frame: FrameType, name: str) -> Any:
+    """A local variable, if there is one: a frame that is asked for them keeps a copy of all, for as long as it runs."""
+    code = frame.f_code
+    return frame.f_locals.get(name) if name in code.co_varnames or name in code.co_cellvars else None
 
 
 def is_within(callback: Any, frame: FrameType | None) -> bool:
