@@ -202,7 +202,7 @@ CASES = {
         lambda d: polyak.transfer(built(3, 0, 3, 3), built(3, 3, 3)),
         "weight 'blocks/2/kernel': expected one source, received two of shape (3, 3) from Unbuilt 'mlp': "
         "'blocks/2/kernel' by path and 'blocks/3/kernel' by structure\n"
-        'hint: say which evidence is right, by="path" or by="structure", or name the pairs with rename=',
+        'hint: say which evidence is right, by="structure", or name the pairs with rename=',
     ),
     "a source that is not finite": Case(
         errors.NonFinite,

@@ -66,6 +66,13 @@ def functional_of_cells() -> Any:
     return keras.Model(x, dense()(steps))
 
 
+def functional_of_cells_before_layers() -> Any:
+    """What lies deep in the first layers counts among the layers, or the order speaks for other ones."""
+    x = keras.Input((WIDTH,))
+    steps = layers.LSTM(WIDTH)(layers.Dropout(0.5)(layers.Reshape((2, 2))(x)))
+    return keras.Model(x, dense()(dense()(dense()(Block()(steps)))))
+
+
 class Subclassed(keras.Model):
     """Models in attributes."""
 
@@ -86,6 +93,7 @@ NESTS: dict[str, Callable[[], Any]] = {
         functional_in_functional,
         functional_of_blocks,
         functional_of_cells,
+        functional_of_cells_before_layers,
         Subclassed,
     )
 }

@@ -3,6 +3,7 @@
 import keras
 import nets
 import pytest
+import tensorflow as tf
 
 import polyak
 
@@ -64,6 +65,16 @@ def test_a_file_without_the_average_is_refused_not_restarted_in_silence(fitted, 
     with pytest.raises(Exception, match="holds no average"):
         model.load_weights(tmp_path / "old.weights.h5")
     nets.assert_same(model.ema.values(), before)
+
+
+def test_tensorflow_may_find_the_average_beside_the_model_too(fitted, tmp_path):
+    """As after `fit`, whose callback leaves the average in the model."""
+    path = tf.train.Checkpoint(model=fitted, ema=fitted.ema).write(str(tmp_path / "ckpt"))
+    assert polyak.open(path).roles == ("raw", "optimizer", "average")
+    for role, held in (("raw", nets.weights(fitted)), ("average", nets.averaged(fitted.ema))):
+        other = nets.built()
+        polyak.transfer(path, other, weights=role)
+        nets.assert_same(nets.weights(other), held)
 
 
 def test_a_model_that_is_never_saved_swapped(fitted, tmp_path):

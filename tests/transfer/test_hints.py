@@ -62,6 +62,11 @@ def chain(*names: str | None) -> Any:
     return keras.Sequential([keras.Input((4,)), *[layers.Dense(4, name=name) for name in names]])
 
 
+def headed(*names: str | None, head: Any) -> Any:
+    """A chain, and another layer after it."""
+    return keras.Sequential([keras.Input((4,)), keras.Sequential([layers.Dense(4, name=name) for name in names]), head])
+
+
 def subclassed(*names: str) -> Any:
     class Model(keras.Model):
         def __init__(self) -> None:
@@ -187,6 +192,30 @@ CASES = {
     ),
     "modules that list their attributes by the alphabet": Case(
         lambda: variables("up", "down"), lambda: variables("first", "second"), {"first": "up", "second": "down"}, False
+    ),
+    "a model in another one, with a new head": Case(
+        lambda: chain(None, None, None),
+        lambda: headed(None, None, head=layers.Dense(7, name="new")),
+        {"sequential/dense": "dense", "sequential/dense_1": "dense_1"},
+        False,
+    ),
+    "a model in another one, with a new head of a known name": Case(
+        lambda: chain(None, None, None),
+        lambda: headed(None, None, head=layers.Dense(7)),
+        {"sequential/dense": "dense", "sequential/dense_1": "dense_1"},
+        False,
+    ),
+    "a model in another one, with a new head of a known name and shape": Case(
+        lambda: chain(None, None, None),
+        lambda: headed(None, None, head=layers.Dense(4)),
+        {"sequential/dense": "dense", "sequential/dense_1": "dense_1"},
+        False,
+    ),
+    "a part whose names the rest has, too": Case(
+        lambda: headed(None, None, head=layers.Dense(4)),
+        lambda: chain(None, None),
+        {"dense": "sequential/dense", "dense_1": "sequential/dense_1"},
+        False,
     ),
     "names of one weight that a side has twice": Case(
         lambda: denses("ema/a", "ema/b", "online/a", "online/b"),

@@ -327,7 +327,7 @@ def test_a_rename_that_cannot_be_meant() -> None:
     )
     assert refused(AmbiguousMatch, source, target, rename={"old/*": "one/*"}) == (
         "weight 'one/kernel': expected one of this name, received 'one/kernel' and 'old/kernel'\n"
-        "hint: give each a name of its own with rename=, or leave one out with exclude="
+        "hint: give each a name of its own with rename=; exclude= leaves one out by its new name"
     )
     assert refused(WeightError, source, target, rename={"old/*": "new/*/*"}) == (
         "rename={'old/*': 'new/*/*'}: expected 1 star in the new name, received 2\n"
@@ -335,6 +335,30 @@ def test_a_rename_that_cannot_be_meant() -> None:
     )
     assert refused(WeightError, source, target, rename=lambda path: None) == (
         "weight 'one/kernel': expected a name from the rename function, received None"
+    )
+
+
+def test_what_is_excluded_by_a_name_of_the_target_is_not_left_out_of_the_source_under_its_old_name() -> None:
+    """`a` of the source is `net/a` of the target, whose own `a` is another layer."""
+    asked: Any = {"rename": {"a/w": "net/a/w"}, "exclude": ["a/w", "b/w"]}
+    plan = polyak.plan(of_names("a/w", "b/w"), of_names("net/a/w", "a/w"), **asked)
+    assert [(m.source, m.target) for m in plan.moves] == [("a/w", "net/a/w")]
+    assert plan.skipped == ("a/w", "b/w")
+
+
+def test_the_hint_leaves_out_what_was_renamed_by_its_new_name_where_the_target_has_the_old_one() -> None:
+    source, target = of_names("a/w", "net/a/w"), of_names("a/w")
+    with pytest.raises(UnexpectedWeight) as caught:
+        polyak.plan(source, target, rename={"a/w": "unused/a/w", "net/a/w": "a/w"})
+    assert caught.value.hint == 'leave it out with exclude="unused/a/w"'
+
+
+def test_no_rename_to_a_weight_of_another_shape_is_suggested() -> None:
+    arrays = {"head/kernel": np.ones((4, 3), np.float32)}
+    with pytest.raises(MissingWeight) as caught:
+        polyak.plan(polyak.Snapshot.from_arrays(arrays), polyak.Snapshot.from_arrays({"heads/kernel": np.ones((4, 7))}))
+    assert str(caught.value).endswith(
+        "nearest: 'head/kernel' of (4, 3)\nhint: leave it as it is with exclude=\"heads/kernel\""
     )
 
 
@@ -703,7 +727,7 @@ def test_two_kinds_of_evidence_that_disagree_are_refused_with_both_candidates() 
     assert refused(AmbiguousMatch, source, target) == (
         f"weight 'blocks/2/kernel': expected one source, received two of shape (3, 3) from Stack '{source.name}': "
         "'blocks/2/kernel' by path and 'blocks/3/kernel' by structure\n"
-        'hint: say which evidence is right, by="path" or by="structure", or name the pairs with rename='
+        'hint: say which evidence is right, by="structure", or name the pairs with rename='
     )
     receipt = polyak.transfer(source, target, by="structure")
     assert np.array_equal(target(X), source(X))

@@ -11,12 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from polyak.dialects.autonumber import creation_keys
 from polyak.dialects.tf_optimizers import GraphPath
 
 Paths = Mapping[str, Sequence[GraphPath]]
 Names = Mapping[str, str]
+SEED = "seed_generator_state"
 _CHAINS = ("_layers", "_operations")
 _LINK = re.compile(r"layer_with_weights-(\d{1,9})")
 
@@ -49,9 +51,22 @@ def keras3_chain(paths: Paths, full_names: Names) -> Mapping[str, Step]:
         if path is not None and "/" in full_names.get(key, ""):
             layers.setdefault(int(path[-2]), []).append(key)
             owners.add(tuple(step for step in path[:-3] if step != "_functional"))
-    if len(owners) > 1:
+    if len(owners) != 1:
         return {}
-    return dict(_numbered([layers[i] for i in sorted(layers)], full_names))
+    weighty = {
+        i for key, of_key in paths.items() if _local(full_names.get(key, "")) != SEED for i in _links(of_key, *owners)
+    }
+    order = {i: place for place, i in enumerate(sorted(weighty))}
+    return dict(_numbered({order[i]: layers[i] for i in sorted(layers)}, full_names))
+
+
+def _links(paths: Sequence[GraphPath], owner: GraphPath) -> Iterator[int]:
+    """The numbers of the layers of a chain that lead to a variable, however deep it lies in them."""
+    for path in paths:
+        for depth, (step, number) in enumerate(pairwise(path)):
+            above = tuple(s for s in path[:depth] if s != "_functional")
+            if step in _CHAINS and number.isdigit() and above == owner:
+                yield int(number)
 
 
 def keras2_chain(paths: Paths, full_names: Names) -> Mapping[str, Step]:
@@ -68,12 +83,14 @@ def keras2_chain(paths: Paths, full_names: Names) -> Mapping[str, Step]:
     return {key: _step(link, layers, names[key], created.get(names[key], "")) for key, link in links.items()}
 
 
-def _numbered(layers: Sequence[Sequence[str]], full_names: Names) -> Iterator[tuple[str, Step]]:
-    names = [full_names[keys[0]].split("/")[-2] for keys in layers]
+def _numbered(layers: Mapping[int, Sequence[str]], full_names: Names) -> Iterator[tuple[str, Step]]:
+    """The steps to the weights of layers, which have a number each among those with weights, however deep."""
+    names = [full_names[keys[0]].split("/")[-2] for keys in layers.values()]
     steps = _families(names)
-    known = {key: f"{name}/{_local(full_names[key])}" for keys, name in zip(layers, names, strict=True) for key in keys}
+    named = zip(layers.values(), names, strict=True)
+    known = {key: f"{name}/{_local(full_names[key])}" for keys, name in named for key in keys}
     created = creation_keys(known.values())
-    for i, (keys, step) in enumerate(zip(layers, steps, strict=True)):
+    for (i, keys), step in zip(layers.items(), steps, strict=True):
         for key in keys:
             local = _local(full_names[key])
             yield key, Step(f"{step}/{local}", f"#{i}/{local}", known[key], created[known[key]])

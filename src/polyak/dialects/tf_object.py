@@ -19,7 +19,7 @@ from polyak.dialects.autonumber import creation_keys
 from polyak.dialects.called import roles_of
 from polyak.dialects.plain import UNSAID, item
 from polyak.dialects.tf_averages import UPDATED, Beside, averages_beside
-from polyak.dialects.tf_chains import Step, keras2_chain, keras3_chain
+from polyak.dialects.tf_chains import SEED, Step, keras2_chain, keras3_chain
 from polyak.dialects.tf_optimizers import GraphPath, is_within, optimizers
 from polyak.dialects.tf_twins import is_of_several, twins_beside
 from polyak.manifest import AVERAGE, RAW, Manifest, Memo, State, decode_memo
@@ -33,7 +33,6 @@ _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _EXPORTED, _REPEATED = "variables", "_all_variables"
 _METRICS = ("keras_api", "metrics")  # of a SavedModel of Keras 2
 _KERAS_2 = re.compile(r"keras_api|layer(_with_weights)?-\d+")
-_SEED = "seed_generator_state"
 _COUNTER = "save_counter"
 _INCOMPLETE = (
     "TensorFlow's own checkpoint of a Keras 3 model lacks the layers that it holds in lists and dictionaries; "
@@ -73,9 +72,19 @@ class Graph:
     @cached_property
     def averages(self) -> tuple[Found, ...]:
         """Every average once, though several paths may lead to it."""
-        firsts = (self.contents.paths.get(key, ())[:1] for key in self.contents.texts)
-        owners = [path[:-1] for paths in firsts for path in paths if path[-1:] == ("memo",)]
-        return tuple(self._average(path) for path in sorted(owners) if (*path, "count") in self.keys)
+        return tuple(self._average(paths[0]) for paths in self._averages)
+
+    @cached_property
+    def to_averages(self) -> frozenset[GraphPath]:
+        """All paths that lead to averages: one that a model holds may stand beside the model, too."""
+        return frozenset(path for paths in self._averages for path in paths)
+
+    @cached_property
+    def _averages(self) -> list[list[GraphPath]]:
+        """The paths to each average."""
+        notes = (self.contents.paths.get(key, ()) for key in self.contents.texts)
+        owners = ([path[:-1] for path in paths if path[-1:] == ("memo",)] for paths in notes)
+        return sorted(paths for paths in owners if paths and (*paths[0], "count") in self.keys)
 
     @cached_property
     def texts(self) -> dict[str, str]:
@@ -146,7 +155,7 @@ class Graph:
     def paths(self, key: str) -> list[GraphPath]:
         """The paths to a key that do not go through an average."""
         all_paths = self.contents.paths.get(key, ())
-        return [p for p in all_paths if not any(p[: len(a.path)] == a.path for a in self.averages)]
+        return [p for p in all_paths if not any(p[:depth] in self.to_averages for depth in range(len(p)))]
 
     def outside(self, key: str) -> list[GraphPath]:
         """The paths to a key that go neither through an average nor through an optimizer."""
@@ -274,7 +283,7 @@ def _exported_place(graph: Graph, paths: list[GraphPath]) -> tuple[str, str]:
 
 def _weight(step: Step, tensor: Tensor, local: str) -> Weight:
     """A weight with the evidence that the file gives."""
-    kind = Kind.TRAINABLE if is_floating(tensor.dtype) else Kind.SEED if local == _SEED else Kind.COUNTER
+    kind = Kind.TRAINABLE if is_floating(tensor.dtype) else Kind.SEED if local == SEED else Kind.COUNTER
     layers = tuple(step.name.split("/")[:-1]) if step.path.startswith("#") else ()
     evidence = Evidence(step.structure, step.name, step.creation, "", local, 0, tensor.dtype, names=layers)
     return Weight(step.path, tensor.shape, tensor.dtype, kind, evidence)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from polyak.errors import MissingWeight, UnexpectedWeight, argument, listed
+from polyak.renaming import apply_rename
 from polyak.transfer import computed, inner_counts
 from polyak.transfer.kinship import by_names, denied, in_own_order, without_numbers
 from polyak.transfer.match import Key, Pair, Pairing, framework, have_other_locals, key_of, local_name
-from polyak.transfer.nearest import in_order, nearest, partner, prefixes
+from polyak.transfer.nearest import beneath, in_order, nearest, partner, prefixes
 from polyak.weights import Kind, Weight, glob_match
 
 _UNORDERED = (
@@ -25,17 +26,23 @@ def require_complete(pairing: Pairing, source_label: str, target_label: str, not
     missing = [w for w in pairing.missing if w.kind is not Kind.SEED]
     unexpected = [w for w in pairing.unexpected if w.kind is not Kind.SEED]
     if missing:
-        error = _missing(missing, unexpected, pairing.pairs, source_label, target_label)
+        by_chance = [p.source for p in pairing.pairs if not _fits(p)]  # of the name of another layer
+        fitting = [p for p in pairing.pairs if _fits(p)]
+        error = _missing(missing, [*unexpected, *by_chance], fitting, source_label, target_label)
         error.hint = error.hint or _left_alone(missing, pairing.pairs)
         error.hint = "; ".join(filter(None, [error.hint, note]))
         raise error
     if unexpected:
-        raise _unexpected(unexpected, pairing.pairs, source_label, target_label)
+        raise _unexpected(unexpected, pairing, source_label, target_label)
     if not any(p.target.kind is not Kind.SEED for p in pairing.pairs):
         raise MissingWeight(
             f"{target_label}: expected at least one weight to transfer, received none from {source_label}",
             hint="include= and exclude= are compared with the target's names, after rename=",
         )
+
+
+def _fits(p: Pair) -> bool:
+    return p.told or p.source.shape == p.target.shape
 
 
 def _missing(
@@ -59,6 +66,8 @@ def _missing(
         advice = _UNORDERED
     if not (advice or renames or found) and near.shape == first.shape:
         return MissingWeight(message, hint=_left_open(first, unexpected) + _whole(missing, unexpected, pairs))
+    if not (advice or renames) and near.shape != first.shape:
+        return MissingWeight(f"{message}; nearest: {near.path!r} of {near.shape}")
     told = renames or _renames(near, missing, unexpected, pairs)
     advice = advice or f"pair them with {argument('rename', told)}{_whole(missing, unexpected, pairs)}"
     return MissingWeight(f"{message}; nearest: {near.path!r}", hint=advice)
@@ -85,10 +94,18 @@ def _lists(
 
 def _renames(near: Weight, missing: list[Weight], unexpected: list[Weight], pairs: Sequence[Pair]) -> Mapping[str, str]:
     """Globs that pair all that is missing with what is near, or the two names."""
-    globs = prefixes(near.path, missing[0].path, missing, {w.path: w.shape for w in unexpected})
+    first, known = missing[0], {w.path: w.shape for w in unexpected}
+    start = beneath(first, missing, known)
+    globs = ("*", f"{start}*") if start else prefixes(near.path, first.path, missing, known)
     if globs is None or any(glob_match(p.source.path, globs[0]) for p in pairs):  # it would be renamed, too
-        return {near.path: missing[0].path}
-    return dict([globs])
+        return {near.path: first.path}
+    return _apart(globs, known) | dict([globs])
+
+
+def _apart(globs: tuple[str, str], known: Iterable[str]) -> dict[str, str]:
+    """Names out of the way for what already has one of those that the globs give."""
+    given = {apply_rename(path, dict([globs])) for path in known if glob_match(path, globs[0])}
+    return {path: f"unused/{path}" for path in known if path in given and not glob_match(path, globs[0])}
 
 
 def _left_open(first: Weight, unexpected: Sequence[Weight]) -> str:
@@ -142,23 +159,25 @@ def _left_alone(missing: Sequence[Weight], pairs: Sequence[Pair]) -> str:
     return f"leave all of them as they are with {argument('exclude', globs)}"
 
 
-def _unexpected(unexpected: list[Weight], pairs: Sequence[Pair], source: str, target: str) -> UnexpectedWeight:
+def _unexpected(unexpected: list[Weight], pairing: Pairing, source: str, target: str) -> UnexpectedWeight:
     first = unexpected[0]
-    part = computed.parts([*(p.source for p in pairs), *unexpected]).get(first.path)
+    part = computed.parts([*(p.source for p in pairing.pairs), *unexpected]).get(first.path)
     return UnexpectedWeight(
         f"weight {first.path!r}: expected no such weight for {target}, received {first.shape} {first.dtype} "
         f"from {source}{_others(unexpected)}",
-        hint=computed.advice(part) if part else _left_out(unexpected, pairs),
+        hint=computed.advice(part) if part else _left_out(unexpected, pairing),
     )
 
 
-def _left_out(unexpected: Sequence[Weight], pairs: Sequence[Pair]) -> str:
+def _left_out(unexpected: Sequence[Weight], pairing: Pairing) -> str:
     """All of a part that has nothing of the target, if all is of one; else the first weight by its path."""
-    first = unexpected[0].path
-    start = first[: first.replace(".", "/").find("/") + 1]
-    used = any(path.startswith(start) for p in pairs for path in (p.source.path, p.target.path))
-    if not start or used or len(unexpected) == 1 or not all(w.path.startswith(start) for w in unexpected):
-        return f"leave it out with {argument('exclude', first)}"
+    ours = {p.target.path for p in pairing.pairs}
+    # A name that the target has, too, would leave its weight out.
+    names = [pairing.names.get(w.path, w.path) if w.path in ours else w.path for w in unexpected]
+    start = names[0][: names[0].replace(".", "/").find("/") + 1]
+    used = any(path.startswith(start) for p in pairing.pairs for path in (p.source.path, p.target.path))
+    if not start or used or len(names) == 1 or not all(name.startswith(start) for name in names):
+        return f"leave it out with {argument('exclude', names[0])}"
     return f"leave all of them out with {argument('exclude', start + '*')}"
 
 

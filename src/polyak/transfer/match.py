@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from polyak.errors import AmbiguousMatch
@@ -46,12 +46,13 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The pairs, and what stayed without a partner on each side."""
+    """The pairs, what stayed without a partner on each side, and the new names of the source."""
 
     pairs: tuple[Pair, ...]
     missing: tuple[Weight, ...]
     unexpected: tuple[Weight, ...]
     scope: Scope = Scope()
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def pair(source: Sequence[Weight], target: Sequence[Weight], by: Key = "path", rename: Rename | None = None) -> Pairing:
@@ -84,6 +85,7 @@ def pair(source: Sequence[Weight], target: Sequence[Weight], by: Key = "path", r
         tuple(t for t in target if t.path not in targets),
         tuple(s for s in source if s.path not in sources),
         scope,
+        names,
     )
 
 
@@ -170,7 +172,7 @@ def refuse_other_names(pairing: Pairing, source: Sequence[Weight], where: str, b
                 continue
             for other in source:
                 if name in _names_around(other) and other.shape == p.target.shape and _same_end(other, p.source):
-                    raise _conflict(p, other, "name", where, by)
+                    raise _conflict(p, other, "name", where, ("position", "name") if by == "position" else (by,), by)
 
 
 def refuse_conflicts(pairing: Pairing, source: Sequence[Weight], target: Sequence[Weight], where: str) -> None:
@@ -186,7 +188,16 @@ def refuse_conflicts(pairing: Pairing, source: Sequence[Weight], target: Sequenc
             key = _within(key_of(p.target, witness), pairing.scope.target)
             other = sources.get(key) if key in targets else None
             if not p.told and other is not None and _rivals(p, other):
-                raise _conflict(p, other, witness, where)
+                raise _conflict(p, other, witness, where, _whole(pairing, witness, sources))
+
+
+def _whole(pairing: Pairing, witness: Key, sources: Mapping[str | None, Weight]) -> tuple[Key, ...]:
+    """Of the path and another kind of evidence those that pair all weights: what does not may pair by chance."""
+    missing = [t for t in pairing.missing if t.kind is not Kind.SEED]
+    wanted = [*(p.target for p in pairing.pairs if p.target.kind is not Kind.SEED), *missing]
+    keys = (_within(key_of(t, witness), pairing.scope.target) for t in wanted)
+    others: tuple[Key, ...] = (witness,) if all(key in sources for key in keys) else ()
+    return others if missing else ("path", *others)
 
 
 def _unique(names: Iterable[tuple[str | None, Weight]]) -> dict[str, Weight]:
@@ -197,7 +208,7 @@ def _unique(names: Iterable[tuple[str | None, Weight]]) -> dict[str, Weight]:
         if name in keyed:
             raise AmbiguousMatch(
                 f"weight {name!r}: expected one of this name, received {keyed[name].path!r} and {weight.path!r}",
-                hint="give each a name of its own with rename=, or leave one out with exclude=",
+                hint="give each a name of its own with rename=; exclude= leaves one out by its new name",
             )
         keyed[name] = weight
     return keyed
@@ -279,12 +290,15 @@ def _end(weight: Weight) -> str:
     return weight.path.rpartition("/")[2]
 
 
-def _conflict(p: Pair, other: Weight, witness: Key, where: str, by: Key = "path") -> AmbiguousMatch:
-    choices = f'by="{by}" or by="{witness}"' if by in ("path", "position") else f'by="{by}"'
+def _conflict(
+    p: Pair, other: Weight, witness: Key, where: str, offered: Sequence[Key], by: Key = "path"
+) -> AmbiguousMatch:
+    choices = " or ".join(f'by="{key}"' for key in offered)
+    which = f"say which evidence is right, {choices}, or" if choices else "neither pairs all weights:"
     return AmbiguousMatch(
         f"weight {p.target.path!r}: expected one source, received two of shape {p.target.shape} from {where}: "
         f"{p.source.path!r} by {by} and {other.path!r} by {witness}",
-        hint=f"say which evidence is right, {choices}, or name the pairs with rename=",
+        hint=f"{which} name the pairs with rename=",
     )
 
 

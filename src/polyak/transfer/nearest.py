@@ -35,10 +35,30 @@ def partner(first: Weight, missing: Sequence[Weight], unexpected: Sequence[Weigh
         own = local_name(first.path)
         alike, ours = ({p: w for p, w in side.items() if local_name(p) == own} for side in (alike, ours))
     known = {w.path: w.shape for w in unexpected}
+    if start := beneath(first, missing, known):
+        return next(w for w in unexpected if w.path == first.path.removeprefix(start))
     starts = {found: w for w in alike.values() if (found := prefixes(w.path, first.path, missing, known))}
     if len(starts) == 1:
         return next(iter(starts.values()))
     return alike.get(partners(ours, alike).get(first.path, ""))
+
+
+def beneath(first: Weight, missing: Sequence[Weight], known: Mapping[str, tuple[int, ...]]) -> str:
+    """The part of the target in which all that is missing has the source's own names, as ``functional/``; else nothing.
+
+    Elsewhere, as in a new head, more may be missing, but nothing that ends in one of these names.
+    """
+    starts = (first.path[: step.end()] for step in _STEP.finditer(first.path))
+    return next((start for start in starts if _holds_all(start, missing, known)), "")
+
+
+def _holds_all(start: str, missing: Sequence[Weight], known: Mapping[str, tuple[int, ...]]) -> bool:
+    inner = {w.path.removeprefix(start): w.shape for w in missing if w.path.startswith(start)}
+    others = [w.path for w in missing if not w.path.startswith(start)]
+    if len(inner) < 2 or any(known.get(name) != shape for name, shape in inner.items()):
+        return False
+    ends = tuple(f"/{name}" for name in inner)
+    return not any(path.endswith(ends) for path in others)
 
 
 def prefixes(

@@ -22,7 +22,7 @@ from polyak.transfer.nearest import nearest
 from polyak.transfer.receipt import Receipt
 from polyak.transfer.shared import without_twins
 from polyak.transfer.target import Target
-from polyak.weights import Globs, Kind, Weight, glob_match, is_floating, numpy_dtype, widens
+from polyak.weights import Globs, Kind, Weight, as_globs, glob_match, is_floating, numpy_dtype, widens
 
 
 class Asked(TypedDict, total=False):
@@ -32,7 +32,8 @@ class Asked(TypedDict, total=False):
         rename: source name to target name: a mapping of globs (``{"enc/*": "encoder/*"}``) or of compiled regular
             expressions, or a function; see ``polyak.renaming``.
         include: globs of the target weights to move.
-        exclude: globs of weights to leave alone, on either side.
+        exclude: globs of weights to leave alone, by the target's names, which are the new ones of the source; a glob of
+            none of these is of the source's own names.
         cast: "target" allows a narrower dtype where the target has one and the values are within its range.
         by: the evidence to pair by, where the kinds disagree; renamed weights are paired by their new name.
         nonfinite: "allow" moves NaN and infinity, too.
@@ -196,7 +197,7 @@ def _named_as(source: Snapshot, target: Target, asked: Asked) -> Snapshot:
 def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
     """The plan within one layout."""
     _refuse_typos(source, target, asked)
-    offered = [w for w in source.weights if not _excluded(w.path, asked) and not _excluded(_new_name(w, asked), asked)]
+    offered = _offered(source, target, asked)
     natural = match.natural_key(offered)
     # Where numbers are given names, those without one are nobody's.
     by = asked.get("by") or ("path" if natural == "position" and asked.get("rename") else natural)
@@ -228,6 +229,15 @@ def _paired(source: Snapshot, target: Target, asked: Asked) -> Plan:
         tuple(dict.fromkeys(w.path for w in (*pairing.missing, *pairing.unexpected))),
         finite=asked.get("nonfinite", "refuse") == "refuse",
     )
+
+
+def _offered(source: Snapshot, target: Target, asked: Asked) -> list[Weight]:
+    """What ``exclude`` leaves of the source. Its globs mean names of the target, which are the new ones here; a glob
+    of none of these means the names that the source itself has.
+    """
+    paths = [t.path for t in target.weights]
+    own = [glob for glob in as_globs(asked.get("exclude", ())) if not any(glob_match(path, glob) for path in paths)]
+    return [w for w in source.weights if not _excluded(_new_name(w, asked), asked) and not glob_match(w.path, own)]
 
 
 def _lacks(pairing: Pairing) -> bool:
