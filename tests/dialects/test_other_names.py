@@ -102,6 +102,43 @@ def test_a_keras_2_file_loads_into_its_keras_3_twin_without_help(
         assert np.array_equal(ours, theirs)
 
 
+def composed(k: Any, chains: int) -> Any:
+    """A model that holds Sequential ones, whose layers have one shape and the name of an attribute of its own."""
+
+    class Net(k.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = [k.Sequential([k.layers.Dense(6), k.layers.Dense(6)]) for _ in range(chains - 1)]
+            self.first = k.Sequential([k.layers.Dense(6), k.layers.Dense(6)])
+            self.dense = k.layers.Dense(6)
+
+        def call(self, x: Any) -> Any:
+            for layer in (self.first, *self.last, self.dense):
+                x = layer(x)
+            return x
+
+    model = Net()
+    model(np.zeros((1, 6), np.float32))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:You are saving")
+@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize("writer", ["save_weights", "checkpoint", "root", "SavedModel"])
+@pytest.mark.parametrize("chains", [1, 2])
+def test_sequential_models_within_a_model_keep_the_attributes_that_hold_them(
+    chains: int, writer: str, package: Any, tmp_path: Path
+) -> None:
+    model = old(lambda k: composed(k, chains))
+    twin = composed(package, chains)
+    polyak.transfer(WRITERS[writer](model, tmp_path), twin, weights="raw")
+    x = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    np.testing.assert_allclose(twin(x), model(x), rtol=1e-5, atol=1e-5)
+    found, wanted = polyak.snapshot(twin), polyak.snapshot(model)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+
+
 def test_layers_of_one_shape_under_attributes_are_refused_with_a_rename(tmp_path: Path) -> None:
     build = lambda k: subclassed(k, (6, 6))  # noqa: E731 - a builder like the others
     path = WRITERS["legacy"](old(build), tmp_path)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tests.frameworks.zoo import (
     MODULES,
     NAMES,
@@ -343,6 +344,48 @@ def test_narrow_weights_have_a_wide_average(dtype: str) -> None:
     assert ema.values()["w"].item() == pytest.approx(1.2376, abs=1e-4)
     assert ema.values()["w"].item() == pytest.approx(1.25 - 0.25 * 0.999**3000, abs=1e-5)
     assert ema.values()["path"].item() == pytest.approx(oracle, abs=1e-5)
+
+
+def moving_its_average(package: Any, count: int, narrow: str) -> Any:
+    """A layer of mixed precision that begins and moves its own average when it is called to train."""
+
+    class Layer(package.layers.Layer):  # type: ignore[misc]
+        held: tuple[Any, ...] = ()
+
+        def build(self, shape: Any) -> None:
+            self.parts = [self.add_weight(name=f"part_{i}", shape=(3,), initializer="ones") for i in range(count)]
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            if training and not self.held:
+                object.__setattr__(self, "held", (polyak.track(self, "ema:0.9,start=initial"),))
+            if training:
+                self.held[0].update()
+            return x * self.parts[0]
+
+    layer = Layer(dtype=narrow)
+    layer(tf.ones(3))
+    return layer
+
+
+@pytest.mark.parametrize(("count", "narrow"), [(1, "mixed_float16"), (20, "mixed_bfloat16")])
+@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize("mode", MODES)
+def test_within_a_layer_of_mixed_precision_weights_are_as_they_are_held(
+    package: Any, count: int, narrow: str, mode: str
+) -> None:
+    """There the variables of Keras read as numbers of 16 bits, and say that they are."""
+    layer, draw = moving_its_average(package, count, narrow), np.random.default_rng(0)
+    layer(tf.ones(3), training=True)
+    ema = layer.held[0]
+    assert {w.dtype for w in ema.source.weights} == {"float32"}
+    step, wanted = runner(mode, lambda: layer(tf.ones(3), training=True)), ema.values()
+    for _ in range(3):
+        for part in layer.parts:
+            part.assign(draw.standard_normal(3, np.float32))
+        step()
+        raw = polyak.snapshot(layer)
+        wanted = {path: lerp(value, raw[path], 1 - 0.9) for path, value in wanted.items()}
+    assert_same_bits(ema.values(), wanted)
 
 
 # Non-finite weights

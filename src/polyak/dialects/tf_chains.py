@@ -70,17 +70,35 @@ def _links(paths: Sequence[GraphPath], owner: GraphPath) -> Iterator[int]:
 
 
 def keras2_chain(paths: Paths, full_names: Names) -> Mapping[str, Step]:
-    """The weights of the one Keras 2 model with numbered layers, models within it included.
+    """The weights of Keras 2 models with numbered layers, models within them included.
 
-    A model within it has no name in the file: its step stays ``layer_with_weights-0``.
+    A model within another has no name in the file: its step stays ``layer_with_weights-0``. What holds a chain is a
+    part of the path where the file has weights beside that chain.
     """
     links = {key: link for key, of_key in paths.items() if (link := _link(of_key)) is not None}
-    if len({link.owner for link in links.values()}) != 1:
-        return {}
+    made: dict[str, Step] = {}
+    for owner in {link.owner: None for link in links.values()}:
+        steps = _chain({key: link for key, link in links.items() if link.owner == owner}, full_names)
+        made |= steps if _is_alone(owner, paths) else {key: _within(owner, step) for key, step in steps.items()}
+    return made
+
+
+def _chain(links: Mapping[str, Link], full_names: Names) -> dict[str, Step]:
     names = {key: _name(full_names.get(key, ""), link) for key, link in links.items()}
     layers = _layer_names(links, names)
     created = creation_keys(names[key] for key, link in links.items() if len(link.numbers) == 1)
     return {key: _step(link, layers, names[key], created.get(names[key], "")) for key, link in links.items()}
+
+
+def _is_alone(owner: GraphPath, paths: Paths) -> bool:
+    """Whether all that the file has lies in what holds a chain."""
+    return all(any(path[: len(owner)] == owner for path in of_key) for of_key in paths.values() if of_key)
+
+
+def _within(owner: GraphPath, step: Step) -> Step:
+    held = "/".join(part.lstrip("_") for part in owner)
+    ways = (step.path, step.structure, step.name, step.creation)
+    return Step(*(f"{held}/{way}" if way else "" for way in ways))
 
 
 def _numbered(layers: Mapping[int, Sequence[str]], full_names: Names) -> Iterator[tuple[str, Step]]:

@@ -109,20 +109,27 @@ class Graph:
 
     @cached_property
     def chained(self) -> Mapping[str, Step]:
-        """Weights of a Sequential or functional Keras model, whose graph numbers all layers."""
-        paths = {key: self.outside(key) for key in self.contents.tensors}
+        """Weights of Sequential and functional Keras models, whose graph numbers all layers."""
+        counters = {*self.steps, self.keys.get((_COUNTER,))}
+        paths = {key: self.outside(key) for key in self.contents.tensors if key not in counters}
         names = self.contents.full_names
-        return keras3_chain(paths, names) or keras2_chain(paths, names)
+        found = keras3_chain(paths, names) or keras2_chain(paths, names)
+        return found if self.numbers.keys() <= found.keys() else {}  # what an export numbers, it numbers throughout
+
+    @cached_property
+    def numbers(self) -> Mapping[str, str]:
+        """The number of every weight in the list that an export has of all."""
+        numbered = {key: path for path, key in self.keys.items() if path[0] == _EXPORTED and len(path) == 2}
+        return {key: f"#{path[1]}" for key, path in numbered.items()} if self.exported else {}
 
     @cached_property
     def named(self) -> Mapping[str, Step]:
         """Weights that an export numbers, with the names that their layers had, where these tell all of them apart."""
-        numbers = {keys: f"#{path[1]}" for path, keys in self.keys.items() if path[0] == _EXPORTED and len(path) == 2}
-        names = {key: "/".join(self.contents.full_names.get(key, "").split("/")[-2:]) for key in numbers}
-        if not self.exported or len(set(names.values())) < len(names):
+        names = {key: "/".join(self.contents.full_names.get(key, "").split("/")[-2:]) for key in self.numbers}
+        if len(set(names.values())) < len(names):
             return {}
         created = creation_keys(names.values())
-        return {key: Step(numbers[key], numbers[key], name, created[name]) for key, name in names.items()}
+        return {key: Step(self.numbers[key], self.numbers[key], name, created[name]) for key, name in names.items()}
 
     @cached_property
     def bare(self) -> Counter[GraphPath]:

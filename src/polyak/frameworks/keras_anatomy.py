@@ -202,8 +202,12 @@ def kind_of(variable: Any, trained: bool) -> Kind:
 
 
 def dtype_name(variable: Any) -> str:
-    """The name of a variable's dtype, whether the framework gives a name or an object."""
-    dtype = variable.dtype
+    """The name of the dtype that a variable holds, whether the framework gives a name or an object.
+
+    Within a layer of mixed precision both Keras give another for ``dtype``: that of what is read there.
+    """
+    given = (getattr(variable, name, None) for name in ("true_dtype", "_dtype", "dtype"))
+    dtype = next(d for d in given if d is not None)
     return dtype if isinstance(dtype, str) else str(dtype.name)
 
 

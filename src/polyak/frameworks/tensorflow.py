@@ -118,8 +118,12 @@ class TensorFlowFramework(Framework):
         return {} if flavour is None else saved_places(model, flavour)
 
     def native(self, variable: Any) -> tf.Variable:
-        """The TensorFlow variable behind a weight: Keras 3 wraps its own around it, and scopes change what it gives."""
-        return variable if isinstance(variable, tf.Variable) else variable._value
+        """The TensorFlow variable behind a weight: Keras wraps its own around it, and scopes change what that gives.
+
+        What Keras 2 wraps around it for mixed precision is a variable of TensorFlow, too.
+        """
+        held = variable if isinstance(variable, tf.Variable) else variable._value
+        return held._variable if hasattr(held, "true_dtype") else held
 
     def is_built(self, model: Any) -> bool:
         """A tf.Module creates its variables itself; only legacy Keras models say whether they did."""
