@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +88,21 @@ def _refuse_other_names(source: Snapshot, layout: str) -> None:
         )
 
 
-def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Target, layout: str | None) -> None:
-    """Raise AmbiguousMatch where a name of one framework or a number was given a weight's name of the other, and nobody
-    has said how the source lies: its axes could be the other way round without anybody seeing it.
+def refuse_unsaid(pairs: Sequence[tuple[str, str]], source: Snapshot, target: Target, layout: str | None) -> None:
+    """Raise AmbiguousMatch where nobody has said how the source lies, so that an axis could be another one without
+    anybody seeing it.
     """
-    theirs, said = _layout_of(target), said_layout(source, layout)
-    if theirs and said:
-        return
+    if not layout:
+        _refuse_transposed(pairs, source, target)
+    theirs = _layout_of(target)
+    if not (theirs and said_layout(source, layout)):
+        _refuse_names_of_two(pairs, source, target, theirs)
+
+
+def _refuse_names_of_two(
+    pairs: Sequence[tuple[str, str]], source: Snapshot, target: Target, theirs: str | None
+) -> None:
+    """Where a name of one framework, or a number, was given a weight's name of the other."""
     shapes = {w.path: w.shape for w in target.weights}
     for ours, wanted in pairs:
         is_number = is_numbered_kernel(ours, wanted)
@@ -106,7 +114,7 @@ def refuse_unsaid(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Ta
             )
 
 
-def refuse_transposed(pairs: Iterable[tuple[str, str]], source: Snapshot, target: Target) -> None:
+def _refuse_transposed(pairs: Sequence[tuple[str, str]], source: Snapshot, target: Target) -> None:
     """Raise AmbiguousMatch for a transposed convolution of Keras in a tree of JAX, where such kernels lie otherwise."""
     if _JAX not in (source.manifest.layout, target.layout):
         return
@@ -127,7 +135,7 @@ def refuse_transposed(pairs: Iterable[tuple[str, str]], source: Snapshot, target
 
 
 def _layout_of(target: Target) -> str | None:
-    """By which a source is turned. Trees of JAX lie as in Keras, but for what ``refuse_transposed`` refuses."""
+    """By which a source is turned. Trees of JAX lie as in Keras, but for what ``refuse_unsaid`` refuses."""
     return "keras" if target.layout == _JAX else target.layout or told_by_classes(target.weights)
 
 

@@ -16,7 +16,7 @@ from polyak.snapshot import Snapshot, refuse_unmatched
 from polyak.transfer import match, names, places
 from polyak.transfer.commit import commit
 from polyak.transfer.complete import require_complete
-from polyak.transfer.layout_asked import change, refuse_transposed, refuse_unsaid
+from polyak.transfer.layout_asked import change, refuse_unsaid
 from polyak.transfer.match import Key, Pair, Pairing
 from polyak.transfer.nearest import nearest
 from polyak.transfer.receipt import Receipt
@@ -178,8 +178,6 @@ def make_plan(source: Snapshot, target: Target, asked: Asked) -> Plan:
         plan = _paired(source, target, asked)
         moves = [(m.source, m.target) for m in plan.moves]
         refuse_unsaid(moves, source, target, asked.get("layout"))
-        if not asked.get("layout"):
-            refuse_transposed(moves, source, target)
         return plan
     plan = _paired(changed.source, target, cast(Asked, changed.asked))
     skipped = tuple(path for path in plan.skipped if path not in changed.alone)
