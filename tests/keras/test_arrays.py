@@ -276,3 +276,43 @@ def test_a_tree_of_float32_for_float32_has_no_word_on_float64() -> None:
     with pytest.raises(ModelError, match="of float32, received") as refused:
         ema.take(tree)
     assert "in the dtypes that it had" in str(refused.value.hint)
+
+
+@arrays
+@pytest.mark.parametrize("place", ["", "state/ema"])
+def test_the_tree_of_an_average_that_flax_has_saved_is_an_average(place: str, tmp_path: Path) -> None:
+    serialization = pytest.importorskip("flax.serialization")
+    model, other = ZOO["sequential"].built(), ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    scramble(model, 1)
+    ema.update()
+    tree: Any = keras.tree.map_structure(keras.ops.convert_to_numpy, ema.tree())
+    if place:
+        tree = {
+            "state": {"ema": tree, "step": np.int32(3)},
+            "weights": [keras.ops.convert_to_numpy(v) for v in parts(model)[1]],
+        }
+    (tmp_path / "tree.msgpack").write_bytes(serialization.to_bytes(tree))
+    found = polyak.open(tmp_path / "tree.msgpack")
+    assert [role for role in found.roles if role != "training"] == ["average"]
+    assert "has made 1 updates; its rule is not in the tree" in found.manifest.note
+    polyak.transfer(tmp_path / "tree.msgpack", other)
+    assert_same_bits(values(other), ema.values())
+
+
+@jax_only
+def test_trees_of_two_averages_that_orbax_has_saved_are_two_averages(tmp_path: Path) -> None:
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    model = ZOO["sequential"].built()
+    slow, fast = polyak.EMA(model, 0.9), polyak.EMA(model, 0.5)
+    scramble(model, 1)
+    for average in (slow, fast):
+        average.update()
+    with checkpoint.StandardCheckpointer() as checkpointer:
+        raw = {path: np.asarray(value) for path, value in values(model).items()}
+        checkpointer.save(tmp_path / "state", {"raw": raw, "slow": slow.tree(), "fast": fast.tree()})
+        checkpointer.wait_until_finished()
+    found = polyak.open(tmp_path / "state")
+    assert set(found.roles) == {"raw", "average:slow", "average:fast"}
+    for role, held in (("raw", values(model)), ("average:slow", slow.values()), ("average:fast", fast.values())):
+        assert_same_bits(dict(found.select(role=role)), held)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import keras
@@ -224,3 +226,18 @@ def test_a_model_that_its_first_step_builds_is_followed() -> None:
 def weights(callback: Any) -> list[Any]:
     """What the model of a callback holds; between two steps on JAX it is asked by way of the callback."""
     return [np.array(w, np.float64) for w in callback.model.get_weights()]
+
+
+def test_fit_keeps_nothing_alive_that_its_caller_lets_go() -> None:
+    class Dataset:
+        """What a caller has beside the model."""
+
+    def trained(callbacks_of_fit: list[Any]) -> bool:
+        beside = Dataset()
+        kept = weakref.ref(beside)
+        network().fit(X, Y, 8, 1, verbose=0, callbacks=callbacks_of_fit)
+        del beside
+        gc.collect()
+        return kept() is None
+
+    assert trained([polyak.keras.Averaging("ema:0.9")])
