@@ -738,6 +738,19 @@ def test_keras_refuses_to_write_a_file_of_exchanged_weights(tmp_path: Path) -> N
         model.save_weights(tmp_path / "wrong.weights.h5")
 
 
+def test_what_keras_stores_for_another_model_is_refused_and_changes_nothing() -> None:
+    _, ema = followed("sequential")
+    before, path, store = ema.values(), next(iter(ema.values())), dict[str, Any]()
+    ema.save_own_variables(store)
+    key = f"shadows:{path.replace('/', '%2F')}"
+    with pytest.raises(ShapeMismatch, match=f"weight {path!r}: expected an average of .*, received \\(1,\\)"):
+        ema.load_own_variables({**store, key: np.zeros(1, np.float32)})
+    del store[key]
+    with pytest.raises(MissingWeight, match=f"weight {path!r}: the file holds no average of it"):
+        ema.load_own_variables(store)
+    assert_same_bits(ema.values(), before)
+
+
 def test_an_immature_average_is_handed_over_with_a_warning() -> None:
     model = ZOO["sequential"].built()
     ema = polyak.EMA(model, decay=0.999, start="initial")

@@ -409,6 +409,7 @@ def test_a_tree_that_is_no_state_of_the_average_is_refused_and_changes_nothing()
     tree, before = target.tree(), bits(target.values())
     narrow = {path: keras.ops.cast(a, "float16") for path, a in tree["shadows"].items()}
     few = {path: a for path, a in tree["shadows"].items() if path != "dense/bias"}
+    broad = {**tree["shadows"], "dense/bias": keras.ops.ones((1, 4))}
     for wrong, message in (
         (None, "expected a tree with 'shadows', 'count' and 'skipped', received NoneType"),
         ({"shadows": tree["shadows"]}, "received one with 'shadows'"),
@@ -418,6 +419,7 @@ def test_a_tree_that_is_no_state_of_the_average_is_refused_and_changes_nothing()
             "'more': expected none, received shape",
         ),
         ({**tree, "shadows": narrow}, "of float32, received shape .* of float16"),
+        ({**tree, "shadows": broad}, r"'dense/bias': expected shape \(4,\) of float32, received shape \(1, 4\)"),
         ({**tree, "count": -3}, "expected counts from 0 to 2.*received -3 updates"),
         ({**tree, "count": 2.5}, "expected whole numbers of updates, received 2.5"),
     ):
