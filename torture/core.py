@@ -158,14 +158,31 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         "tests/keras/test_refresh.py::test_a_rule_that_leaves_all_out_is_refused",
         "tests/recipes/test_checkpoint.py::test_an_average_of_a_larger_model_is_not_restored_in_part",
     ),
-    "frameworks/jax_refusals.py": ("tests/keras/test_arrays.py",),
+    "frameworks/jax_refusals.py": (
+        "tests/keras/test_arrays.py",
+        "tests/keras/test_arrays.py::test_an_average_follows_its_weights_to_another_device",
+    ),
     "frameworks/keras_data.py": tuple(f"tests/keras/test_recalibrate.py::{name}" for name in _OF_DATA),
+    "frameworks/keras_moving.py": (
+        "tests/keras/test_several.py::test_an_applied_average_stops_them_all",
+        "tests/keras/test_interrupts.py::test_an_update_is_whole_or_has_not_begun",
+        f"{_THREADS}::test_an_action_waits_while_another_thread_is_within_a_moment",
+    ),
+    "frameworks/keras_native.py": (
+        "tests/keras/test_target.py", "tests/keras/test_arrays.py", _THREADS,
+    ),
     "frameworks/keras_stored.py": tuple(f"tests/keras/test_average.py::{name}" for name in _OF_STORES),
+    "frameworks/keras_target.py": (
+        "tests/keras/test_target.py", "tests/keras/test_arrays.py",
+        "tests/keras/test_average.py::test_an_average_is_not_written_while_its_model_holds_its_values",
+    ),
     "frameworks/keras_views.py": tuple(f"tests/keras/test_views.py::{name}" for name in _OF_VIEWS),
     "frameworks/keras_wrapped.py": ("tests/keras/test_wrapped.py",),
     "frameworks/locks.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/shadow_target.py": ("tests/frameworks/test_stateful.py",),
-    "frameworks/stateless.py": ("tests/keras/test_target.py", "tests/keras/test_arrays.py"),
+    "frameworks/stateless.py": (
+        "tests/keras/test_target.py", "tests/keras/test_arrays.py", f"{_THREADS}::test_a_call_is_of_one_moment"
+    ),
     "frameworks/stateful.py": ("tests/frameworks/test_stateful.py",),
     "frameworks/tensorflow.py": (
         "tests/frameworks/test_graphs.py", "tests/frameworks/test_paths.py", "tests/test_messages.py"
@@ -262,11 +279,15 @@ TESTS: Mapping[str, tuple[str, ...]] = {
 BACKENDS: Mapping[str, str] = {
     "frameworks/adopting.py": "jax",
     "frameworks/jax_refusals.py": "jax",
+    "frameworks/keras_moving.py": "jax",
+    "frameworks/keras_native.py": "jax",
+    "frameworks/keras_target.py": "jax",
     "frameworks/keras_wrapped.py": "torch",
     "frameworks/stateless.py": "jax",
 }
 # Mutants that change nothing that can be seen: module, function and text of the statement, and the reason.
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
+    ("frameworks/stateless.py", "values", "self.engine.refuse_traced(self.held.count)"): "so does each shadow's read",
     ("transfer/commit.py", "commit", "_undo(undo, target.label, error)"): "the handler around it does it then",
     ("files/positioned.py", "_read_into", "with self._turn:"): "it is made on Windows alone",
 }

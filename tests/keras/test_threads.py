@@ -146,6 +146,25 @@ def test_values_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all((value == 1.5).all() for value in average.values().values())
 
 
+def test_a_call_is_of_one_moment() -> None:
+    started: list[threading.Thread] = []
+
+    def meanwhile(x: Any) -> Any:
+        if average and not started:
+            started.append(apart(lambda: a_step(model, average[0], 3.0)))
+        return x
+
+    average: list[Any] = []
+    layers = [keras.Input((2,)), keras.layers.Lambda(meanwhile, output_shape=(2,)), keras.layers.Dense(3, name="a")]
+    model = keras.Sequential(layers)
+    fill(model, 1.0)
+    average.append(polyak.track(model, RULE))
+    found = keras.ops.convert_to_numpy(average[0](np.ones((1, 2), np.float32)))
+    started[0].join(20)
+    assert (found == 3.0).all()
+    assert average[0].count == 1
+
+
 def test_a_hard_sync_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     fill(model, 2.0)
