@@ -20,6 +20,7 @@ _TORCH = ("tests/files/test_torch_pt.py",)
 _THREADS = "tests/keras/test_threads.py"
 _OF_ONE_MOMENT = "test_what_is_written_of_a_live_average_is_of_one_moment"
 _UPDATE = "tests/frameworks/test_update.py"
+_DISTRIBUTED = "tests/distribution/test_distribution.py"
 _OF_DATA = (
     "test_what_gives_no_statistics_is_refused_and_nothing_is_written",
     "test_one_array_for_several_inputs_is_refused",
@@ -71,7 +72,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "derived.py": ("tests/test_derived.py", *(f"{_THREADS}::{name}" for name in _OF_DERIVED)),
     "file_verbs.py": (
         "tests/cli/test_taken.py", "tests/files/test_writers.py", f"{_THREADS}::{_OF_ONE_MOMENT}",
-        "tests/distribution/test_distribution.py::test_a_process_that_waits_for_the_first_one_has_its_receipt",
+        f"{_DISTRIBUTED}::test_a_process_that_waits_for_the_first_one_has_its_receipt",
     ),
     "files/__init__.py": (
         "tests/files/test_writers.py", "tests/files/test_npz.py", "tests/files/test_tensorbundle_format.py"
@@ -170,6 +171,9 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     ),
     "frameworks/keras_native.py": (
         "tests/keras/test_target.py", "tests/keras/test_arrays.py", _THREADS,
+        "tests/keras/test_average.py::test_a_rule_that_starts_at_the_initial_weights_needs_them",
+        "tests/keras/test_average.py::test_an_average_does_not_begin_anew_while_its_model_holds_its_values",
+        "tests/keras/test_views.py::test_a_call_refuses_weights_that_came_after_the_average",
     ),
     "frameworks/keras_stored.py": tuple(f"tests/keras/test_average.py::{name}" for name in _OF_STORES),
     "frameworks/keras_target.py": (
@@ -205,14 +209,16 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "frameworks/tensorflow_moving.py": (
         "tests/frameworks/test_graphs.py", "tests/frameworks/test_unfixed.py", "tests/frameworks/test_stateful.py",
         f"{_UPDATE}::test_an_update_while_an_average_is_applied_is_refused",
-        "tests/keras/test_interrupts.py::test_an_update_is_whole_or_has_not_begun",
         f"{_THREADS}::test_an_action_waits_while_another_thread_is_within_a_moment",
+        "tests/keras/test_interrupts.py::test_an_update_is_whole_or_has_not_begun",
+        f"{_DISTRIBUTED}::test_each_update_counts_once_also_where_the_average_was_made_elsewhere_than_the_weights",
     ),
     "frameworks/tensorflow_state.py": ("tests/frameworks/test_stateful.py",),
     "frameworks/tensorflow_target.py": (
         "tests/frameworks/test_graphs.py", "tests/frameworks/test_stateful.py",
         "tests/frameworks/test_paths.py::test_a_variable_without_a_value_is_named",
         "tests/frameworks/test_applied.py::test_what_is_written_into_an_applied_model_is_refused",
+        f"{_DISTRIBUTED}::test_statistics_are_those_of_the_first_replica_and_what_drifts_is_refused",
     ),
     "frameworks/torch.py": ("tests/frameworks/test_torch_target.py",),
     "frameworks/torch_target.py": ("tests/frameworks/test_torch_target.py",),
@@ -285,6 +291,8 @@ BACKENDS: Mapping[str, str] = {
     "frameworks/keras_wrapped.py": "torch",
     "frameworks/stateless.py": "jax",
 }
+# In no campaign yet: of these some mutants survive.
+OPEN = ("frameworks/keras_native.py", "frameworks/keras_target.py", "frameworks/stateless.py")
 # Mutants that change nothing that can be seen: module, function and text of the statement, and the reason.
 EQUIVALENT: Mapping[tuple[str, str, str], str] = {
     ("frameworks/stateless.py", "values", "self.engine.refuse_traced(self.held.count)"): "so does each shadow's read",

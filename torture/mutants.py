@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Self
 
 from torture.campaign import Campaign, Outcome
-from torture.core import BACKENDS, EQUIVALENT, TESTS
+from torture.core import BACKENDS, EQUIVALENT, OPEN, TESTS
 from torture.warm import ROOT, Ran, Warm
 
 SOURCES = ROOT / "src" / "polyak"
@@ -238,7 +238,7 @@ def some(modules: Collection[str], count: int) -> Outcome:
 
 _KEEPING = [m for m in TESTS if m.startswith(("files/", "contents", "forks", "manifest", "saving", "snapshot"))]
 _MEANING = [m for m in TESTS if m.startswith(("averaging/", "transfer/", "renaming", "weights"))]
-_USING = [m for m in TESTS if m not in (*_KEEPING, *_MEANING)]
+_USING = [m for m in TESTS if m not in (*_KEEPING, *_MEANING, *OPEN)]
 CAMPAIGNS = (
     Campaign(
         "28a", "No check, bound, lock, fsync or rename can be removed unnoticed", partial(some, _KEEPING), 1, 1000

@@ -506,6 +506,21 @@ def test_an_average_is_not_written_while_its_model_holds_its_values(verb: str) -
         write()
 
 
+@pytest.mark.parametrize("verb", ["reset", "refresh"])
+def test_an_average_does_not_begin_anew_while_its_model_holds_its_values(verb: str) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    ema = polyak.EMA(model, decay=0.5, start="initial")
+    scramble(model, 1)
+    ema.update()
+    before = ema.values()
+    with ema.applied():
+        model.add(keras.layers.Dense(2))
+        with pytest.raises(Applied, match="the average is applied to the model"):
+            getattr(ema, verb)()
+    assert_same_bits(ema.values(), before)
+    assert ema.count == 1
+
+
 def test_odd_bits_survive() -> None:
     """Infinities, NaN with a payload, negative zero and subnormal numbers come back bit for bit."""
     model, ema = followed("OwnWeights")
