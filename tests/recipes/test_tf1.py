@@ -121,7 +121,7 @@ def test_a_prefix_needs_a_name(trained, tmp_path, monkeypatch, prefix):
 def test_a_call_within_a_graph_is_refused(trained, tmp_path):
     _, fast, _ = trained
     held = fast.snapshot()
-    for source in (fast, held):
+    for source in (fast, held, polyak.Snapshot.from_arrays({"w": np.ones(2, np.float32)})):
         with tf.Graph().as_default(), pytest.raises(polyak.errors.ModelError) as caught:
             polyak.tensorflow.save_tf1(source, tmp_path / "ema")
         assert caught.value.hint == "call it outside of the graph"
