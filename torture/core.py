@@ -175,10 +175,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         "tests/keras/test_average.py::test_an_average_does_not_begin_anew_while_its_model_holds_its_values",
         "tests/keras/test_views.py::test_a_call_refuses_weights_that_came_after_the_average",
     ),
-    "frameworks/keras_stored.py": (
-        *(f"tests/keras/test_average.py::{name}" for name in _OF_STORES),
-        "tests/recipes/test_keras_attribute.py::test_a_file_without_the_average_is_refused_not_restarted_in_silence",
-    ),
+    "frameworks/keras_stored.py": tuple(f"tests/keras/test_average.py::{name}" for name in _OF_STORES),
     "frameworks/keras_target.py": (
         "tests/keras/test_target.py", "tests/keras/test_arrays.py",
         "tests/keras/test_average.py::test_an_average_is_not_written_while_its_model_holds_its_values",

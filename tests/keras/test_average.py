@@ -763,6 +763,8 @@ def test_what_keras_stores_for_another_model_is_refused_and_changes_nothing() ->
     del store[key]
     with pytest.raises(MissingWeight, match=f"weight {path!r}: the file holds no average of it"):
         ema.load_own_variables(store)
+    with pytest.raises(MissingWeight, match="the file holds no average for ema"):
+        ema.load_own_variables({})
     assert_same_bits(ema.values(), before)
 
 
