@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, settings
 if os.environ["KERAS_BACKEND"] == "jax":  # tests make the same small models: each of their programs is compiled once
     import jax
 
-    _programs = tempfile.mkdtemp(prefix="polyak-tests-")
-    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+    if not (_programs := os.environ.get("JAX_COMPILATION_CACHE_DIR", "")):
+        _programs = tempfile.mkdtemp(prefix="polyak-tests-")
+        atexit.register(shutil.rmtree, _programs, ignore_errors=True)
     jax.config.update("jax_compilation_cache_dir", _programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

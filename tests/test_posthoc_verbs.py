@@ -195,6 +195,7 @@ def test_coefficients_that_amplify_noise_are_refused() -> None:
         ),
         ([mean_of(3), mean_of(5, v=np.zeros(1))], polyak.errors.MissingWeight, "weight 'v': in arrays, not in arrays"),
         ([mean_of(3), mean_of(5, w=np.zeros(3, np.float32))], ShapeMismatch, r"weight 'w': expected \(2,\)"),
+        ([mean_of(3), mean_of(3, w=np.zeros(3, np.float32))], ShapeMismatch, r"weight 'w': expected \(2,\)"),
         ([mean_of(0)], RuleError, "rule mean after 0 updates"),
     ],
 )

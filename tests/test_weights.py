@@ -30,7 +30,7 @@ def test_dtypes_go_by_name(name: str, size: int) -> None:
     assert (numpy_dtype(name).name, numpy_dtype(name).itemsize) == (name, size)
 
 
-@pytest.mark.parametrize("name", ["finfo", "iinfo", "float33", ""])
+@pytest.mark.parametrize("name", ["finfo", "iinfo", "float33", "f4,f4", "(2,)f4", "<f4", ""])
 def test_what_is_no_dtype_is_none(name: str) -> None:
     with pytest.raises(TypeError):
         numpy_dtype(name or "no dtype")

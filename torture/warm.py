@@ -61,10 +61,12 @@ class Warm:
 
     Args:
         directory: holds the package that is tested, and gets what the tests write.
+        backend: what Keras runs on.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, backend: str = "tensorflow") -> None:
         self._directory = directory
+        self._backend = backend
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -74,6 +76,8 @@ class Warm:
             "PYTHONDONTWRITEBYTECODE": "1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "CUDA_VISIBLE_DEVICES": "",
+            "KERAS_BACKEND": self._backend,
+            "JAX_COMPILATION_CACHE_DIR": str(self._directory / "programs"),
         }
         command = [sys.executable, "-m", "torture.warm", str(self._directory)]
         self._process = subprocess.Popen(

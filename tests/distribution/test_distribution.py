@@ -20,6 +20,8 @@ import tensorflow as tf
 
 import polyak
 from polyak.errors import ImmatureWarning
+from polyak.frameworks import framework_of
+from polyak.frameworks.company import Company
 
 HERE = Path(__file__).parent
 # Partial sums are added in another order on several devices; SGD with these few steps keeps the difference small.
@@ -192,6 +194,17 @@ def test_a_process_that_saves_to_a_path_of_its_own_is_told_what_it_waits_for_and
         )
     copies = {f"copy of {name}_{rank}.safetensors" for name in first for rank in range(2)}
     assert {path.name for path in tmp_path.glob("copy of *")} == copies
+
+
+def test_a_process_that_waits_for_the_first_one_has_its_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = small(), tmp_path / "average.safetensors"
+    average = polyak.track(model, "mean")
+    average.update()
+    first = polyak.save(average, path)
+    monkeypatch.setattr(type(framework_of(model)), "company", lambda framework, model: Company(1, 2))
+    assert polyak.save(average, path) == first
 
 
 @pytest.mark.parametrize("manner", ["original", "flat"])

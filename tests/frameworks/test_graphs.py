@@ -67,6 +67,15 @@ def test_what_looks_at_values_is_refused_within_a_graph_and_changes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("within", [in_a_graph, in_a_function])
+def test_raw_weights_beside_an_average_that_is_applied_are_not_looked_at_either(
+    within: Callable[[Callable[[], Any]], None],
+) -> None:
+    ema = polyak.EMA(module([1.0, 2.0]), 0.9)
+    with ema.applied(), pytest.raises(ModelError, match=NO_VALUES):
+        within(lambda: ema.source.view("w"))
+
+
 def test_a_graph_of_a_session_neither_begins_nor_moves_an_average() -> None:
     held = module([1.0, 2.0])
     ema = polyak.EMA(held, 0.9)

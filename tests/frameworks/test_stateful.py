@@ -119,6 +119,29 @@ def test_a_rule_for_other_weights_is_refused(rule: Any, message: str) -> None:
     assert state_of(ema) == before
 
 
+def test_a_rule_that_a_function_of_ones_own_contains_stays() -> None:
+    ema = average()
+    tf.function(ema.update)()
+    before = state_of(ema)
+    with pytest.raises(RuleError, match=r"expected the rule ema:0\.5,start=copy, which a traced"):
+        ema.change_rule("mean")
+    assert state_of(ema) == before
+
+
+def test_no_average_begins_again_from_numbers_that_are_not_finite() -> None:
+    ema = average()
+    before = state_of(ema)
+    ema.followed().w.assign([np.nan, 1.0])
+    with pytest.raises(NonFinite, match="weight 'w': expected finite values to start an average from"):
+        ema.reset()
+    assert state_of(ema) == before
+
+
+def grown(ema: Any, path: Path) -> None:
+    ema.followed().later = tf.Variable([4.0])
+    ema.refresh()
+
+
 def checkpointed(ema: Any, path: Path) -> None:
     tf.train.Checkpoint(ema=ema, model=ema.followed()).write(str(path / "ckpt"))
 
@@ -128,6 +151,7 @@ def checkpointed(ema: Any, path: Path) -> None:
     [
         (lambda ema, path: ema.change_rule("mean"), APPLIED),
         (lambda ema, path: ema.reset(), APPLIED),
+        (grown, APPLIED),
         (checkpointed, "this file would hold averaged values as raw weights"),
     ],
 )

@@ -273,3 +273,18 @@ def test_the_callback_refuses_a_frozen_set_that_changed_before_it_got_the_model(
     model.compile(keras.optimizers.Adam(), "mse", run_eagerly=True)
     with pytest.raises(ModelError, match="another frozen set"):
         train(model, 1, averaging)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone keeps the values in its step")
+def test_what_fit_keeps_in_its_compiled_step_is_not_adopted() -> None:
+    model, told = network(compiled=True), []
+
+    def adopt(batch: int, logs: Any) -> None:  # no callback of a class: what asks for its model gets the values back
+        with pytest.raises(ModelError, match=r"expected a value, received none: fit\(\) keeps it") as error:
+            polyak.adopt(optimizer)
+        told.append(error.value.hint)
+
+    optimizer = model.optimizer
+    train(model, 1, keras.callbacks.LambdaCallback(on_train_batch_end=adopt))
+    assert told == ["call polyak.adopt before fit or after it"]
+    assert polyak.adopt(optimizer, model).count == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,16 @@ def test_within_a_function_that_jax_compiles_nothing_becomes_a_constant(verb: st
         "set_values": lambda model, ema, path: ema.set_values(held),
     }
 
+    shown = list[str]()
+
     def step(x: Any) -> Any:
-        assert "compiled" in repr(ema)
+        shown.append(repr(ema))
         verbs[verb](model, ema, tmp_path)
         return x
 
     with pytest.raises(ModelError, match="inside a function that JAX compiles"):
         jax.jit(step)(1.0)
+    assert shown == ["<ema:0.9 of Sequential: within a function that is compiled>"]
     ema.update()
     assert ema.count == 1
     assert_same_bits(ema.values(), held)
@@ -135,6 +139,35 @@ def test_a_tree_that_was_given_away_is_told_so() -> None:
     for verb in verbs:
         with pytest.raises(ModelError, match="of the tree: expected a value, received a deleted array"):
             verb()
+
+
+@jax_only
+def test_values_that_were_given_away_are_told_so() -> None:
+    import jax
+
+    model = ZOO["sequential"].built()
+    ema, (trained, others) = polyak.EMA(model, 0.9), parts(model)
+    jax.jit(lambda held: [2 * array for array in held], donate_argnums=0)(trained)
+    with pytest.raises(ModelError, match=r"stateless_update\(\) of .*: weight '.*': .*, received a deleted array"):
+        ema.stateless_update(ema.tree(), trained, others)
+
+
+@jax_only
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_no_tree_is_taken_inside_a_function_that_jax_compiles(evaluated: bool) -> None:
+    import jax
+
+    ema = polyak.EMA(ZOO["sequential"].built(), 0.9)
+    before = ema.values()
+
+    def step(tree: Any) -> Any:
+        with jax.ensure_compile_time_eval() if evaluated else nullcontext():
+            ema.take(tree)
+        return tree
+
+    with pytest.raises(ModelError, match="inside a function that JAX compiles"):
+        jax.jit(step)(ema.tree())
+    assert_same_bits(ema.values(), before)
 
 
 @jax_only

@@ -506,6 +506,21 @@ def test_an_average_is_not_written_while_its_model_holds_its_values(verb: str) -
         write()
 
 
+@pytest.mark.parametrize("verb", ["reset", "refresh"])
+def test_an_average_does_not_begin_anew_while_its_model_holds_its_values(verb: str) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    ema = polyak.EMA(model, decay=0.5, start="initial")
+    scramble(model, 1)
+    ema.update()
+    before = ema.values()
+    with ema.applied():
+        model.add(keras.layers.Dense(2))
+        with pytest.raises(Applied, match="the average is applied to the model"):
+            getattr(ema, verb)()
+    assert_same_bits(ema.values(), before)
+    assert ema.count == 1
+
+
 def test_odd_bits_survive() -> None:
     """Infinities, NaN with a payload, negative zero and subnormal numbers come back bit for bit."""
     model, ema = followed("OwnWeights")
@@ -736,6 +751,21 @@ def test_keras_refuses_to_write_a_file_of_exchanged_weights(tmp_path: Path) -> N
     model.average = polyak.EMA(model, decay=0.5)
     with model.average.applied(), pytest.raises(Applied, match="this file would hold averaged values as raw weights"):
         model.save_weights(tmp_path / "wrong.weights.h5")
+
+
+def test_what_keras_stores_for_another_model_is_refused_and_changes_nothing() -> None:
+    _, ema = followed("sequential")
+    before, path, store = ema.values(), next(iter(ema.values())), dict[str, Any]()
+    ema.save_own_variables(store)
+    key = f"shadows:{path.replace('/', '%2F')}"
+    with pytest.raises(ShapeMismatch, match=f"weight {path!r}: expected an average of .*, received \\(1,\\)"):
+        ema.load_own_variables({**store, key: np.zeros(1, np.float32)})
+    del store[key]
+    with pytest.raises(MissingWeight, match=f"weight {path!r}: the file holds no average of it"):
+        ema.load_own_variables(store)
+    with pytest.raises(MissingWeight, match="the file holds no average for ema"):
+        ema.load_own_variables({})
+    assert_same_bits(ema.values(), before)
 
 
 def test_an_immature_average_is_handed_over_with_a_warning() -> None:

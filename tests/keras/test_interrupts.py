@@ -104,6 +104,20 @@ def test_an_update_is_whole_or_has_not_begun(rule: str, placement: Any) -> None:
     assert seen[-1] == after
 
 
+def test_a_reset_is_whole_or_has_not_begun() -> None:
+    model = small()
+    average = polyak.track(model, "ema:0.75,start=initial")
+    average.update()
+    fill(model, 2.0)
+    held, before, seen = average.snapshot().copy(), found(average), []
+    for line in interrupts(average.reset):
+        seen.append(found(average))
+        assert seen[-1] in (before, ({2.0}, {2.0}, 0)), f"line {line}"
+        polyak.transfer(held, average)
+    assert seen[0] == before
+    assert seen[-1] == ({2.0}, {2.0}, 0)
+
+
 def test_averages_that_move_together_have_all_moved_or_none() -> None:
     model = small()
     near = polyak.track(model, "ema:0.25,check=off,start=initial")

@@ -161,6 +161,10 @@ def test_hard_sync_and_take_are_refused_while_the_target_is_applied() -> None:
     target = polyak.Target(network(), tau=0.005)
     with target.applied(), pytest.raises(Applied):
         target.hard_sync()
+    if BACKEND != "tensorflow":  # where an average in variables has no tree
+        tree = target.tree()
+        with target.applied(), pytest.raises(Applied):
+            target.take(tree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +413,7 @@ def test_a_tree_that_is_no_state_of_the_average_is_refused_and_changes_nothing()
     tree, before = target.tree(), bits(target.values())
     narrow = {path: keras.ops.cast(a, "float16") for path, a in tree["shadows"].items()}
     few = {path: a for path, a in tree["shadows"].items() if path != "dense/bias"}
+    broad = {**tree["shadows"], "dense/bias": keras.ops.ones((1, 4))}
     for wrong, message in (
         (None, "expected a tree with 'shadows', 'count' and 'skipped', received NoneType"),
         ({"shadows": tree["shadows"]}, "received one with 'shadows'"),
@@ -418,6 +423,7 @@ def test_a_tree_that_is_no_state_of_the_average_is_refused_and_changes_nothing()
             "'more': expected none, received shape",
         ),
         ({**tree, "shadows": narrow}, "of float32, received shape .* of float16"),
+        ({**tree, "shadows": broad}, r"'dense/bias': expected shape \(4,\) of float32, received shape \(1, 4\)"),
         ({**tree, "count": -3}, "expected counts from 0 to 2.*received -3 updates"),
         ({**tree, "count": 2.5}, "expected whole numbers of updates, received 2.5"),
     ):

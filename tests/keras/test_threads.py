@@ -6,6 +6,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -42,18 +43,20 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "hard_sync": lambda average: average.hard_sync(),
     "refresh": lambda average: average.refresh(),
     "change_rule": lambda average: average.change_rule("ema:0.9,start=initial"),
+}
+OF_ARRAYS: dict[str, Callable[[Any], Any]] = {
     "tree": lambda average: average.tree(),
+    "count": lambda average: average.count,
+    "skipped": lambda average: average.skipped,
 }
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ACTIONS if BACKEND == "tensorflow" else ACTIONS | OF_ARRAYS)
 def test_an_action_waits_while_another_thread_is_within_a_moment(action: str) -> None:
-    if action == "tree" and BACKEND == "tensorflow":
-        pytest.skip("an average in variables has no tree")
     average = polyak.track(small(), RULE)
     average.update()
     with average.moment():
-        thread = apart(lambda: ACTIONS[action](average))
+        thread = apart(lambda: (ACTIONS | OF_ARRAYS)[action](average))
         waits, state = thread.is_alive(), average.state
     thread.join()
     assert waits
@@ -80,8 +83,8 @@ def between(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, work: Call
     """After the method's first call another thread does the work, if nothing holds it up; the thread is in the list."""
     plain, threads = getattr(owner, method), []
 
-    def instead() -> Any:
-        found = plain()
+    def instead(*args: Any) -> Any:
+        found = plain(*args)
         if not threads:
             threads.append(None)
             threads[0] = apart(work)
@@ -132,6 +135,76 @@ def test_a_double_average_moves_within_one_moment(monkeypatch: pytest.MonkeyPatc
     for double in (dema, other):
         double.update()
     assert bits(dema.snapshot()) == bits(other.snapshot())
+
+
+def test_values_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    fill(model, 1.0)
+    average = polyak.track(model, RULE)
+    before = average.values()
+    threads = between(monkeypatch, type(average.target), "read", lambda: a_step(model, average, 3.0))
+    assert bits(average.values()) == bits(before)
+    threads[0].join(20)
+    assert all((value == 1.5).all() for value in average.values().values())
+
+
+def test_a_call_is_of_one_moment() -> None:
+    started: list[threading.Thread] = []
+
+    def meanwhile(x: Any) -> Any:
+        if average and not started:
+            started.append(apart(lambda: a_step(model, average[0], 3.0)))
+        return x
+
+    average: list[Any] = []
+    layers = [keras.Input((2,)), keras.layers.Lambda(meanwhile, output_shape=(2,)), keras.layers.Dense(3, name="a")]
+    model = keras.Sequential(layers)
+    fill(model, 1.0)
+    average.append(polyak.track(model, RULE))
+    found = keras.ops.convert_to_numpy(average[0](np.ones((1, 2), np.float32)))
+    started[0].join(20)
+    assert (found == 3.0).all()
+    assert average[0].count == 1
+
+
+def test_a_hard_sync_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    fill(model, 2.0)
+    average = polyak.track(model, RULE)
+    threads = between(monkeypatch, average, "reset", lambda: a_step(model, average, 3.0))
+    average.hard_sync()
+    threads[0].join(20)
+    assert average.count == 1
+    assert all((value == 2.25).all() for value in average.values().values())
+
+
+WRITES: dict[str, Callable[[Any, str], object]] = {
+    "save": polyak.save,
+    "save both": lambda average, path: polyak.save(average, path, "both"),
+    "convert": polyak.convert,
+    "transfer": lambda average, path: polyak.transfer(average, path, like=average.followed()),
+}
+
+
+@pytest.mark.parametrize("verb", WRITES)
+def test_what_is_written_of_a_live_average_is_of_one_moment(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = small(), str(tmp_path / "a.safetensors")
+    fill(model, 1.0)
+    average = polyak.track(model, RULE)
+    a_step(model, average, 2.0)
+    held = {"raw": bits(polyak.snapshot(model)), "average": bits(polyak.snapshot(average))}
+    shadows, step = type(average.target), lambda: a_step(model, average, 3.0)
+    moments = [(shadows, "read"), (shadows, "view"), (polyak.Snapshot, "copy")]
+    started = [between(monkeypatch, *moment, step) for moment in moments]
+    WRITES[verb](average, path)
+    for threads in started:
+        for thread in threads:
+            thread.join(20)
+    file = polyak.open(path)
+    assert {role: bits(file.select(role=role)) for role in file.roles} == {role: held[role] for role in file.roles}
+    assert bits(polyak.snapshot(average)) != held["average"]
 
 
 @pytest.mark.parametrize("when", ["refuse_applied", "_fresh"])

@@ -305,3 +305,17 @@ def test_a_model_that_grows_after_its_restore_begins_its_new_weights_late(tmp_pa
     model.layers[-1].bias.assign([5.0])
     ema.update()
     assert (ema.count, ema.values()["head/bias"].tolist()) == (21, [5.0])
+
+
+def test_what_is_no_checkpoint_is_not_written(trained, tmp_path):
+    model, _, _ = trained
+    with pytest.raises(polyak.errors.ModelError, match=r"expected a tf\.train\.Checkpoint, received Net"):
+        polyak.tensorflow.write(model, tmp_path / "ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_another_framework_is_in_no_checkpoint_of_tensorflow():
+    torch = pytest.importorskip("torch")
+    for ask in (polyak.tensorflow.Weights, lambda model: polyak.tensorflow.lacking(tf.Module(), model)):
+        with pytest.raises(polyak.errors.ModelError, match="expected a model on TensorFlow, received Linear"):
+            ask(torch.nn.Linear(1, 1))

@@ -191,6 +191,14 @@ def test_an_export_without_a_sample_asks_for_one(trained, tmp_path):
     )
 
 
+def test_an_export_is_of_an_average(trained, tmp_path):
+    model, fast, _ = trained
+    for other in (model, fast.snapshot()):
+        with pytest.raises(polyak.errors.ModelError, match="expected an average of a TensorFlow model, received"):
+            polyak.tensorflow.export(other, tmp_path / "served", nets.INPUTS)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_takes_no_directory_in_use(trained, tmp_path):
     _, fast, _ = trained
     (tmp_path / "mine.txt").write_text("mine")

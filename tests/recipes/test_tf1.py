@@ -73,6 +73,18 @@ def test_names_that_meet_are_refused(trained, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_with_other_numbers_than_were_written_takes_no_place(trained, tmp_path, monkeypatch):
+    _, fast, _ = trained
+    polyak.tensorflow.save_tf1(fast, tmp_path / "ema")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    read = polyak.tensorflow.TensorBundle.read
+    monkeypatch.setattr(polyak.tensorflow.TensorBundle, "read", lambda bundle, name: read(bundle, name) + 1)
+    fast.set_values({path: value + 1 for path, value in fast.values().items()})
+    with pytest.raises(polyak.errors.FileError, match="the bytes read back differ from those written"):
+        polyak.tensorflow.save_tf1(fast, tmp_path / "ema")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_of_several_averages_one_must_be_chosen(trained, tmp_path):
     model, fast, slow = trained
     held = polyak.open(tf.train.Checkpoint(model=model, fast=fast, slow=slow).write(str(tmp_path / "all")))
@@ -109,7 +121,7 @@ def test_a_prefix_needs_a_name(trained, tmp_path, monkeypatch, prefix):
 def test_a_call_within_a_graph_is_refused(trained, tmp_path):
     _, fast, _ = trained
     held = fast.snapshot()
-    for source in (fast, held):
+    for source in (fast, held, polyak.Snapshot.from_arrays({"w": np.ones(2, np.float32)})):
         with tf.Graph().as_default(), pytest.raises(polyak.errors.ModelError) as caught:
             polyak.tensorflow.save_tf1(source, tmp_path / "ema")
         assert caught.value.hint == "call it outside of the graph"

@@ -96,12 +96,11 @@ def mixed(members: Sequence[Snapshot], recipe: Recipe, watch: Watch | None = Non
     Memory of one read: at most four times the array, or three times and 128 MiB.
 
     Args:
-        members: averages of one structure.
+        members: averages of one structure, as ``refuse_two_clocks`` wants them.
         recipe: with an ingredient for each.
         watch: told of each array before it is computed: name, how many are done, of how many.
 
     Raises:
-        MissingWeight, ShapeMismatch, DtypeMismatch: the structures differ; the first difference is named.
         NonFinite: when an array is read that has NaN or infinity in one member.
 
     Example:
@@ -111,7 +110,6 @@ def mixed(members: Sequence[Snapshot], recipe: Recipe, watch: Watch | None = Non
         >>> mixed([Snapshot.from_arrays(a, "average") for a in arrays], recipe)["w"].tolist()
         [3.0, 1.0]
     """
-    refuse_mixed(members)
     copied = members[_nearest(recipe)]
     turn, weights = count(), copied.weights
     return Synthesis(

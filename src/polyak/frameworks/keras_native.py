@@ -136,7 +136,6 @@ class NativeAverage(StoredByKeras, StatelessAverage, ViewedByKeras):
     def raw(self) -> Described:
         """The weights that are followed. Raises UnbuiltModel while the model has none."""
         if self._model.value is None:
-            self._framework.value.refuse_unbuilt(self.followed())
             self._bind()
         return cast(Described, self._model.value)
 

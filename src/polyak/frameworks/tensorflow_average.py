@@ -96,7 +96,6 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
     def bound(self) -> Bound:
         """The pairs. Raises UnbuiltModel while the model has no weights."""
         if self._held.value is None:
-            self.framework.refuse_unbuilt(self.followed())
             self._bind()
         return cast(Bound, self._held.value)
 
