@@ -162,6 +162,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "frameworks/jax_refusals.py": (
         "tests/keras/test_arrays.py",
         "tests/keras/test_arrays.py::test_an_average_follows_its_weights_to_another_device",
+        "tests/keras/test_arrays.py::test_weights_on_several_devices_are_averaged_on_the_host",
     ),
     "frameworks/keras_data.py": tuple(f"tests/keras/test_recalibrate.py::{name}" for name in _OF_DATA),
     "frameworks/keras_moving.py": (
@@ -187,7 +188,10 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "frameworks/stateless.py": (
         "tests/keras/test_target.py", "tests/keras/test_arrays.py", f"{_THREADS}::test_a_call_is_of_one_moment"
     ),
-    "frameworks/stateful.py": ("tests/frameworks/test_stateful.py",),
+    "frameworks/stateful.py": (
+        "tests/frameworks/test_stateful.py",
+        "tests/recipes/test_checkpoint.py::test_an_average_of_a_larger_model_is_not_restored_in_part",
+    ),
     "frameworks/tensorflow.py": (
         "tests/frameworks/test_graphs.py", "tests/frameworks/test_paths.py", "tests/test_messages.py"
     ),
