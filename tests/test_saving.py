@@ -361,3 +361,13 @@ def test_a_saver_that_is_closed_says_so(tmp_path: Path) -> None:
     saver.close()
     with pytest.raises(FileError, match=r"w.safetensors': the saver is closed"):
         saver.save(held(1), tmp_path / "w.safetensors")
+
+
+def test_a_part_of_the_source_is_refused_at_the_call(tmp_path: Path) -> None:
+    source = tmp_path / "a.safetensors.index.json"
+    polyak.save(Snapshot.from_arrays({"w": np.ones(4, np.float32)}), source)
+    shard = next(tmp_path.glob("*/*.safetensors"))
+    held = shard.read_bytes()
+    with polyak.Saver() as saver, pytest.raises(FileError, match=r"is a part of .*, which is one of the sources"):
+        saver.save(source, shard)
+    assert shard.read_bytes() == held

@@ -12,7 +12,7 @@ _CUTS = "tests/reliability/test_durability.py::test_power_cuts_lose_nothing_that
 _COMMITS = ("tests/files/test_place.py", "tests/files/test_atomic.py", "tests/files/test_commits.py")
 _BUNDLE = ("tests/files/test_tensorbundle.py", "tests/files/test_tensorbundle_v1.py")
 _DCP = ("tests/files/test_torch_dcp.py", "tests/files/test_torch_dcp_hostile.py")
-_LAYOUTS = ("tests/transfer/test_layouts.py",)
+_LAYOUTS = ("tests/transfer/test_layouts.py", "tests/transfer/test_layout_trees.py")
 _ORBAX = ("tests/files/test_orbax.py", "tests/files/test_orbax_hostile.py")
 _PLANS = ("tests/transfer/test_plan.py", "tests/transfer/test_match.py", "tests/transfer/test_transfer.py")
 _RULES = ("tests/averaging/test_rules.py", "tests/averaging/test_parse.py", "tests/averaging/test_profile.py")
@@ -252,7 +252,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "transfer/complete.py": (
         "tests/transfer/test_match.py", "tests/transfer/test_transfer.py::test_nothing_to_transfer_is_refused"
     ),
-    "transfer/layout_asked.py": (*_LAYOUTS, "tests/transfer/test_plan.py"),
+    "transfer/layout_asked.py": (*_LAYOUTS, "tests/transfer/test_plan.py", "tests/transfer/test_hints.py"),
     "transfer/layout_layers.py": _LAYOUTS,
     "transfer/layout_order.py": ("tests/transfer/test_layout_order.py",),
     "transfer/layout_pairs.py": _LAYOUTS,
@@ -261,12 +261,13 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "transfer/layout_whole.py": ("tests/transfer/test_layout_whole.py",),
     "transfer/layouts.py": _LAYOUTS,
     "transfer/match.py": (
-        *_PLANS, "tests/dialects/test_keras_file.py::test_the_name_of_an_outer_layer_objects_for_those_inside"
+        *_PLANS, "tests/transfer/test_layout_trees.py",
+        "tests/dialects/test_keras_file.py::test_the_name_of_an_outer_layer_objects_for_those_inside",
     ),
     "transfer/names.py": ("tests/dialects/test_other_names.py",),
     "transfer/places.py": ("tests/transfer/test_places.py",),
     "transfer/plan.py": (
-        *_PLANS, "tests/dialects/test_keras_file.py",
+        *_PLANS, "tests/dialects/test_keras_file.py", "tests/transfer/test_layout_trees.py",
         "tests/transfer/test_layouts.py::test_a_plan_between_layouts_is_not_stored_and_its_hint_leads_on",
     ),
     "transfer/shared.py": (

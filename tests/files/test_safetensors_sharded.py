@@ -472,3 +472,11 @@ def test_what_other_tools_say_beside_the_weights_is_named(hub: Path, arrays: dic
         f"{first}: __metadata__/author": "a text",
     }
     assert found.note == ""
+
+
+def test_what_no_shard_can_hold_is_refused_before_any_array_is_read(tmp_path: Path) -> None:
+    weights = [Weight("a", (4,), "float32", Kind.TRAINABLE), Weight("b", (4,), "complex128", Kind.TRAINABLE)]
+    held = Snapshot([Item("raw", weight, lambda: pytest.fail("was read")) for weight in weights])
+    with pytest.raises(DtypeMismatch, match="weight 'b': expected a dtype that safetensors holds, received complex128"):
+        sharded.write(held, tmp_path / "m.safetensors.index.json", shard_bytes=16)
+    assert list(tmp_path.iterdir()) == []

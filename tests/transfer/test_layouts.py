@@ -1156,3 +1156,10 @@ def test_an_attention_whose_heads_share_keys_is_none_of_pytorch(tmp_path: Path) 
     with pytest.raises(ShapeMismatch, match=r"layer 'inner' .* expected one number of heads"):
         polyak.convert(model, tmp_path / "a.pt", layout="torch")
     assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.parametrize(("rename", "said"), [(3, "expected a mapping of names or a function"), ({"a": 3}, "are text")])
+def test_what_renames_nothing_is_refused_between_layouts_too(rename: Any, said: str) -> None:
+    model = keras.Sequential([keras.Input((3,)), L.Dense(4)])
+    with pytest.raises(WeightError, match=said):
+        polyak.transfer(nn.Sequential(nn.Linear(3, 4)), model, rename=rename)

@@ -45,8 +45,6 @@ def read(path: Path) -> Contents:
         UnknownFormat: no format recognises it.
         DamagedFile: it contradicts itself.
     """
-    if "\0" in str(path):
-        raise FileError(f"file {str(path)!r}: no file has such a name")
     for _ in range(_TRIES):
         before = _stamps(path)
         try:
