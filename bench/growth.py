@@ -31,7 +31,6 @@ TENSORS, SIZE = 16, 16
 # How many times the weights' bytes a job has in memory: weights, shadows, and what it makes.
 HELD = {"update": 3, "save": 4, "load": 4, "transfer": 5}
 SECONDS = 240
-_OF_ONE_HEADER = 50_000  # tensors
 
 
 def main() -> None:
@@ -71,14 +70,9 @@ def measured(size: int, tensors: int, jobs: list[str], turns: int) -> dict[str, 
     layer = weights.layer(shapes)
     average = together(layer, 1)
     with tempfile.TemporaryDirectory() as place:
-        made = {job: MAKE[job](layer, average, Path(place) / _file(tensors)) for job in jobs}
+        made = {job: MAKE[job](layer, average, Path(place) / "average.safetensors") for job in jobs}
         times = in_turns({"copy": limit.flat_copy(bytes_), **made}, turns)
     return {job: {"seconds": times.median(job), "copy": times.ratio(job, "copy")} for job in jobs}
-
-
-def _file(tensors: int) -> str:
-    """One file where its header can describe them all."""
-    return "average.safetensors" if tensors <= _OF_ONE_HEADER else "average.safetensors.index.json"
 
 
 def _update(layer: Any, average: Any, path: Path) -> Manner:
