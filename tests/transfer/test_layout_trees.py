@@ -177,3 +177,12 @@ def test_a_tree_that_has_names_alone_is_paired_by_nothing_else(tmp_path: Path, b
         polyak.transfer(path, model, by=by)
     assert "rename=" in str(refused.value.hint)
     polyak.transfer(path, model, by=by, rename={"Dense_0/*": "dense/*", "Dense_1/*": "dense_1/*"})
+
+
+@pytest.mark.parametrize("by", ["position", "structure", "name"])
+def test_nothing_is_written_like_a_tree_of_names_alone_by_something_else(tmp_path: Path, by: Any) -> None:
+    path = written(tmp_path / "net.msgpack", {"params": {"Dense_0": {"kernel": np.ones((4, 4), np.float32)}}})
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, use_bias=False)])
+    with pytest.raises(AmbiguousMatch, match=rf'by="{by}": expected .* received names alone from the structure'):
+        polyak.transfer(model, tmp_path / "new.npz", like=path, by=by)
+    assert not (tmp_path / "new.npz").exists()
