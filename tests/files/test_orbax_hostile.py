@@ -16,8 +16,8 @@ from tests.files.test_orbax import copy, described
 import polyak
 from polyak.errors import DamagedFile, FileError
 from polyak.files import orbax, pinned
-from polyak.files.limits import MOST_HEADER
 from polyak.files.orbax_store import Store
+from polyak.files.orbax_tree import MOST_TREE
 from polyak.files.orbax_write import NOTE
 from polyak.files.pinned import Pinned
 from polyak.snapshot import Snapshot
@@ -132,8 +132,8 @@ def test_a_leaf_that_is_too_deep_is_refused(made: Path) -> None:
 
 @pytest.mark.parametrize("name", ["_METADATA", "_strings.json"])
 def test_a_description_that_is_too_long_is_refused(made: Path, name: str) -> None:
-    widened(made / name, MOST_HEADER + 1)
-    with pytest.raises(DamagedFile, match=f"{name}: expected at most 50,000,000 bytes, received 50,000,001"):
+    widened(made / name, MOST_TREE + 1)
+    with pytest.raises(DamagedFile, match=f"{name}: expected at most 25,000,000 bytes, received 25,000,001"):
         polyak.open(made)
 
 

@@ -57,7 +57,7 @@ def _is_followed(key: str) -> bool:
 def _of_gradients(key: str) -> bool:
     """Whether a step of a key is called gradients, or an average of them; a network may have the word in its name."""
     steps = [words_of(step).lower() for step in key.split("/")]
-    return any(_MANY.search(s) or (_GRADIENTS.search(s) and says_average(s, _AVERAGED)) for s in steps)
+    return any(_MANY.search(s) or (_GRADIENTS.search(s) and _AVERAGED.search(s)) for s in steps)
 
 
 def averages_among(found: Mapping[str, Named]) -> list[Named]:

@@ -15,11 +15,12 @@ import msgspec
 
 from polyak.errors import DamagedFile
 from polyak.files.failures import failures_named
-from polyak.files.limits import MOST_HEADER, MOST_TENSORS
+from polyak.files.limits import MOST_TENSORS
 from polyak.files.orbax_path import METADATA
 
 STRINGS = "_strings.json"
 _MOST_STEPS = 128
+MOST_TREE = 25_000_000  # bytes: some 250 for each of as many leaves as there may be, all of which is decoded at once
 _TEXT = "string"
 _NO_NAMES = frozenset(("", ".", ".."))  # of a file; TensorStore would be asked for it
 
@@ -126,8 +127,8 @@ def _read(path: Path, type: type[_T], origin: str) -> _T | None:
     with failures_named(path, "read"):
         if not path.is_file():
             return None
-        if (size := path.stat().st_size) > MOST_HEADER:
-            raise DamagedFile(f"{origin}: {path.name}: expected at most {MOST_HEADER:,} bytes, received {size:,}")
+        if (size := path.stat().st_size) > MOST_TREE:
+            raise DamagedFile(f"{origin}: {path.name}: expected at most {MOST_TREE:,} bytes, received {size:,}")
         raw = path.read_bytes()
     try:
         return msgspec.json.decode(raw, type=type)
