@@ -45,7 +45,7 @@ def called_average(key: str) -> bool:
 
 def is_within_one(key: str) -> bool:
     """Whether a set is an average, or within what is called one, which may also hold what it is an average of."""
-    return says_average(words_of(key), _AVERAGED)
+    return any(says_average(words_of(step), _AVERAGED) for step in key.split("/"))
 
 
 def _is_followed(key: str) -> bool:
