@@ -243,6 +243,26 @@ def test_one_nan_stops_all_whatever_the_size(width: int) -> None:
     assert_same_bits(ema.values(), kept)
 
 
+@pytest.mark.parametrize("spoilt", [np.nan, -3e38])
+def test_of_many_small_weights_each_is_looked_at(spoilt: float) -> None:
+    model = keras.Sequential([keras.Input((3,)), *[keras.layers.Dense(3) for _ in range(18)], keras.layers.Dense(1)])
+    ema = polyak.EMA(model, decay=0.5, start="copy")
+    kept = ema.values()
+    for skipped, (path, variable) in enumerate(zip(kept, model.trainable_variables, strict=True), 1):
+        good = keras.ops.convert_to_numpy(variable)
+        bad = good.copy()
+        bad[..., -1] = spoilt
+        variable.assign(bad)
+        with pytest.warns(NonFiniteWarning, match=f"weight '{path}' is not finite: 1 update"):
+            ema.update()
+        variable.assign(good)
+        assert (ema.count, ema.skipped) == (0, skipped)
+    assert_same_bits(ema.values(), kept)
+    model.layers[3].kernel.assign(np.full((3, 3), 1e30, np.float32))  # finite, where its square is not
+    ema.update()
+    assert ema.count == 1
+
+
 @pytest.mark.parametrize("width", [1, 64, 65, 300])
 def test_large_values_are_averaged_and_one_that_is_too_large_stops_all_whatever_the_size(width: int) -> None:
     model = keras.Sequential([keras.Input((width,)), keras.layers.Dense(width), keras.layers.Dense(1)])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import and_
 from typing import Any
 
 import jax
@@ -55,6 +56,8 @@ OPS = JaxOps()
 # A small model: so many arrays of so many numbers. XLA spends more on their squares and a branch than on their largest.
 # Of more arrays each would be looked at again for each shadow, because nothing but a branch ends what XLA fuses.
 _FEW, _SMALL = 16, 1 << 12
+# So many arrays of one shape are looked at by one loop.
+_ROW = 16
 
 
 def in_float64() -> Any:
@@ -179,16 +182,34 @@ def _are_safe(values: Sequence[Any]) -> Any:
     """
     if len(values) <= _FEW and all(v.size <= _SMALL for v in values):
         return are_within(values)
-    total = sum(jnp.sum(jnp.square(_wide(v))).astype(jnp.float64) for v in values)
-    return jax.lax.cond(jnp.isfinite(total), lambda: jnp.asarray(True), lambda: are_within(values))
+    sums = jnp.stack([jnp.sum(sum(map(jnp.square, row))) for row in _in_rows(values)])
+    return jax.lax.cond(jnp.all(jnp.isfinite(sums)), lambda: jnp.asarray(True), lambda: are_within(values))
 
 
 def are_within(values: Sequence[Any]) -> Any:
     """Each value is compared: the largest of them would do, but on CPUs XLA's ``max`` passes over NaN."""
     if not values:
         return jnp.asarray(True)
-    wide = list(map(_wide, values))
-    return jnp.all(jnp.stack([jnp.all(jnp.abs(v) <= float(jnp.finfo(v.dtype).max) / 2) for v in wide]))
+    return jnp.all(jnp.stack([jnp.all(reduce(and_, map(_is_within, row))) for row in _in_rows(values)]))
+
+
+def _is_within(value: Any) -> Any:
+    return jnp.abs(value) <= float(jnp.finfo(value.dtype).max) / 2
+
+
+def _in_rows(values: Sequence[Any]) -> list[list[Any]]:
+    """The values, wide, in rows that one loop looks at: XLA takes ever longer to compile the more loops there are.
+
+    Small ones of one shape are a row, but where there are several devices: those may be spread over them in other ways.
+    """
+    rows: dict[Any, list[list[Any]]] = {}
+    for number, value in enumerate(map(_wide, values)):
+        may_stand = value.size <= _SMALL and jax.device_count() == 1
+        alike = rows.setdefault((value.shape, value.dtype) if may_stand else number, [[]])
+        if len(alike[-1]) == _ROW:
+            alike.append([])
+        alike[-1].append(value)
+    return [row for alike in rows.values() for row in alike]
 
 
 def _as_stored(value: Any) -> Any:
