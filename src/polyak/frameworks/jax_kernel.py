@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from operator import and_
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -56,8 +55,10 @@ OPS = JaxOps()
 # A small model: so many arrays of so many numbers. XLA spends more on their squares and a branch than on their largest.
 # Of more arrays each would be looked at again for each shadow, because nothing but a branch ends what XLA fuses.
 _FEW, _SMALL = 16, 1 << 12
-# So many arrays of one shape are looked at by one loop.
-_ROW = 16
+# Where every value is compared, which is seldom: these take memory once more.
+_SELDOM_SMALL = 1 << 16
+# So many arrays lie end to end.
+_ROW = 256
 
 
 def in_float64() -> Any:
@@ -182,7 +183,7 @@ def _are_safe(values: Sequence[Any]) -> Any:
     """
     if len(values) <= _FEW and all(v.size <= _SMALL for v in values):
         return are_within(values)
-    sums = jnp.stack([jnp.sum(sum(map(jnp.square, row))) for row in _in_rows(values)])
+    sums = jnp.stack([jnp.sum(jnp.square(v)) for v in _end_to_end(values, _SMALL)])
     return jax.lax.cond(jnp.all(jnp.isfinite(sums)), lambda: jnp.asarray(True), lambda: are_within(values))
 
 
@@ -190,26 +191,31 @@ def are_within(values: Sequence[Any]) -> Any:
     """Each value is compared: the largest of them would do, but on CPUs XLA's ``max`` passes over NaN."""
     if not values:
         return jnp.asarray(True)
-    return jnp.all(jnp.stack([jnp.all(reduce(and_, map(_is_within, row))) for row in _in_rows(values)]))
+    return jnp.all(jnp.stack([jnp.all(_is_within(v)) for v in _end_to_end(values, _SELDOM_SMALL)]))
 
 
 def _is_within(value: Any) -> Any:
     return jnp.abs(value) <= float(jnp.finfo(value.dtype).max) / 2
 
 
-def _in_rows(values: Sequence[Any]) -> list[list[Any]]:
-    """The values, wide, in rows that one loop looks at: XLA takes ever longer to compile the more loops there are.
+def _end_to_end(values: Sequence[Any], most: int) -> list[Any]:
+    """The values, wide; those of up to so many numbers end to end in few arrays, for XLA compiles a loop for each.
 
-    Small ones of one shape are a row, but where there are several devices: those may be spread over them in other ways.
+    Not where there are several devices: arrays may be spread over them, each in its own way.
     """
+    if jax.device_count() > 1:
+        return list(map(_wide, values))
     rows: dict[Any, list[list[Any]]] = {}
     for number, value in enumerate(map(_wide, values)):
-        may_stand = value.size <= _SMALL and jax.device_count() == 1
-        alike = rows.setdefault((value.shape, value.dtype) if may_stand else number, [[]])
+        alike = rows.setdefault(value.dtype if value.size <= most else number, [[]])
         if len(alike[-1]) == _ROW:
             alike.append([])
         alike[-1].append(value)
-    return [row for alike in rows.values() for row in alike]
+    return [_joined(row) for alike in rows.values() for row in alike]
+
+
+def _joined(row: Sequence[Any]) -> Any:
+    return row[0] if len(row) == 1 else jnp.concatenate([v.reshape(-1) for v in row])
 
 
 def _as_stored(value: Any) -> Any:
