@@ -17,8 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from polyak import verbs
+from polyak.dialects.tf1 import OF_USE, counts_by_use
 from polyak.dialects.tf1_scopes import SUFFIX
 from polyak.errors import AmbiguousRole, FileError, ModelError, WeightError
+from polyak.file_verbs import source_of
 from polyak.files.atomic import replacing_directory
 from polyak.files.bundle_commit import replacing_bundle
 from polyak.files.object_graph import TrackedTensor
@@ -86,6 +88,9 @@ def save_tf1(source: Any, prefix: str | os.PathLike[str], rename: Rename | None 
     ``<name>/ExponentialMovingAverage``, as ``tf.train.ExponentialMovingAverage`` does. That one is float32 for weights
     that are narrower: a Saver restores it into a variable of float32.
 
+    Where layers are used in another order than they were created, one text more, ``_polyak_numbers_of_use``, says that
+    the numbers in the names are those of their use; a Saver passes it over.
+
     Args:
         source: an average, a model, or a snapshot with at most one average.
         prefix: path of the checkpoint without ``.index``.
@@ -101,7 +106,9 @@ def save_tf1(source: Any, prefix: str | os.PathLike[str], rename: Rename | None 
     if isinstance(source, TensorFlowAverage):
         source.tell_left_out()
     arrays = _tf1_arrays(source, rename)
-    return _write_bundle(source, "+".join(role or RAW for role, _ in _sets(source)), _named(prefix), arrays)
+    held = [source_of(source, role).weights for role, _ in _sets(source)]
+    texts = {OF_USE: ""} if any(map(counts_by_use, held)) else {}
+    return _write_bundle(source, "+".join(role or RAW for role, _ in _sets(source)), _named(prefix), arrays, texts)
 
 
 def export(average: Average, directory: str | os.PathLike[str], *signature: Any) -> Receipt:
@@ -297,7 +304,7 @@ def _sets_of(held: Snapshot) -> list[tuple[str | None, str]]:
     return [(role, SUFFIX if role in averages else "") for role in held.roles]
 
 
-def _write_bundle(source: Any, role: str, path: Path, arrays: Mapping[str, Array]) -> Receipt:
+def _write_bundle(source: Any, role: str, path: Path, arrays: Mapping[str, Array], texts: Mapping[str, str]) -> Receipt:
     """TensorFlow writes; what was written is read back before it takes its names."""
     receipts: list[Receipt] = []
 
@@ -308,9 +315,9 @@ def _write_bundle(source: Any, role: str, path: Path, arrays: Mapping[str, Array
     with replacing_bundle(path, needed, read_back) as fresh, _refusals_named(path):
         tf.raw_ops.SaveV2(
             prefix=str(fresh),
-            tensor_names=list(arrays),
-            shape_and_slices=[""] * len(arrays),
-            tensors=[tf.constant(np.asarray(a)) for a in arrays.values()],
+            tensor_names=[*arrays, *texts],
+            shape_and_slices=[""] * (len(arrays) + len(texts)),
+            tensors=[*(tf.constant(np.asarray(a)) for a in arrays.values()), *map(tf.constant, texts.values())],
         )
     return receipts[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,7 +14,7 @@ from tests.keras.peers import adam, network
 
 import polyak
 from polyak.averaging.parts import Parts
-from polyak.errors import NonFinite, RuleError, UnbuiltModel, WeightsChanged
+from polyak.errors import NonFinite, RuleChanged, RuleError, UnbuiltModel, WeightsChanged
 from polyak.keras import Averaging
 
 COPY = "ema:0.9,start=copy"
@@ -365,3 +367,34 @@ def test_what_a_transfer_leaves_out_of_a_new_average_begins_late() -> None:
     polyak.transfer(ema, new, exclude="top/*")  # its head has an average of its own by now
     np.testing.assert_array_equal(new.values()["top/kernel"], kept)
     assert new.count == 100
+
+
+def test_what_began_late_goes_on_so_from_weights_that_keras_saved(tmp_path: Path) -> None:
+    """The file says by which rule: one that counts the updates of the old body is too slow for a new head."""
+
+    def tracked(model: keras.Model) -> keras.Model:
+        model.average = polyak.EMA(model, 0.9)
+        return model
+
+    def larger(model: keras.Model) -> keras.Model:
+        model.add(layers.Dense(1, name="top"))
+        return model
+
+    def gone_on(model: keras.Model) -> list[float]:
+        model.layers[-1].bias.assign([5.0])
+        model.average.update()
+        return model.average.values()["top/bias"].tolist()
+
+    model = tracked(network(adam()))
+    for _ in range(20):
+        model.average.update()
+    larger(model).average.refresh()
+    model.average.update()
+    model.save_weights(tmp_path / "both.weights.h5")
+    other = tracked(larger(network(adam())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WeightsChanged)
+        warnings.simplefilter("error", RuleChanged)
+        other.load_weights(tmp_path / "both.weights.h5")
+    assert gone_on(other) == gone_on(model)
+    assert (other.average.rule, other.average.count) == (model.average.rule, 22)

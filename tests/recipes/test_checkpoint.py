@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -305,6 +306,66 @@ def test_a_model_that_grows_after_its_restore_begins_its_new_weights_late(tmp_pa
     model.layers[-1].bias.assign([5.0])
     ema.update()
     assert (ema.count, ema.values()["head/bias"].tolist()) == (21, [5.0])
+
+
+def _grown(path):
+    """An average of which the second layer began at update 21, and its checkpoint."""
+    model = _net(2)
+    model.build((None, 3))
+    ema = polyak.EMA(model, decay=0.9)
+    for _ in range(20):
+        ema.update()
+    model.add(keras.layers.Dense(1, name="dense_1"))
+    ema.refresh()
+    model.layers[-1].bias.assign([1.0])
+    ema.update()
+    return ema, tf.train.Checkpoint(model=model, ema=ema).write(str(path / "ckpt"))
+
+
+def _goes_on(ema):
+    ema.followed().layers[-1].bias.assign([5.0])
+    ema.update()
+    return ema.values()["dense_1/bias"].tolist()
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+def test_what_began_late_goes_on_so_in_a_new_average(tmp_path, is_built):
+    first, path = _grown(tmp_path)
+    model = _net(2, 1)
+    if is_built:
+        model.build((None, 3))
+    ema = polyak.EMA(model, decay=0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", polyak.errors.PolyakWarning)
+        tf.train.Checkpoint(model=model, ema=ema).read(path)
+        model.build((None, 3))
+        assert _goes_on(ema) == _goes_on(first)
+    assert (ema.rule, ema.count) == (first.rule, 22)
+    ema.reset()
+    assert str(ema.rule) == "ema:0.9"
+
+
+def test_what_began_late_does_so_by_a_rule_that_was_changed_meanwhile(tmp_path):
+    _, path = _grown(tmp_path)
+    model = _net(2, 1)
+    model.build((None, 3))
+    ema = polyak.EMA(model, decay=0.5)
+    with pytest.warns(polyak.errors.RuleChanged, match=r"it goes on with \{dense_1/kernel: ema:0\.5,after=20"):
+        tf.train.Checkpoint(model=model, ema=ema).read(path)
+    assert str(ema.rule.rule_of("dense_1/bias")) == "ema:0.5,after=20"
+    assert str(ema.rule.rule_of("dense_0/bias")) == "ema:0.5"
+
+
+def test_an_average_that_a_function_contains_already_is_not_restored_without_what_is_late(tmp_path):
+    _, path = _grown(tmp_path)
+    model = _net(2, 1)
+    model.build((None, 3))
+    ema = polyak.EMA(model, decay=0.9)
+    tf.function(ema.update)()
+    with pytest.raises(polyak.errors.RuleError, match=r"a traced tf\.function contains already") as caught:
+        tf.train.Checkpoint(model=model, ema=ema).read(path)
+    assert "restore the state before the first traced update" in caught.value.hint
+    assert ema.count == 1
 
 
 def test_what_is_no_checkpoint_is_not_written(trained, tmp_path):

@@ -62,6 +62,49 @@ def test_an_average_of_narrow_weights_goes_back_into_such(tmp_path, dtype):
         assert value.tobytes() == ema.values()[path].astype(value.dtype).tobytes()
 
 
+def _made_last_to_first() -> keras.Model:
+    """The layer that is used last was created first."""
+    last, first = keras.layers.Dense(3), keras.layers.Dense(3)
+    return keras.Sequential([keras.Input((3,)), first, last])
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_numbers_of_layers_in_the_order_of_their_use_are_no_order_of_creation(tmp_path, again):
+    model, other = _made_last_to_first(), _made_last_to_first()
+    source = polyak.EMA(model, decay=0.5)
+    polyak.tensorflow.save_tf1(source, tmp_path / "ema")
+    if again:
+        polyak.tensorflow.save_tf1(polyak.open(tmp_path / "ema"), tmp_path / "ema")
+    with pytest.raises(polyak.errors.AmbiguousMatch, match="weights of which the creation is known"):
+        polyak.transfer(tmp_path / "ema", other, weights="average", by="creation")
+    polyak.transfer(tmp_path / "ema", other, weights="average")
+    nets.assert_same(nets.weights(other), nets.weights(model))
+    assert not polyak.open(tmp_path / "ema").manifest.unread
+
+
+def test_a_saver_restores_beside_the_word_on_the_order(tmp_path):
+    model = _made_last_to_first()
+    polyak.tensorflow.save_tf1(model, tmp_path / "model")
+    values = nets.weights(model)
+    nets.assert_same(_restored(str(tmp_path / "model"), {p: v.shape for p, v in values.items()}), values)
+
+
+def test_the_order_of_creation_in_names_of_tensorflow_is_kept_in_a_copy(tmp_path):
+    names = {"dense/kernel": [[1.0]], "dense_1/kernel": [[2.0]]}
+    with tf.Graph().as_default(), tf1.Session() as session:
+        variables = [tf1.Variable(value, name=name) for name, value in names.items()]
+        session.run(tf1.global_variables_initializer())
+        slots = [tf1.Variable([[0.0]], name=f"{name}/Momentum") for name in names]
+        session.run(tf1.variables_initializer(slots))
+        prefix = tf1.train.Saver([*variables, *slots]).save(session, str(tmp_path / "foreign"))
+    polyak.tensorflow.save_tf1(polyak.open(prefix), tmp_path / "copy")
+    last, first = keras.layers.Dense(1, use_bias=False), keras.layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((1,)), first, last])
+    for path in (prefix, tmp_path / "copy"):
+        with pytest.raises(polyak.errors.AmbiguousMatch, match="'dense/kernel' by path and 'dense_1/kernel' by creat"):
+            polyak.transfer(path, model)
+
+
 def test_names_that_meet_are_refused(trained, tmp_path):
     _, fast, _ = trained
     with pytest.raises(polyak.errors.WeightError) as caught:

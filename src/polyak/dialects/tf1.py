@@ -19,9 +19,10 @@ from polyak.dialects.tf1_scopes import SUFFIX, Averages
 from polyak.errors import listed
 from polyak.manifest import AVERAGE, RAW, Manifest
 from polyak.snapshot import Item, Snapshot
-from polyak.weights import Evidence, Kind
+from polyak.weights import Evidence, Kind, Weight
 
 TRAINING = "training"
+OF_USE = "_polyak_numbers_of_use"  # beside weights whose names count layers as they are used, not as they are created
 BY_NAME = (
     "{:,} averages by the names that tf.train.ExponentialMovingAverage gives them; decay and count of updates are not "
     "in the file"
@@ -48,8 +49,8 @@ def interpret(contents: Contents) -> Snapshot | None:
     averages = Averages.among(weights, contents)
     if averages.of or averages.alone:
         items = [_kind(i, averages) for i in (*items, *_averaged(weights, averages, contents))]
-    keys = creation_keys(i.weight.path for i in items)
-    items = [_with_evidence(i, keys[i.weight.path], contents) for i in items]
+    keys = {} if OF_USE in contents.texts else creation_keys(i.weight.path for i in items)
+    items = [_with_evidence(i, keys.get(i.weight.path, ""), contents) for i in items]
     items += [item(TRAINING, n, contents.tensors[n]) for n in names if n in of_training]
     return Snapshot(items, None, contents.origin, contents.integrity, _written(contents, averages))
 
@@ -58,7 +59,7 @@ def _written(contents: Contents, averages: Averages) -> Manifest:
     count = len(averages.of) + len(averages.alone)
     evidence = ((BY_NAME.format(count), *_scopes(averages)) if count else (UNSAID,)) + _nameless(contents)
     confidence = "inferred" if count else "unknown"
-    unread = dict.fromkeys(contents.texts, "a text")
+    unread = dict.fromkeys(contents.texts.keys() - {OF_USE}, "a text")
     return Manifest(
         "TensorFlow", {}, (), source=contents.origin, evidence=evidence, confidence=confidence, unread=unread
     )
@@ -117,6 +118,20 @@ def _weights_told(scoped: Sequence[str]) -> str:
         "called by a scope, the name of a weight of the same shape and one more step: "
         f"{listed([*map(repr, scoped)], _MOST_NAMED)}; it may be an optimizer's, and is taken for a weight"
     )
+
+
+def counts_by_use(weights: Sequence[Weight]) -> bool:
+    """Whether the numbers in the paths, read as those of creation, would name other weights, or a file says so.
+
+    Example:
+        >>> def made(path, creation):
+        ...     return Weight(path, (3,), "float32", "trainable", Evidence("", "", creation, "", "", 0, "float32"))
+        >>> counts_by_use([made("dense/bias", "dense~1/bias"), made("dense_1/bias", "dense~0/bias")])
+        True
+    """
+    creation = {w.path: w.evidence.creation for w in weights if w.evidence is not None}
+    paths = {key: path for path, key in creation.items()}
+    return "" in paths or any(paths.get(key, path) != path for path, key in creation_keys(creation).items())
 
 
 def _with_evidence(held: Item, creation: str, contents: Contents) -> Item:

@@ -113,6 +113,23 @@ def joined(rule: Rule | Parts, growth: Growth, count: int) -> Rule | Parts:
     return Parts((*late, *entries)) if isinstance(rule, Parts) or late else rule
 
 
+def kept_late(rule: Rule | Parts, stored: Rule | Parts, paths: Collection[str]) -> Rule | Parts:
+    """The rule for values that were made by a stored one: the weights that began late by that one do so by this, too.
+
+    Example:
+        >>> from polyak.averaging.rules import EMA, Mean
+        >>> stored = joined(Mean(), Growth(("head/kernel",), ()), 10)
+        >>> print(kept_late(EMA(0.5), stored, ["body/kernel", "head/kernel"]))
+        {head/kernel: ema:0.5,after=10, *: ema:0.5}
+    """
+    entries = stored.entries if isinstance(stored, Parts) else ()
+    late = [(p, _since(p, own, entries[i + 1 :])) for i, (p, own) in enumerate(entries) if p in paths]
+    for path, since in reversed(late):
+        if since is not None:
+            rule = joined(rule, Growth((path,), (path,)), since)
+    return rule
+
+
 def _without_late(entries: Entries, path: str, count: int) -> Entries:
     """Without the entry that says only that the weight began late; one of the user's own for this path stays."""
     at = next((i for i, (glob, _) in enumerate(entries) if glob == path), None)
@@ -121,9 +138,16 @@ def _without_late(entries: Entries, path: str, count: int) -> Entries:
     own, rest = entries[at][1], (*entries[:at], *entries[at + 1 :])
     if not _has_rule(rest, path):
         return entries
-    since = own.after if isinstance(own, Delayed) and own.after <= count else None
-    is_late = since is not None and own == _delayed(_own(rest, path, since), since)
+    since = _since(path, own, rest)
+    is_late = since is not None and since <= count
     return rest if is_late or _own(entries, path, count) == _own(rest, path, count) else entries
+
+
+def _since(path: str, own: Rule | None, rest: Entries) -> int | None:
+    """After how many updates a weight began, where its entry differs from the rest in that alone."""
+    if not isinstance(own, Delayed) or not _has_rule(rest, path):
+        return None
+    return own.after if own == _delayed(_own(rest, path, own.after), own.after) else None
 
 
 def _delayed(rule: Rule | None, after: int) -> Rule | None:

@@ -49,10 +49,15 @@ class StoredByKeras(StatefulAverage, KerasSaveable):
             )
         target = self.target
         values = {w.path: _loaded(store, w.path, w.shape, w.dtype) for w in target.weights}
-        self.compare_memo(bytes(np.asarray(store["memo"], np.uint8)))
-        count, skipped = np.asarray(store["counts"]).tolist()
-        held = Snapshot.from_arrays(values, AVERAGE, State(self.rule.to_json(), count, skipped))
-        make_plan(held, target, {}).apply()
+        put_back = self.hold_state()
+        try:
+            self.compare_memo(bytes(np.asarray(store["memo"], np.uint8)))
+            count, skipped = np.asarray(store["counts"]).tolist()
+            held = Snapshot.from_arrays(values, AVERAGE, State(self.rule.to_json(), count, skipped))
+            make_plan(held, target, {}).apply()
+        except BaseException:
+            put_back()
+            raise
 
 
 class HeldByKeras(KerasSaveable, Mapping[str, Average]):

@@ -24,7 +24,7 @@ from polyak.errors import (
 )
 from polyak.frameworks.base import Average, Tracking
 from polyak.frameworks.exchange import Left, Locks, Over, together, watch
-from polyak.frameworks.growth import Growth, joined, refuse_missing
+from polyak.frameworks.growth import Growth, joined, kept_late, refuse_missing
 from polyak.frameworks.locks import Lock
 from polyak.manifest import State, decode_memo, encode_memo
 from polyak.transfer.places import Place
@@ -257,7 +257,7 @@ class StatefulAverage(Average):
         return encode_memo(self.rule.to_json(), self.shadow_weights())
 
     def compare_memo(self, text: bytes | str) -> None:
-        """Warn if restored values were made under another rule than the average has now.
+        """Warn if restored values were made under another rule than the average has now; what was late stays so.
 
         Raises:
             MissingWeight: the average follows weights of which none was stored; their averages would go on from what
@@ -266,8 +266,12 @@ class StatefulAverage(Average):
         memo = decode_memo(text)
         self._stored.value = frozenset(w.path for w in memo.weights)
         refuse_missing(self.shadow_weights(), self._stored.value, self.label)
+        before, restored = self.rule, self._rule_of(memo.rule)
+        rule = kept_late(before, restored, [w.path for w in self.shadow_weights() or memo.weights])
+        if rule != before:
+            self.set_state(rule, self.count, self.skipped)
+            self.note_grown(before)
         self._reported.value = None
-        restored = self._rule_of(memo.rule)
         if restored != self.rule:
             notify(RuleChanged(f"the restored average was made with {restored}; it goes on with {self.rule}"))
 

@@ -318,9 +318,9 @@ class TensorFlowAverage(tf.__internal__.tracking.AutoTrackable, StatefulAverage)
             if self._traced.value:
                 raise RuleError(
                     f"expected the rule {self.rule}, which a traced tf.function contains already, received {rule}",
-                    hint="transfer the state before the first traced update()",
+                    hint="transfer or restore the state before the first traced update()",
                 )
-            self._held.value = group(self.bound, rule)
+            self._held.value = self._held.value and group(self.bound, rule)
             self.rule = rule
         self.set_counts(count, skipped)
 
