@@ -139,6 +139,47 @@ def test_sequential_models_within_a_model_keep_the_attributes_that_hold_them(
     assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
 
 
+def attending(k: Any, beside: str = "output_dense") -> Any:
+    """TensorFlow has the layers of an attention by their attributes, such as ``_query_dense``; Keras says ``query``."""
+
+    class Net(k.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = k.layers.MultiHeadAttention(2, 4)
+            self.blocks = [k.layers.MultiHeadAttention(2, 4)]
+            self.query_dense = k.layers.Dense(8)
+            setattr(self, beside, k.layers.Dense(8))
+
+        def call(self, x: Any) -> Any:
+            for layer in (self.attention, *self.blocks):
+                x = layer(x, x)
+            return getattr(self, beside)(self.query_dense(x))
+
+    model = Net()
+    model(np.zeros((1, 5, 8), np.float32))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:You are saving")
+@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize("writer", ["save_weights", "checkpoint", "root"])
+def test_an_attention_under_an_attribute_needs_no_rename(writer: str, package: Any, tmp_path: Path) -> None:
+    model, twin = old(attending), attending(package)
+    polyak.transfer(WRITERS[writer](model, tmp_path), twin, weights="raw")
+    found, wanted = polyak.snapshot(twin), polyak.snapshot(model)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+
+
+def test_layers_of_the_users_own_that_are_called_like_an_attentions_are_not_mixed_up(
+    tmp_path: Path,
+) -> None:
+    path = WRITERS["checkpoint"](old(lambda k: attending(k, "query")), tmp_path)
+    twin = attending(tf_keras, "query")
+    with pytest.raises(MissingWeight):
+        polyak.transfer(path, twin, weights="raw")
+
+
 def test_layers_of_one_shape_under_attributes_are_refused_with_a_rename(tmp_path: Path) -> None:
     build = lambda k: subclassed(k, (6, 6))  # noqa: E731 - a builder like the others
     path = WRITERS["legacy"](old(build), tmp_path)

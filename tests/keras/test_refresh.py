@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -369,32 +370,53 @@ def test_what_a_transfer_leaves_out_of_a_new_average_begins_late() -> None:
     assert new.count == 100
 
 
+def tracked(*more: layers.Layer) -> Any:
+    """A model that holds its average."""
+    model = network(adam())
+    for layer in more:
+        model.add(layer)
+    model.average = polyak.EMA(model, 0.9)
+    return model
+
+
+def saved_late(path: Path) -> Any:
+    """A model whose last layer began at update 21, and its file."""
+    model = tracked()
+    for _ in range(20):
+        model.average.update()
+    model.add(layers.Dense(1, name="top"))
+    model.average.refresh()
+    model.average.update()
+    model.save_weights(path)
+    return model
+
+
 def test_what_began_late_goes_on_so_from_weights_that_keras_saved(tmp_path: Path) -> None:
     """The file says by which rule: one that counts the updates of the old body is too slow for a new head."""
 
-    def tracked(model: keras.Model) -> keras.Model:
-        model.average = polyak.EMA(model, 0.9)
-        return model
-
-    def larger(model: keras.Model) -> keras.Model:
-        model.add(layers.Dense(1, name="top"))
-        return model
-
-    def gone_on(model: keras.Model) -> list[float]:
+    def gone_on(model: Any) -> Any:
         model.layers[-1].bias.assign([5.0])
         model.average.update()
         return model.average.values()["top/bias"].tolist()
 
-    model = tracked(network(adam()))
-    for _ in range(20):
-        model.average.update()
-    larger(model).average.refresh()
-    model.average.update()
-    model.save_weights(tmp_path / "both.weights.h5")
-    other = tracked(larger(network(adam())))
+    model = saved_late(tmp_path / "both.weights.h5")
+    other = tracked(layers.Dense(1, name="top"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", WeightsChanged)
         warnings.simplefilter("error", RuleChanged)
         other.load_weights(tmp_path / "both.weights.h5")
     assert gone_on(other) == gone_on(model)
     assert (other.average.rule, other.average.count) == (model.average.rule, 22)
+
+
+def test_a_load_that_is_refused_leaves_the_rule_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "both.weights.h5"
+    saved_late(path)
+    with h5py.File(path, "r+") as file:
+        found: list[str] = []
+        file.visit(lambda name: found.append(name) if name.endswith("/counts") else None)
+        file[found[0]][0] = -1
+    other = tracked(layers.Dense(1, name="top"))
+    with h5py.File(path) as file, pytest.raises(RuleError, match="expected counts from 0"):
+        other.average.load_own_variables(file[found[0].removesuffix("/counts")])
+    assert (str(other.average.rule), other.average.count) == ("ema:0.9", 0)

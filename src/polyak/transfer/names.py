@@ -18,10 +18,13 @@ Pairs = dict[str, str]
 _NUMBERED = re.compile(r"(.*?)(?:_(\d{1,9}))?", re.DOTALL)
 _UNKNOWN = re.compile(r"layer_with_weights-\d{1,9}")
 _DEEPEST_SCOPE = 3
-# The inside of recurrent layers by automatic names, and what it is called everywhere.
+# The inside of recurrent layers by automatic names, and what it is called everywhere; the layers of an attention by the
+# attributes that hold them, and their names.
 _INSIDE = (
     (re.compile(r"(?:lstm|gru|simple_rnn)_cell(?:_\d{1,9})?"), "cell"),
     (re.compile(r"(forward|backward)_(?:lstm|gru|simple_rnn)(?:_\d{1,9})?"), r"\1_layer"),
+    (re.compile(r"(query|key|value)_dense"), r"\1"),
+    (re.compile(r"output_dense"), "attention_output"),
 )
 
 
