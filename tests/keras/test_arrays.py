@@ -51,6 +51,46 @@ def test_within_a_stateless_scope_whoever_ignores_its_values_is_refused(verb: st
     assert_same_bits(values(model), raw)
 
 
+@arrays
+@pytest.mark.parametrize("into", ["model", "average"])
+def test_a_file_is_not_read_into_what_a_stateless_scope_stands_for(into: str, tmp_path: Path) -> None:
+    """Keras would note what is written as the scope's own."""
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    polyak.save(ema, tmp_path / "a.safetensors")
+    raw, before = values(model), ema.values()
+    doubled = [(v, keras.ops.multiply(v.value, 2)) for v in model.trainable_variables]
+    with keras.StatelessScope(state_mapping=doubled) as scope:
+        if into == "model":
+            with pytest.raises(ModelError, match="StatelessScope"):
+                polyak.transfer(tmp_path / "a.safetensors", model, weights="average")
+        else:
+            polyak.transfer(tmp_path / "a.safetensors", ema)  # the scope says nothing of shadows
+        assert all(scope.get_current_value(v) is value for v, value in doubled)
+    assert_same_bits(ema.values(), before)
+    assert_same_bits(values(model), raw)
+
+
+@jax_only
+@pytest.mark.parametrize("into", ["model", "average"])
+def test_a_file_is_not_read_into_anything_within_a_function_that_jax_compiles(into: str, tmp_path: Path) -> None:
+    import jax
+
+    model = ZOO["sequential"].built()
+    ema = polyak.EMA(model, 0.9)
+    polyak.save(ema, tmp_path / "a.safetensors")
+    raw, before = values(model), ema.values()
+
+    def step(x: Any) -> Any:
+        polyak.transfer(tmp_path / "a.safetensors", {"model": model, "average": ema}[into], weights="average")
+        return x
+
+    with pytest.raises(ModelError, match="inside a function that JAX compiles"):
+        jax.jit(step)(1.0)
+    assert_same_bits(ema.values(), before)
+    assert_same_bits(values(model), raw)
+
+
 @jax_only
 @pytest.mark.parametrize("verb", [*WITHIN, "count", "values", "snapshot", "set_values"])
 def test_within_a_function_that_jax_compiles_nothing_becomes_a_constant(verb: str, tmp_path: Path) -> None:

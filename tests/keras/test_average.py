@@ -503,6 +503,20 @@ def test_what_only_reads_an_applied_model_is_no_change(tmp_path: Path) -> None:
     assert_same_bits(values(model), raw)
 
 
+def test_nothing_is_written_into_a_model_that_holds_averaged_values() -> None:
+    """It would be lost with the averaged values when the raw ones come back."""
+    model, ema = followed("sequential")
+    new, raw = ZOO["sequential"].built(), values(model)
+    with ema.applied():
+        held = values(model)
+        with pytest.raises(Applied, match="an average is applied; what is written now would be lost") as error:
+            polyak.transfer(new, model)
+        assert "leave the `with ema.applied()` block first" in error.value.hint
+        assert_same_bits(values(model), held)
+    assert_same_bits(values(model), raw)
+    polyak.transfer(new, model)
+
+
 @pytest.mark.parametrize("verb", ["transfer", "set_values", "recalibrate"])
 def test_an_average_is_not_written_while_its_model_holds_its_values(verb: str) -> None:
     """The model would go on with the old ones, and a file of it would call them the new ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
@@ -581,6 +582,7 @@ def test_tensorboard_sees_both(tmp_path: Path) -> None:
 
 REFUSED = {
     "SwapEMAWeights": lambda: (keras.callbacks.SwapEMAWeights(), {}),
+    "OrbaxCheckpoint": lambda: (keras.callbacks.OrbaxCheckpoint(tempfile.mkdtemp()), {}),
     "EarlyStopping": lambda: (
         keras.callbacks.EarlyStopping(monitor="val_average_loss", restore_best_weights=True),
         {"evaluate": "both"},

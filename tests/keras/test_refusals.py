@@ -57,6 +57,31 @@ def test_a_callback_follows_one_model(finish: Any) -> None:
     assert averaging.average.count == 6
 
 
+class Untrained(keras.Model):  # type: ignore[misc]
+    """Its step is its own, and has no optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = keras.layers.Dense(1)
+
+    def call(self, inputs: Any) -> Any:
+        return self.layer(inputs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return {"loss": keras.ops.zeros(())}
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="Keras on JAX itself needs a compiled optimizer")
+def test_a_model_without_an_optimizer_is_refused() -> None:
+    made = Untrained()
+    made(X)
+    made.compile(optimizer=None, loss="mse")
+    before = weights(made)
+    with pytest.raises(ModelError, match="expected an optimizer, whose updates the average follows, received none"):
+        fit(made, Averaging(RULE))
+    assert same(weights(made), before)
+
+
 def test_an_average_of_a_part_of_the_model_is_sent_to_where_it_can_move() -> None:
     whole = model()
     part = whole.layers[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,22 @@ def test_an_update_never_takes_what_another_average_puts_into_the_model_for_raw(
         thread.join(20)
     assert average.count == 1
     assert all((value == 5.0).all() for value in [*average.values().values(), *model.get_weights()])
+
+
+def test_an_average_is_not_applied_when_another_thread_has_just_begun_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    average, other = polyak.track(model, RULE), polyak.track(model, "copy")
+    ended: list[bool] = []
+
+    def hold() -> None:
+        with other.moment():
+            time.sleep(1.5)  # beyond what ``apart`` waits
+            ended.append(True)
+
+    threads = between(monkeypatch, average, "report_skips", hold)
+    with average.applied():
+        assert ended
+    threads[0].join()
 
 
 def test_an_average_is_not_applied_within_another_one_s_moment_in_another_thread() -> None:

@@ -463,6 +463,39 @@ def test_what_is_evaluated_beside_updates_is_of_one_moment() -> None:
     assert set(seen) <= {n**4 for n in range(1, 10)}
 
 
+def test_who_predicts_while_another_thread_does_waits_for_it() -> None:
+    """Both run the same copies of the average, which are those of one moment until the first has its answer."""
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False)])
+    ema, kernel = polyak.track(model, "copy"), model.trainable_variables[0]
+    later: list[Any] = []
+
+    def move(value: float) -> None:
+        kernel.assign([[value]])
+        ema.update()
+
+    def predict_later() -> None:
+        move(2.0)
+        later.append(ema.predict(np.ones((1, 1)), verbose=0))
+
+    class Waits(keras.utils.PyDataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            if index == 1:
+                started.append(_in_thread(predict_later))
+                started[0][0].join(timeout=1)
+            return np.ones((1, 1), np.float32)
+
+    started: list[tuple[threading.Thread, list[BaseException]]] = []
+    move(1.0)
+    assert ema.predict(Waits(), verbose=0).tolist() == [[1.0]] * 4
+    thread, failed = started[0]
+    thread.join()
+    assert not failed
+    assert later[0].tolist() == [[2.0]]
+
+
 def test_a_train_step_that_waits_for_its_data_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a step holds the average. Its data may come from the average itself, asked by a thread that makes them."""
     model, ema = followed()

@@ -46,13 +46,13 @@ class KerasVariables(Target):
         """The value; where devices hold copies of what is trained, that which all of them have. Raises ModelError."""
         refuse_scoped(f"weight {path!r} of {self.label}")
         value = self._engine.value(self.variables[path])
-        self._engine.refuse_gone(value, f"weight {path!r} of {self.label}")
+        seen = _seen(self._engine, value, f"weight {path!r} of {self.label}")
         if path in self._trained and self._engine.drifted(value):
             raise ModelError(
                 f"weight {path!r} of {self.label}: expected one value on all devices that hold a copy, received others",
                 hint="they have drifted apart: an update ran on some devices only; go on from a file",
             )
-        return _seen(self._engine, value, f"weight {path!r} of {self.label}")
+        return seen
 
     def home(self, path: str) -> object:
         return self._engine.home(self.variables[path])
@@ -135,7 +135,6 @@ class Shadows(Target):
 
     def hold(self, path: str) -> PutBack:
         # Writing puts a new array in the place of the old one, which stays as it is.
-        self._average.engine.refuse_traced(None)
         old = self._average.held.shadows[path]
         return lambda: self._average.held.shadows.__setitem__(path, old)
 
