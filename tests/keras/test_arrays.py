@@ -92,6 +92,25 @@ def test_a_file_is_not_read_into_anything_within_a_function_that_jax_compiles(in
 
 
 @jax_only
+def test_a_layer_of_float64_is_written_as_jax_holds_it(tmp_path: Path) -> None:
+    """As float32, unless x64 is enabled; so is its average."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="float64"), keras.layers.Dense(1)])
+    ema, held = polyak.EMA(model, 0.9), str(model.layers[0].kernel.value.dtype)
+    ema.update()
+    for suffix in ("safetensors", "npz", "pt", "weights.h5"):
+        polyak.save(model, tmp_path / f"raw.{suffix}")
+        polyak.save(ema, tmp_path / f"average.{suffix}")
+        polyak.transfer(tmp_path / f"average.{suffix}", ema)
+        polyak.transfer(tmp_path / f"raw.{suffix}", model)
+    for name in ("raw", "average"):
+        assert {w.dtype for w in polyak.open(tmp_path / f"{name}.npz").weights} == {held, "float32"}
+    receipt = polyak.transfer(ema, model)
+    assert {m.dtype for m in receipt.moved} == {held, "float32"}
+    with ema.applied():
+        assert str(model.layers[0].kernel.value.dtype) == held
+
+
+@jax_only
 @pytest.mark.parametrize("verb", [*WITHIN, "count", "values", "snapshot", "set_values"])
 def test_within_a_function_that_jax_compiles_nothing_becomes_a_constant(verb: str, tmp_path: Path) -> None:
     import jax

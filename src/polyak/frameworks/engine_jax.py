@@ -51,6 +51,10 @@ class JaxEngine(Engine):
             )
         return value
 
+    def dtype_of(self, variable: Any) -> str:
+        """Without x64 JAX holds a variable of float64 as float32."""
+        return super().dtype_of(variable) if variable._value is None else str(variable._value.dtype)
+
     def settle(self, model: Any) -> None:
         # Of an evaluation that raised Keras keeps averaged values: it would write them over the raw ones later.
         if vars(model).get("_jax_state"):
@@ -69,7 +73,7 @@ class JaxEngine(Engine):
             return jnp.array(array, dtype=dtype, copy=True)
 
     def readable(self, shadow: Any, variable: Any) -> Any:
-        return shadow if shadow.dtype.name == variable.dtype else self.as_weight(shadow, variable)
+        return shadow if shadow.dtype.name == self.dtype_of(variable) else self.as_weight(shadow, variable)
 
     def apart_from(self, shadows: Iterable[Any], found: Any) -> Any:
         """An update deletes the arrays that it takes over."""
