@@ -249,17 +249,24 @@ def test_an_update_never_takes_what_another_average_puts_into_the_model_for_raw(
 def test_an_average_is_not_applied_when_another_thread_has_just_begun_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     average, other = polyak.track(model, RULE), polyak.track(model, "copy")
-    ended: list[bool] = []
+    within, ended, plain = threading.Event(), list[bool](), average.report_skips
 
     def hold() -> None:
         with other.moment():
-            time.sleep(1.5)  # beyond what ``apart`` waits
+            within.set()
+            time.sleep(0.5)
             ended.append(True)
 
-    threads = between(monkeypatch, average, "report_skips", hold)
+    def report() -> None:
+        plain()
+        thread.start()
+        assert within.wait(60)
+
+    thread = threading.Thread(target=hold)
+    monkeypatch.setattr(average, "report_skips", report)
     with average.applied():
         assert ended
-    threads[0].join()
+    thread.join()
 
 
 def test_an_average_is_not_applied_within_another_one_s_moment_in_another_thread() -> None:

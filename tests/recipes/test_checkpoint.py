@@ -266,12 +266,17 @@ def _net(*widths):
     return keras.Sequential([keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(widths)])
 
 
-def _stored(path):
+def _after_twenty():
     model = _net(2)
     model.build((None, 3))
     ema = polyak.EMA(model, decay=0.9)
     for _ in range(20):
         ema.update()
+    return model, ema
+
+
+def _stored(path):
+    model, ema = _after_twenty()
     return tf.train.Checkpoint(model=model, ema=ema).write(str(path / "ckpt"))
 
 
@@ -310,11 +315,7 @@ def test_a_model_that_grows_after_its_restore_begins_its_new_weights_late(tmp_pa
 
 def _grown(path):
     """An average of which the second layer began at update 21, and its checkpoint."""
-    model = _net(2)
-    model.build((None, 3))
-    ema = polyak.EMA(model, decay=0.9)
-    for _ in range(20):
-        ema.update()
+    model, ema = _after_twenty()
     model.add(keras.layers.Dense(1, name="dense_1"))
     ema.refresh()
     model.layers[-1].bias.assign([1.0])

@@ -203,19 +203,13 @@ def _end_to_end(values: Sequence[Any], most: int) -> list[Any]:
 
     Not where there are several devices: arrays may be spread over them, each in its own way.
     """
+    wide = list(map(_wide, values))
     if jax.device_count() > 1:
-        return list(map(_wide, values))
-    rows: dict[Any, list[list[Any]]] = {}
-    for number, value in enumerate(map(_wide, values)):
-        alike = rows.setdefault(value.dtype if value.size <= most else number, [[]])
-        if len(alike[-1]) == _ROW:
-            alike.append([])
-        alike[-1].append(value)
-    return [_joined(row) for alike in rows.values() for row in alike]
-
-
-def _joined(row: Sequence[Any]) -> Any:
-    return row[0] if len(row) == 1 else jnp.concatenate([v.reshape(-1) for v in row])
+        return wide
+    small = [v for v in wide if v.size <= most]
+    alike = [[v.reshape(-1) for v in small if v.dtype == dtype] for dtype in dict.fromkeys(v.dtype for v in small)]
+    rows = [flat[start : start + _ROW] for flat in alike for start in range(0, len(flat), _ROW)]
+    return [*map(jnp.concatenate, rows), *(v for v in wide if v.size > most)]
 
 
 def _as_stored(value: Any) -> Any:
