@@ -16,6 +16,7 @@ import numpy as np
 
 Globs = str | Sequence[str]
 _DTYPE = re.compile(r"[a-z]\w*", re.ASCII | re.IGNORECASE)
+_TRANSPOSED = re.compile(r"Conv[123]DTranspose")
 
 
 class Kind(StrEnum):
@@ -130,6 +131,16 @@ def widens(source: str, target: str) -> bool:
     a, b = numpy_dtype(source), numpy_dtype(target)
     same_sort = (is_floating(source) and is_floating(target)) or (a.kind in "iu" and b.kind in "iu")
     return same_sort and bool(np.can_cast(a, b, "safe"))
+
+
+def transposed_convolution(*sides: Weight) -> str:
+    """The class of Keras' layer, as either side says it, of which this is the kernel; "" where it is of another layer.
+
+    Shapes do not show how such a kernel lies: each tool of JAX keeps it in its own way.
+    """
+    classes = (w.evidence.layer for w in sides if w.evidence)
+    layer = next((c for c in classes if c), "")
+    return layer if _TRANSPOSED.fullmatch(layer) and len(sides[0].shape) > 2 else ""
 
 
 def glob_match(path: str, globs: Globs) -> bool:

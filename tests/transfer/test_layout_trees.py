@@ -54,6 +54,48 @@ def test_a_transposed_convolution_of_flax_is_not_taken_as_it_is_unasked(tmp_path
     assert np.abs(np.asarray(model(X)) - np.asarray(module.apply(held, X))).max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("kernel", "rename"),
+    [
+        ("params/up/kernel", None),
+        ("ConvTranspose_0/kernel", {"ConvTranspose_0/*": "up/*"}),
+        ("conv2_d_transpose/w", {f"conv2_d_transpose/{a}": f"up/{b}" for a, b in (("w", "kernel"), ("bias", "bias"))}),
+    ],
+)
+def test_arrays_with_the_names_of_jax_need_the_word_too(tmp_path: Path, kernel: str, rename: Any) -> None:
+    arrays = {kernel: np.ones((3, 3, 4, 4), np.float32), kernel.rpartition("/")[0] + "/bias": np.ones(4, np.float32)}
+    np.savez(tmp_path / "up.npz", **arrays)  # type: ignore[arg-type]
+    model = upsampling()
+    with pytest.raises(AmbiguousMatch, match="beside the kernel of Conv2DTranspose"):
+        polyak.transfer(tmp_path / "up.npz", model, rename=rename)
+    polyak.transfer(tmp_path / "up.npz", model, rename=rename, layout="keras")
+    assert np.array_equal(polyak.snapshot(model)["up/kernel"], arrays[kernel])
+
+
+def test_a_tree_of_jax_has_a_mean_with_keras_but_for_transposed_convolutions(tmp_path: Path) -> None:
+    dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="up")])
+    for model, module, x in ((dense, linen.Dense(4), X), (upsampling(), linen.ConvTranspose(4, (3, 3), (2, 2)), X)):
+        tree = written(tmp_path / "up.msgpack", {"params": {"up": drawn(module, x)["params"]}})
+        members = polyak.open(tree), polyak.snapshot(model)
+        if model is dense:
+            mean = polyak.average(members)
+            assert mean.manifest.layout == "keras"
+            assert np.allclose(mean["up/kernel"], (members[0]["up/kernel"] + members[1]["up/kernel"]) / 2)
+            continue
+        for order in (members, members[::-1]):
+            with pytest.raises(AmbiguousMatch, match=r"'up/kernel'.*a tree of JAX.*the kernel of Conv2DTranspose"):
+                polyak.average(order)
+
+
+def test_a_tree_of_jax_has_no_mean_with_pytorch_under_its_names(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    tree = written(tmp_path / "a.msgpack", {"params": {"fc.weight": np.ones((2, 2), np.float32)}})
+    members = polyak.open(tree), polyak.snapshot(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2, bias=False)}))
+    with pytest.raises(AmbiguousMatch, match="expected members of one layout, received 'torch'") as refused:
+        polyak.average(members)
+    assert "transfer each into a model of one framework" in str(refused.value.hint)
+
+
 def test_a_transposed_convolution_of_flax_that_lies_as_in_keras_is_taken_with_a_word(tmp_path: Path) -> None:
     module = linen.ConvTranspose(4, (3, 3), (2, 2), transpose_kernel=True)
     held = drawn(module, X)

@@ -35,7 +35,10 @@ from polyak.errors import (
 from polyak.manifest import AVERAGE, OF_MEMBER, RAW, Manifest, State
 from polyak.numbers import rounded
 from polyak.snapshot import Item, Snapshot, nearest_name, tool, versions
-from polyak.weights import Weight, numpy_dtype
+from polyak.weights import Weight, numpy_dtype, transposed_convolution
+
+_INTO_TORCH = 'make them alike first: polyak.convert(member, path, layout="torch")'
+_INTO_ONE_MODEL = "transfer each into a model of one framework first, and average what polyak.save writes of that"
 
 ROOM = 1 << 27  # bytes of float64 that one read may take whatever the array's own size
 
@@ -172,18 +175,34 @@ def _sort(member: Snapshot) -> str:
 
 
 def common_layout(members: Sequence[Snapshot]) -> str:
-    """How the arrays of all members lie. Raises AmbiguousMatch where two say different things."""
+    """How the arrays of all members lie. Raises AmbiguousMatch where two say different things.
+
+    Trees of JAX lie as in Keras, but for transposed convolutions.
+    """
     said = {m.manifest.layout: m for m in members if m.manifest.layout}
-    if len(said) > 1:
-        said.pop("jax", None)  # it says less than the others
+    if said.keys() == {"jax", "keras"}:
+        _refuse_transposed(said["jax"], said["keras"])
+        return "keras"
     if len(said) > 1:
         (one, first), (other, second) = list(said.items())[:2]
         raise AmbiguousMatch(
             f"expected members of one layout, received {other!r} from {second.origin} beside {one!r} from "
             f"{first.origin}",
-            hint='make them alike first: polyak.convert(member, path, layout="torch")',
+            hint=_INTO_ONE_MODEL if "jax" in said else _INTO_TORCH,
         )
     return next(iter(said), "")
+
+
+def _refuse_transposed(tree: Snapshot, keras: Snapshot) -> None:
+    for name, item in keras.items_by_path.items():
+        layer = transposed_convolution(item.weight, tree.items_by_path[name].weight)
+        if layer:
+            raise AmbiguousMatch(
+                f"weight {name!r} {item.weight.shape}: expected members of one layout, received a tree of JAX, "
+                f"{tree.origin}, beside the kernel of {layer} from {keras.origin}, and the shape does not show how the "
+                "tree has it",
+                hint=_INTO_ONE_MODEL,
+            )
 
 
 def _refuse_other_structure(first: Snapshot, member: Snapshot) -> None:

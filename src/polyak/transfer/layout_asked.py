@@ -15,11 +15,12 @@ from polyak.transfer.layout_rules import turns
 from polyak.transfer.layouts import CALLED, said_layout, seen_as, told_by_classes
 from polyak.transfer.match import are_of_two_frameworks, framework, is_numbered_kernel, natural_key
 from polyak.transfer.target import Target
-from polyak.weights import as_globs, glob_match
+from polyak.weights import as_globs, glob_match, transposed_convolution
 
 OWN = ("layout", "layers")
 _JAX = "jax"
-_TRANSPOSED = re.compile(r"Conv[123]DTranspose")
+# The names that modules of Flax and Haiku give themselves and their arrays, where Keras has others.
+_OF_JAX = re.compile(r"params/.*|(.*/)?[A-Z][A-Za-z]*_\d+/.*|.*/w")
 _OTHER = {"keras": "torch", "torch": "keras"}
 
 
@@ -116,14 +117,12 @@ def _refuse_names_of_two(
 
 def _refuse_transposed(pairs: Sequence[tuple[str, str]], source: Snapshot, target: Target) -> None:
     """Raise AmbiguousMatch for a transposed convolution of Keras in a tree of JAX, where such kernels lie otherwise."""
-    if _JAX not in (source.manifest.layout, target.layout):
-        return
     wanted = {w.path: w for w in target.weights}
+    of_jax = _JAX in (source.manifest.layout, target.layout)
     for ours, path in pairs:
-        sides = source.items_by_path[ours].weight, wanted[path]
-        layer = next((w.evidence.layer for w in sides if w.evidence), "")
-        if _TRANSPOSED.fullmatch(layer) and len(wanted[path].shape) > 2:
-            tree = source.origin if source.manifest.layout == _JAX else target.label
+        layer = transposed_convolution(wanted[path], source.items_by_path[ours].weight)
+        if layer and (of_jax or (not source.manifest.layout and _OF_JAX.fullmatch(ours))):
+            tree = target.label if target.layout == _JAX else source.origin
             raise AmbiguousMatch(
                 f"weight {path!r} {wanted[path].shape}: expected a word on how {ours!r} lies beside the kernel of "
                 f"{layer}, received none for {tree}, and the shape does not show it: Flax has the space reversed and "
