@@ -259,6 +259,18 @@ except polyak.errors.ModelError as error:
 else:
     raise AssertionError("not refused")
 assert ema.count == 0 and all(a.tobytes() == before[p].tobytes() for p, a in ema.values().items())
+tree = ema.tree()
+values = [[v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)]
+here = jax.device_put(values, jax.devices()[0])
+there = jax.device_put(here, jax.devices()[1])
+assert int(ema.stateless_update(jax.device_put(tree, jax.devices()[1]), *there)["count"]) == 1
+for given, received in ((tree, values), (jax.device_put(tree, jax.devices()[0]), there)):
+    try:
+        ema.stateless_update(given, *received)
+    except polyak.errors.ModelError as error:
+        assert "expected on cpu:" in error.message and "jax.device_put(tree, device)" in error.hint, error
+    else:
+        raise AssertionError("not refused")
 host = polyak.EMA(model, 0.9, placement="host")
 host.update()
 assert host.count == 1 and all(np.array_equal(a, before[p]) for p, a in host.values().items())

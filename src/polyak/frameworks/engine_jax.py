@@ -24,6 +24,7 @@ from polyak.frameworks.jax_refusals import (
     refuse_gone,
     refuse_gone_weights,
     refuse_traced,
+    refuse_tree_apart,
 )
 from polyak.memory import copied
 from polyak.numbers import is_within
@@ -133,7 +134,12 @@ class JaxEngine(Engine):
         return [held_from(tree) for tree in new]
 
     def pure_step(self, program: Program, held: Held, values: Arrays) -> Held:
-        return held_from(stepped_alone([program], [tree_of(held)], values)[0])
+        tree = tree_of(held)
+        try:
+            return held_from(stepped_alone([program], [tree], values)[0])
+        except ValueError:
+            refuse_tree_apart(tree, values)
+            raise
 
     def refuse_traced(self, array: Any) -> None:
         """Nothing is computed from the array: the step of another thread may take its memory away just now."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from polyak.errors import ModelError
+from polyak.frameworks.base import Tree
 
 try:
     from jax.extend.core import get_opaque_trace_state
@@ -79,14 +80,32 @@ def refuse_elsewhere(shadows: Mapping[str, Any], values: Mapping[str, Any]) -> N
 
 def refuse_apart(values: Mapping[str, Any]) -> None:
     """Raise ModelError for weights that are bound to other devices than the first of them: no program takes both."""
-    bound = {path: value for path, value in values.items() if value.committed}
+    _refuse_spread(
+        {f"weight {path!r}": value for path, value in values.items()},
+        'track the model with placement="host", which keeps the average of all in the memory of the host',
+    )
+
+
+def refuse_tree_apart(tree: Tree, values: Mapping[str, Any]) -> None:
+    """Raise ModelError for a tree and values that are bound to other devices than the first of them."""
+    parts = {**{repr(path): array for path, array in tree["shadows"].items()}, **tree}
+    arrays = {f"{part} of the tree": array for part, array in parts.items() if part != "shadows"}
+    _refuse_spread(
+        {f"weight {path!r}": value for path, value in values.items()} | arrays,
+        "put all of them on one device, the tree by jax.device_put(tree, device); of a model on several devices keep "
+        'the average by ema.update(), with placement="host"',
+    )
+
+
+def _refuse_spread(arrays: Mapping[str, Any], hint: str) -> None:
+    """``arrays``: by what an error calls them."""
+    bound = {what: a for what, a in arrays.items() if isinstance(a, jax.Array) and a.committed}
     first = next(iter(bound), "")
-    for path, value in bound.items():
-        if is_elsewhere(bound[first], value):
+    for what, array in bound.items():
+        if is_elsewhere(bound[first], array):
             raise ModelError(
-                f"weight {path!r}: expected on {_devices(bound[first])}, where {first!r} is, received on "
-                f"{_devices(value)}",
-                hint='track the model with placement="host", which keeps the average of all in the memory of the host',
+                f"{what}: expected on {_devices(bound[first])}, where {first} is, received on {_devices(array)}",
+                hint=hint,
             )
 
 
