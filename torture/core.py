@@ -17,6 +17,7 @@ _ORBAX = ("tests/files/test_orbax.py", "tests/files/test_orbax_hostile.py")
 _PLANS = ("tests/transfer/test_plan.py", "tests/transfer/test_match.py", "tests/transfer/test_transfer.py")
 _RULES = ("tests/averaging/test_rules.py", "tests/averaging/test_parse.py", "tests/averaging/test_profile.py")
 _TORCH = ("tests/files/test_torch_pt.py",)
+_COMMANDS = tuple(f"tests/cli/test_{name}.py" for name in ("cli", "files", "hints", "plan", "taken"))
 _FITS = ("tests/keras/test_refusals.py", "tests/keras/test_loops.py", "tests/keras/test_fit.py")
 _THREADS = "tests/keras/test_threads.py"
 _OF_ONE_MOMENT = "test_what_is_written_of_a_live_average_is_of_one_moment"
@@ -65,6 +66,17 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "averaging/splice.py": _RULES,
     "averaging/units.py": _RULES,
     "averaging/wrappers.py": _RULES,
+    "cli/average.py": _COMMANDS,
+    "cli/convert.py": _COMMANDS,
+    "cli/demo.py": (*_COMMANDS, "tests/demo/test_demo.py"),
+    "cli/extract.py": _COMMANDS,
+    "cli/options.py": _COMMANDS,
+    "cli/output.py": (*_COMMANDS, "tests/cli/test_files.py::test_an_answer_that_goes_nowhere_is_not_done"),
+    "cli/plan.py": _COMMANDS,
+    "cli/profile.py": _COMMANDS,
+    "cli/reading.py": (*_COMMANDS, "tests/cli/test_files.py::test_a_closed_standard_input_holds_no_plan"),
+    "cli/synthesize.py": _COMMANDS,
+    "cli/transfer.py": _COMMANDS,
     "combine/average.py": ("tests/combine/test_average.py",),
     "combine/convert.py": ("tests/combine/test_convert.py", "tests/test_renaming.py"),
     "combine/difference.py": ("tests/combine/test_difference.py",),
@@ -72,6 +84,12 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "combine/synthesis.py": ("tests/test_posthoc_verbs.py",),
     "contents.py": ("tests/dialects/test_diffusers.py",),
     "derived.py": ("tests/test_derived.py", *(f"{_THREADS}::{name}" for name in _OF_DERIVED)),
+    "demo/place.py": ("tests/demo/test_demo.py",),
+    "demo/routes.py": ("tests/demo/test_demo.py",),
+    "dialects/keras_file.py": ("tests/dialects/test_keras_file.py",),
+    "dialects/keras_legacy.py": ("tests/dialects/test_keras_optimizer.py",),
+    "dialects/keras_module.py": ("tests/keras/test_torch_module.py", "tests/dialects/test_torch_dialects.py"),
+    "dialects/keras_optimizer.py": ("tests/dialects/test_keras_optimizer.py", "tests/dialects/test_keras_golden.py"),
     "file_verbs.py": (
         "tests/cli/test_taken.py", "tests/files/test_writers.py", f"{_THREADS}::{_OF_ONE_MOMENT}",
         f"{_DISTRIBUTED}::test_a_process_that_waits_for_the_first_one_has_its_receipt",
@@ -149,10 +167,16 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         f"{_THREADS}::test_values_are_of_one_moment",
         f"{_THREADS}::test_a_hard_sync_is_of_one_moment",
     ),
+    "frameworks/batch_statistics.py": ("tests/keras/test_recalibrate.py", "tests/frameworks/test_torch_target.py"),
+    "frameworks/company.py": (_DISTRIBUTED,),
     "frameworks/described.py": (
         "tests/frameworks/test_unfixed.py", "tests/frameworks/test_paths.py",
         f"{_UPDATE}::test_complex_weights_are_copied_and_refused_as_trainable",
         f"{_UPDATE}::test_arguments_that_cannot_be_right_are_refused",
+    ),
+    "frameworks/engine_jax.py": (
+        "tests/keras/test_arrays.py", "tests/keras/test_placement.py", "tests/keras/test_functions.py",
+        "tests/keras/test_arrays.py::test_weights_on_several_devices_are_averaged_on_the_host",
     ),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/finished.py": ("tests/keras/test_finish.py::test_raw_weights_that_nobody_has_kept_are_not_made_up",),
@@ -165,6 +189,9 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         "tests/keras/test_arrays.py",
         "tests/keras/test_arrays.py::test_an_average_follows_its_weights_to_another_device",
         "tests/keras/test_arrays.py::test_weights_on_several_devices_are_averaged_on_the_host",
+    ),
+    "frameworks/keras_anatomy.py": (
+        "tests/keras/test_refusals.py", "tests/keras/test_average.py", "tests/keras/test_nests.py"
     ),
     "frameworks/keras_data.py": tuple(f"tests/keras/test_recalibrate.py::{name}" for name in _OF_DATA),
     "frameworks/keras_moving.py": (
@@ -179,12 +206,15 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         "tests/keras/test_average.py::test_every_weight_needs_a_rule_and_every_glob_a_weight",
         "tests/keras/test_views.py::test_a_call_refuses_weights_that_came_after_the_average",
     ),
+    "frameworks/keras_scope.py": ("tests/keras/test_arrays.py", "tests/keras/test_functions.py"),
+    "frameworks/keras_statistics.py": ("tests/keras/test_recalibrate.py",),
     "frameworks/keras_stored.py": tuple(f"tests/keras/test_average.py::{name}" for name in _OF_STORES),
     "frameworks/keras_target.py": (
         "tests/keras/test_target.py", "tests/keras/test_arrays.py",
         "tests/keras/test_average.py::test_an_average_is_not_written_while_its_model_holds_its_values",
         "tests/keras/test_average.py::test_nothing_is_written_into_a_model_that_holds_averaged_values",
     ),
+    "frameworks/keras_tensorflow.py": ("tests/keras/test_refresh.py", "tests/keras/test_average.py"),
     "frameworks/keras_views.py": tuple(f"tests/keras/test_views.py::{name}" for name in _OF_VIEWS),
     "frameworks/keras_wrapped.py": ("tests/keras/test_wrapped.py",),
     "frameworks/locks.py": ("tests/frameworks/test_exchange.py",),
@@ -222,6 +252,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         "tests/keras/test_interrupts.py::test_an_update_is_whole_or_has_not_begun",
         f"{_DISTRIBUTED}::test_each_update_counts_once_also_where_the_average_was_made_elsewhere_than_the_weights",
     ),
+    "frameworks/tensorflow_placing.py": (_DISTRIBUTED,),
     "frameworks/tensorflow_state.py": ("tests/frameworks/test_stateful.py",),
     "frameworks/tensorflow_target.py": (
         "tests/frameworks/test_graphs.py", "tests/frameworks/test_stateful.py",
@@ -242,8 +273,11 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "keras/fitting.py": (*_FITS, "tests/keras/test_functions.py"),
     "keras/fitting_jax.py": (*_FITS, "tests/keras/test_functions.py", "tests/keras/test_interrupts.py"),
     "keras/fitting_tensorflow.py": (*_FITS, "tests/keras/test_functions.py", "tests/keras/test_interrupts.py"),
+    "keras/fitting_torch.py": (*_FITS, "tests/keras/test_interrupts.py", _THREADS),
     "keras/keeping.py": (*_FITS, "tests/keras/test_finish.py"),
     "keras/refusals.py": _FITS,
+    "keras/schedule_free.py": ("tests/keras/test_actions.py",),
+    "keras/switching.py": ("tests/keras/test_actions.py",),
     "keras/validating.py": ("tests/keras/test_validating.py", "tests/keras/test_validating_data.py"),
     "manifest.py": ("tests/test_manifest.py", "tests/files/test_safetensors.py"),
     "periodic.py": ("tests/test_posthoc_verbs.py",),
@@ -252,7 +286,9 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         f"{_THREADS}::{_OF_ONE_MOMENT}",
     ),
     "posthoc_verbs.py": ("tests/test_posthoc_verbs.py",),
+    "recalibrating.py": ("tests/keras/test_recalibrate.py",),
     "renaming.py": ("tests/test_renaming.py",),
+    "report/pictures.py": ("tests/report/test_pictures.py",),
     "saving.py": ("tests/test_saving.py",),
     "several.py": ("tests/keras/test_several.py::test_what_cannot_move_together_is_refused",),
     "snapshot.py": ("tests/test_snapshot.py",),
@@ -307,6 +343,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 # What Keras runs on in the tests of a module, where that is not TensorFlow.
 BACKENDS: Mapping[str, str] = {
+    "dialects/keras_module.py": "torch",
     "frameworks/adopting.py": "jax",
     "frameworks/jax_refusals.py": "jax",
     "frameworks/keras_moving.py": "jax",
@@ -315,7 +352,9 @@ BACKENDS: Mapping[str, str] = {
     "frameworks/keras_wrapped.py": "torch",
     "frameworks/stateless.py": "jax",
     "frameworks/torch.py": "torch",
+    "frameworks/engine_jax.py": "jax",
     "keras/fitting_jax.py": "jax",
+    "keras/fitting_torch.py": "torch",
 }
 # In no campaign yet: of these some mutants survive, or their tests take minutes.
 OPEN = (

@@ -745,6 +745,29 @@ def test_a_closed_standard_input_holds_no_plan() -> None:
     )
 
 
+def test_a_plan_of_any_length_is_not_taken_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyak.cli.reading._LARGEST", 1000)
+    asked = ("transfer", "a.safetensors", "x.npz", "--plan", "-")
+    answer = CliRunner().invoke(main, asked, input=b" " * 1001)
+    assert answer.stderr == "error: standard input: expected at most 1,000 bytes, received more\n"
+    assert not Path("x.npz").exists()
+
+
+def test_a_synthesized_average_is_written_or_only_told_and_never_over_another_file() -> None:
+    asked = ("synthesize", "ema.safetensors", "--rule", "ema:0.9")
+    for also in ((), ("-o", "new.npz", "--dry-run")):
+        answer = call(*asked, *also)
+        assert (answer.exit_code, "expected either -o OUT or --dry-run" in answer.stderr) == (2, True)
+    assert not Path("new.npz").exists()
+    before = Path("a.safetensors").read_bytes()
+    for out in ("a.safetensors", "ema.safetensors"):
+        answer = call(*asked, "-o", out, *(("--force",) if out.startswith("ema") else ()))
+        assert (answer.exit_code, out in answer.stderr) == (2, True)
+    assert Path("a.safetensors").read_bytes() == before
+    assert call(*asked, "-o", "a.safetensors", "--force").exit_code == 0
+    assert polyak.open("a.safetensors").roles == ("average",)
+
+
 def test_a_name_cannot_paint_the_terminal_or_begin_a_line() -> None:
     names = ["kernel", "kernel\x1b[31m", "two\nlines", "\r", "\x9b2J"]
     polyak.save(Snapshot.from_arrays({name: np.ones(1, np.float32) for name in names}), "odd.safetensors")

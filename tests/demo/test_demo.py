@@ -17,10 +17,11 @@ from click.testing import CliRunner
 
 import polyak
 from polyak import demo
+from polyak.cli import demo as cli_demo
 from polyak.cli import main
 from polyak.demo import ROUTES, Arrival, Context, Held, Route, place, routes, training
 from polyak.demo.model import fresh
-from polyak.errors import FileError, TransferError
+from polyak.errors import FileError, ModelError, TransferError
 
 
 @dataclass(frozen=True)
@@ -264,3 +265,17 @@ def test_what_it_did_not_make_stays(tmp_path: Path, kind: str) -> None:
     answer = CliRunner().invoke(main, ["demo", "--directory", str(theirs)])
     assert answer.exit_code == 2
     assert answer.stderr.endswith("hint: choose another place with --directory\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "error"), [("polyak.demo.routes", ModuleNotFoundError), ("sklearn.datasets", ModelError)]
+)
+def test_what_is_not_installed_is_named_and_a_part_of_polyak_is_never_to_be_installed(
+    monkeypatch: pytest.MonkeyPatch, missing: str, error: type[Exception]
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("polyak.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(polyak, "demo")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(error, match=missing):
+        cli_demo._package()

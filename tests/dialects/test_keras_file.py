@@ -236,3 +236,24 @@ def test_an_average_that_lacks_a_value_is_refused(tmp_path: Path, teacher: Any) 
         del file["slow/vars/shadows:stem%2Fkernel"]
     with pytest.raises(DamagedFile, match=r"'stem/kernel': expected an average of .* received nothing"):
         polyak.open(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("memo", np.zeros((2, 2), np.uint8), "expected the note of an average"),
+        ("memo", np.zeros(4, np.float32), "expected the note of an average"),
+        ("counts", np.ones(3, np.int64), "expected the note of an average"),
+        ("counts", np.array([-1, 0]), "expected counts of updates, received -1, 0"),
+        ("counts", np.array([3, -2]), "expected counts of updates, received 3, -2"),
+    ],
+)
+def test_an_average_with_a_damaged_note_is_refused(
+    tmp_path: Path, teacher: Any, name: str, value: np.ndarray, said: str
+) -> None:
+    path = save(teacher, tmp_path / "a.weights.h5")
+    with h5py.File(path, "r+") as file:
+        del file[f"slow/vars/{name}"]
+        file[f"slow/vars/{name}"] = value
+    with pytest.raises(DamagedFile, match=said):
+        polyak.open(path)

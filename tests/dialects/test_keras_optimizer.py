@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from tf_keras import optimizers as old
 
 import polyak
 from polyak.averaging.rules import from_json
+from polyak.errors import DamagedFile
 
 X = np.linspace(-1, 1, 48, dtype=np.float32).reshape(16, 3)
 Y = np.stack([X.sum(1), X.prod(1)], 1)
@@ -115,6 +117,50 @@ def test_weights_alone_do_not_say_whether_there_are_averages(tmp_path: Path) -> 
     saved(net, new.Adam(use_ema=True), tmp_path / "a.keras")
     net.save_weights(str(tmp_path / "a.weights.h5"))
     unknown(tmp_path / "a.weights.h5", "only the config.json of a .keras file says")
+
+
+def edited(path: Path, member: str, edit: Callable[[bytes], bytes]) -> Path:
+    """A copy of the archive with one member rewritten."""
+    made = path.with_name(f"edited-{path.name}")
+    with zipfile.ZipFile(path) as held, zipfile.ZipFile(made, "w") as new_one:
+        for name in held.namelist():
+            content = held.read(name)
+            new_one.writestr(name, edit(content) if name == member else content)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["", "LossScaleOptimizer"])
+def test_an_optimizer_that_the_configuration_does_not_describe_is_not_guessed(tmp_path: Path, kind: str) -> None:
+    path = saved(model(), new.Adam(use_ema=True), tmp_path / "a.keras")
+    said = f'"class_name": "{kind}"'.encode()
+    changed = edited(path, "config.json", lambda held: held.replace(b'"class_name": "Adam"', said))
+    unknown(changed, "config.json does not describe the optimizer")
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [(5, "some of its variables are missing"), (31, "its variables do not have the layout of Adam")],
+)
+def test_an_optimizer_that_lacks_a_variable_is_not_guessed(tmp_path: Path, number: int, why: str) -> None:
+    def edit(content: bytes) -> bytes:
+        held = io.BytesIO(content)
+        with h5py.File(held, "r+") as file:
+            assert len(file["optimizer/vars"]) == 32  # its count, its rate, and three for each of ten weights
+            del file[f"optimizer/vars/{number}"]
+        return held.getvalue()
+
+    path = saved(model(), new.Adam(use_ema=True), tmp_path / "a.keras")
+    unknown(edited(path, "model.weights.h5", edit), why)
+
+
+def test_a_legacy_file_that_lacks_a_weight_it_lists_is_refused(tmp_path: Path) -> None:
+    path = saved(model(), new.Adam(use_ema=True), tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        layer = next(name for name in file["model_weights"] if name.startswith("batch_norm"))
+        name = file[f"model_weights/{layer}"].attrs["weight_names"][0]
+        del file[f"model_weights/{layer}/{name}"]
+    with pytest.raises(DamagedFile, match=f"{name}': expected by the list of names, received nothing"):
+        polyak.open(path)
 
 
 def test_a_frozen_layer_among_equal_ones_is_not_guessed(tmp_path: Path) -> None:
