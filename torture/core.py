@@ -20,6 +20,7 @@ _TORCH = ("tests/files/test_torch_pt.py",)
 _COMMANDS = tuple(f"tests/cli/test_{name}.py" for name in ("cli", "files", "hints", "plan", "taken"))
 _FITS = ("tests/keras/test_refusals.py", "tests/keras/test_loops.py", "tests/keras/test_fit.py")
 _THREADS = "tests/keras/test_threads.py"
+_STEPS = (*_FITS, "tests/keras/test_functions.py", "tests/keras/test_interrupts.py", _THREADS)
 _OF_ONE_MOMENT = "test_what_is_written_of_a_live_average_is_of_one_moment"
 _UPDATE = "tests/frameworks/test_update.py"
 _DISTRIBUTED = "tests/distribution/test_distribution.py"
@@ -40,6 +41,14 @@ _OF_VIEWS = (
     "test_a_layer_has_neither",
     "test_who_predicts_while_another_thread_does_waits_for_it",
 )
+_OF_DEVICES = tuple(
+    f"tests/keras/test_arrays.py::{name}"
+    for name in (
+        "test_an_average_follows_its_weights_to_another_device",
+        "test_copies_that_have_drifted_apart_are_one_value_for_nobody",
+        "test_weights_on_several_devices_are_averaged_on_the_host",
+    )
+)
 _OF_DERIVED = (
     "test_a_snapshot_of_a_derived_average_is_of_one_moment",
     "test_a_double_average_moves_within_one_moment",
@@ -53,6 +62,7 @@ _OF_KERAS_WRITE = (
     "test_one_role_is_written",
     "test_the_name_must_be_one_that_keras_takes",
 )
+_WRAPPED = "refuse_wrapped(self.followed(), self._followed_by_path.value.values())"
 TESTS: Mapping[str, tuple[str, ...]] = {
     "averaging/base.py": ("tests/averaging/test_rules.py", "tests/averaging/test_parse.py"),
     "averaging/bema.py": (*_RULES, "tests/test_derived.py::test_a_burn_in_that_no_rule_can_follow_is_refused"),
@@ -167,7 +177,9 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         f"{_THREADS}::test_values_are_of_one_moment",
         f"{_THREADS}::test_a_hard_sync_is_of_one_moment",
     ),
-    "frameworks/batch_statistics.py": ("tests/keras/test_recalibrate.py", "tests/frameworks/test_torch_target.py"),
+    "frameworks/batch_statistics.py": (
+        "tests/keras/test_recalibrate.py", "tests/frameworks/test_legacy_statistics.py"
+    ),
     "frameworks/company.py": (_DISTRIBUTED,),
     "frameworks/described.py": (
         "tests/frameworks/test_unfixed.py", "tests/frameworks/test_paths.py",
@@ -176,7 +188,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     ),
     "frameworks/engine_jax.py": (
         "tests/keras/test_arrays.py", "tests/keras/test_placement.py", "tests/keras/test_functions.py",
-        "tests/keras/test_arrays.py::test_weights_on_several_devices_are_averaged_on_the_host",
+        *_OF_DEVICES,
+        "tests/keras/test_adopting.py::test_what_fit_keeps_in_its_compiled_step_is_not_adopted",
     ),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/finished.py": ("tests/keras/test_finish.py::test_raw_weights_that_nobody_has_kept_are_not_made_up",),
@@ -185,14 +198,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         "tests/keras/test_refresh.py::test_a_rule_that_leaves_all_out_is_refused",
         "tests/recipes/test_checkpoint.py::test_an_average_of_a_larger_model_is_not_restored_in_part",
     ),
-    "frameworks/jax_refusals.py": (
-        "tests/keras/test_arrays.py",
-        "tests/keras/test_arrays.py::test_an_average_follows_its_weights_to_another_device",
-        "tests/keras/test_arrays.py::test_weights_on_several_devices_are_averaged_on_the_host",
-    ),
-    "frameworks/keras_anatomy.py": (
-        "tests/keras/test_refusals.py", "tests/keras/test_average.py", "tests/keras/test_nests.py"
-    ),
+    "frameworks/jax_refusals.py": ("tests/keras/test_arrays.py", *_OF_DEVICES),
+    "frameworks/keras_anatomy.py": ("tests/frameworks/test_paths.py", "tests/recipes/test_checkpoint.py"),
     "frameworks/keras_data.py": tuple(f"tests/keras/test_recalibrate.py::{name}" for name in _OF_DATA),
     "frameworks/keras_moving.py": (
         "tests/keras/test_several.py::test_an_applied_average_stops_them_all",
@@ -200,27 +207,29 @@ TESTS: Mapping[str, tuple[str, ...]] = {
         f"{_THREADS}::test_an_action_waits_while_another_thread_is_within_a_moment",
     ),
     "frameworks/keras_native.py": (
-        "tests/keras/test_target.py", "tests/keras/test_arrays.py", _THREADS,
+        "tests/keras/test_target.py", "tests/keras/test_arrays.py", _THREADS, "tests/keras/test_wrapped.py",
         "tests/keras/test_average.py::test_a_rule_that_starts_at_the_initial_weights_needs_them",
         "tests/keras/test_average.py::test_an_average_does_not_begin_anew_while_its_model_holds_its_values",
         "tests/keras/test_average.py::test_every_weight_needs_a_rule_and_every_glob_a_weight",
         "tests/keras/test_views.py::test_a_call_refuses_weights_that_came_after_the_average",
     ),
-    "frameworks/keras_scope.py": ("tests/keras/test_arrays.py", "tests/keras/test_functions.py"),
-    "frameworks/keras_statistics.py": ("tests/keras/test_recalibrate.py",),
+    "frameworks/keras_scope.py": ("tests/keras/test_average.py",),
+    "frameworks/keras_statistics.py": ("tests/keras/test_recalibrate.py", "tests/keras/test_wrapped.py"),
     "frameworks/keras_stored.py": tuple(f"tests/keras/test_average.py::{name}" for name in _OF_STORES),
     "frameworks/keras_target.py": (
-        "tests/keras/test_target.py", "tests/keras/test_arrays.py",
+        "tests/keras/test_target.py", "tests/keras/test_arrays.py", *_OF_DEVICES,
+        f"{_DISTRIBUTED}::test_processes_of_jax_have_one_average_bit_for_bit",
         "tests/keras/test_average.py::test_an_average_is_not_written_while_its_model_holds_its_values",
         "tests/keras/test_average.py::test_nothing_is_written_into_a_model_that_holds_averaged_values",
     ),
-    "frameworks/keras_tensorflow.py": ("tests/keras/test_refresh.py", "tests/keras/test_average.py"),
+    "frameworks/keras_tensorflow.py": ("tests/keras/test_views.py",),
     "frameworks/keras_views.py": tuple(f"tests/keras/test_views.py::{name}" for name in _OF_VIEWS),
     "frameworks/keras_wrapped.py": ("tests/keras/test_wrapped.py",),
     "frameworks/locks.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/shadow_target.py": ("tests/frameworks/test_stateful.py",),
     "frameworks/stateless.py": (
-        "tests/keras/test_target.py", "tests/keras/test_arrays.py", f"{_THREADS}::test_a_call_is_of_one_moment"
+        "tests/keras/test_target.py", "tests/keras/test_arrays.py", f"{_THREADS}::test_a_call_is_of_one_moment",
+        *_OF_DEVICES,
     ),
     "frameworks/stateful.py": (
         "tests/frameworks/test_stateful.py",
@@ -271,9 +280,9 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     ),
     "keras/beside.py": _FITS,
     "keras/fitting.py": (*_FITS, "tests/keras/test_functions.py"),
-    "keras/fitting_jax.py": (*_FITS, "tests/keras/test_functions.py", "tests/keras/test_interrupts.py"),
-    "keras/fitting_tensorflow.py": (*_FITS, "tests/keras/test_functions.py", "tests/keras/test_interrupts.py"),
-    "keras/fitting_torch.py": (*_FITS, "tests/keras/test_interrupts.py", _THREADS),
+    "keras/fitting_jax.py": _STEPS,
+    "keras/fitting_tensorflow.py": _STEPS,
+    "keras/fitting_torch.py": _STEPS,
     "keras/keeping.py": (*_FITS, "tests/keras/test_finish.py"),
     "keras/refusals.py": _FITS,
     "keras/schedule_free.py": ("tests/keras/test_actions.py",),
@@ -341,13 +350,15 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     ),
     "weights.py": ("tests/test_weights.py",),
 }  # fmt: skip
-# What Keras runs on in the tests of a module, where that is not TensorFlow.
-BACKENDS: Mapping[str, str] = {
+# What Keras runs on in the tests of a module, or of one mutant of it by its name, where that is not TensorFlow.
+BACKENDS: Mapping[str | tuple[str, str, str], str] = {
+    ("frameworks/keras_native.py", "fresh_to_run", _WRAPPED): "torch",
     "dialects/keras_module.py": "torch",
     "frameworks/adopting.py": "jax",
     "frameworks/jax_refusals.py": "jax",
     "frameworks/keras_moving.py": "jax",
     "frameworks/keras_native.py": "jax",
+    "frameworks/keras_statistics.py": "torch",
     "frameworks/keras_target.py": "jax",
     "frameworks/keras_wrapped.py": "torch",
     "frameworks/stateless.py": "jax",

@@ -210,7 +210,7 @@ def survivors(chosen: Sequence[Mutant], tell: Callable[[Mutant, str], object] = 
 
 
 def _backend(mutant: Mutant) -> str:
-    return BACKENDS.get(mutant.module, "tensorflow")
+    return BACKENDS.get(mutant.name) or BACKENDS.get(mutant.module, "tensorflow")
 
 
 def core(modules: Collection[str]) -> list[Mutant]:

@@ -247,6 +247,8 @@ def joined(manner: str, folder: Path) -> list[dict[str, Any]]:
 def test_processes_of_jax_have_one_average_bit_for_bit(tmp_path: Path) -> None:
     first, second = joined("data", tmp_path)
     assert (first["devices"], first["here"]) == (4, 2)
+    for found in (first, second):
+        assert found["parted"].startswith("weight 'wide/bias' of Sequential 'sequential': expected a value that this")
     assert_written_once(first, second)
 
 

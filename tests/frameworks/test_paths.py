@@ -210,6 +210,33 @@ def test_a_layer_that_only_keras_can_reach_is_called_by_its_class() -> None:
     assert {"blocks/blocks/0/kernel", "blocks/head/bias"} <= set(polyak.snapshot(model))
 
 
+class Hides(keras.Model):
+    """It lists a layer's variables, and holds the layer where neither Keras nor polyak looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = keras.layers.Dense(2)
+        hidden = keras.layers.Dense(3, name="hidden")
+        self.held = lambda: hidden
+
+    @property
+    def variables(self) -> list[Any]:
+        return [*super().variables, *self.held().variables]
+
+    def call(self, x: Any) -> Any:
+        return self.held()(self.head(x))
+
+
+def test_a_weight_in_no_attribute_is_not_left_out() -> None:
+    model = Hides()
+    model(vectors())
+    with pytest.raises(
+        ModelError, match=r"weight 'hides/hidden/kernel' is in no attribute, list or dictionary"
+    ) as refused:
+        polyak.snapshot(model)
+    assert refused.value.hint == "hold the layer that owns it in an attribute"
+
+
 def test_two_weights_of_one_path_are_refused() -> None:
     module = tf.Module()
     module.d = {"a/w": tf.Variable(1.0), "a": {"w": tf.Variable(2.0)}}

@@ -176,3 +176,7 @@ def test_what_is_no_schedule_free_optimizer_is_refused() -> None:
         schedule_free(network("sgd"))
     with pytest.raises(ModelError, match="received one without variables"):
         schedule_free(network(keras.optimizers.ScheduleFreeAdamW()))
+    without = network(keras.optimizers.ScheduleFreeAdamW(beta_1=0.0))
+    without.fit(X, Y, verbose=0)
+    with pytest.raises(ModelError, match=r"expected beta_1 above 0; the model holds no average at all"):
+        schedule_free(without)

@@ -227,6 +227,14 @@ for seed, device in enumerate((here, there, here)):
             assert "where its shadow is" in error.message and "ema.refresh()" in error.hint, error
         else:
             raise AssertionError("not refused")
+        with ema.applied():
+            move(device)
+            try:
+                ema.refresh()
+            except polyak.errors.Applied:
+                pass
+            else:
+                raise AssertionError("not refused")
         assert "moved to the devices of its weights" in ema.refresh()
     ema.update()
     twin.refresh()
@@ -243,6 +251,47 @@ def test_an_average_follows_its_weights_to_another_device(monkeypatch: pytest.Mo
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     done = subprocess.run([sys.executable, "-c", MOVED], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+
+
+DRIFTED = """
+import sys, jax, numpy as np, polyak
+from jax.sharding import NamedSharding, PartitionSpec
+from tests.keras.zoo import ZOO
+model = ZOO["sequential"].built()
+whole = NamedSharding(jax.make_mesh((2,), ("all",)), PartitionSpec())
+kernel = model.trainable_variables[0]
+def copies(*added):
+    value = np.asarray(kernel.value)
+    each = [jax.device_put(value + n, device) for n, device in zip(added, jax.devices())]
+    return jax.make_array_from_single_device_arrays(value.shape, whole, each)
+alike, apart = copies(0, 0), copies(0, 1)
+kernel._value = alike
+assert np.array_equal(polyak.snapshot(model)["dense/kernel"], alike)
+try:
+    polyak.EMA(model, 0.9, placement="host")
+except polyak.errors.ModelError as error:
+    assert "expected weights on one device, received one that is spread over 2" in error.message, error
+else:
+    raise AssertionError("not refused")
+kernel._value = apart
+try:
+    polyak.save(model, sys.argv[1])
+except polyak.errors.ModelError as error:
+    assert "weight 'dense/kernel'" in error.message and "expected one value on all devices" in error.message, error
+else:
+    raise AssertionError("not refused")
+"""
+
+
+@jax_only
+def test_copies_that_have_drifted_apart_are_one_value_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    command = [sys.executable, "-c", DRIFTED, str(tmp_path / "drifted.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 APART = """

@@ -193,3 +193,25 @@ def test_an_interrupt_of_fit_loses_neither_the_average_nor_the_model() -> None:
         for values in (averaging.average.values().values(), model.get_weights()):
             assert all(np.isfinite(value).all() for value in values), f"line {line}"
         assert averaging.average.count > 0
+
+
+def test_an_interrupt_within_a_step_of_fit_leaves_no_update_that_the_average_has_not_seen() -> None:
+    averaging, calls = Averaging("ema:0.75,start=initial"), list[int]()
+
+    class Pressed(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            calls.append(1)
+            if len(calls) == at:
+                signal.raise_signal(signal.SIGINT)
+            return x
+
+    at = 0
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), Pressed()])
+    optimizer = keras.optimizers.SGD(0.1)
+    model.compile(optimizer, "mse", run_eagerly=True)
+    model.fit(np.ones((2, 2)), np.ones((2, 3)), verbose=0, callbacks=[averaging])
+    calls, at = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(np.ones((6, 2)), np.ones((6, 3)), 2, verbose=0, callbacks=[averaging])
+    # On TensorFlow the step is given up; where the average moves after the step or beside it, it is brought to its end.
+    assert averaging.average.count == int(optimizer.iterations) == (2 if BACKEND == "tensorflow" else 3)

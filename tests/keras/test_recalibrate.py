@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.errors import ModelError, NonFinite
+from polyak.errors import Applied, ModelError, NonFinite, UnbuiltModel
 from polyak.keras import Averaging
 
 EPSILON = 1e-3
@@ -134,6 +134,38 @@ def test_an_applied_average_is_recalibrated_for_as_long_as_it_is_applied() -> No
         assert_recalibrated(model.get_weights(), [X[i : i + 32] for i in range(0, 96, 32)])
     assert bits(model) == raw
     assert {k: v.tobytes() for k, v in ema.values().items()} == shadows
+
+
+def test_the_shadows_of_an_applied_average_are_left_alone_before_any_data_is_read() -> None:
+    model, taken = trained(), list[int]()
+    ema = polyak.EMA(model, 0.9)
+    before = {k: v.tobytes() for k, v in ema.values().items()}
+    with ema.applied():
+        with pytest.raises(Applied):
+            polyak.recalibrate(ema, (taken.append(1) or x for x in BATCHES), steps=2)  # type: ignore[func-returns-value]
+        assert not taken
+    assert {k: v.tobytes() for k, v in ema.values().items()} == before
+
+
+class Skips(keras.Model):
+    """It has a layer of batch normalisation, built, and never calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.norm = keras.layers.Dense(2), keras.layers.BatchNormalization()
+        self.norm.build((None, 5))
+
+    def call(self, x: Any) -> Any:
+        return self.head(x)
+
+
+def test_a_layer_that_no_batch_reaches_and_a_model_without_weights_are_told() -> None:
+    model = Skips()
+    with pytest.raises(UnbuiltModel, match="expected a built model, received one without weights yet"):
+        polyak.recalibrate(model, X)
+    model(X)
+    with pytest.raises(ModelError, match="expected a layer of batch normalisation to run on the batches, none did"):
+        polyak.recalibrate(model, X)
 
 
 def test_an_average_keeps_its_own_statistics_in_its_shadows() -> None:

@@ -7,6 +7,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.keras.peers import BACKEND
 
 import polyak
 from polyak.derived import BEMA, DEMA, FigureBEMA
+from polyak.keras import Averaging
 
 RULE = "ema:0.75,start=initial"
 
@@ -339,3 +341,26 @@ def test_a_copy_of_a_model_with_an_average_applied_is_a_model_of_its_own() -> No
     own.update()
     assert [value.tobytes() for value in own.values().values()] == [value.tobytes() for value in held]
     assert all((value == 2.0).all() for value in model.get_weights())
+
+
+def test_what_another_thread_reads_during_a_step_of_fit_waits_for_its_end() -> None:
+    averaging, seen, waiting = Averaging(RULE), dict[int, int](), list[threading.Thread]()
+
+    def read(step: int) -> None:
+        seen[step] = averaging.average.snapshot().copy().state.count
+
+    class Watched(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            if begun:
+                waiting.append(apart(partial(read, begun.pop() + 1)))
+            return x
+
+    begun: list[int] = []
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), Watched()])
+    model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+    begin = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: begun.append(batch))
+    model.fit(np.ones((6, 2)), np.ones((6, 3)), 2, verbose=0, callbacks=[averaging, begin])
+    for thread in waiting:
+        thread.join()
+    assert seen.keys() == {1, 2, 3}
+    assert all(count >= step for step, count in seen.items())

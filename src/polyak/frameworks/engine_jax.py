@@ -173,7 +173,10 @@ def _are_same(put: Over, found: Any) -> bool:
     """
     if found is put.mark or found is None or found.is_deleted() or not found.is_fully_addressable:
         return True
-    return bool(jnp.array_equal(put.make(), found, equal_nan=True))
+    made = put.make()
+    if is_elsewhere(made, found):
+        found = _placed(found, made, made.sharding)
+    return bool(jnp.array_equal(made, found, equal_nan=True))
 
 
 class JaxHostEngine(JaxEngine):
