@@ -166,16 +166,19 @@ def test_the_role_that_is_meant(roles: list[str], asked: str | None, chosen: str
         ),
         (["raw"], "average", "role 'average'", "'raw'", 'weights="raw"'),
         (["raw", "a", "b"], "", "role ''", "'raw', 'a' and 'b'", 'weights="raw" or weights="a" or weights="b"'),
-        ([], None, "one role", "no weights at all", None),
     ],
 )
-def test_a_role_is_never_guessed(
-    roles: list[str], asked: str | None, wanted: str, received: str, hint: str | None
-) -> None:
+def test_a_role_is_never_guessed(roles: list[str], asked: str | None, wanted: str, received: str, hint: str) -> None:
     with pytest.raises(AmbiguousRole) as caught:
         choose_role(roles, asked, "x")
     assert caught.value.message == f"x: expected weights of {wanted}, received {received}"
-    assert caught.value.hint == (hint and f"say which: {hint}")
+    assert caught.value.hint == f"say which: {hint}"
+
+
+def test_a_source_without_weights_has_no_role_to_name() -> None:
+    with pytest.raises(AmbiguousRole, match="expected weights of one role, received no weights at all") as caught:
+        choose_role([], None, "x")
+    assert str(caught.value.hint).startswith("write it anew: with polyak.save(model, path)")
 
 
 def test_a_note_is_read_only_with_its_digest() -> None:

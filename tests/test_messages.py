@@ -102,7 +102,7 @@ CASES = {
         errors.ModelError,
         lambda d: polyak.EMA(tf.Module(name="empty"), decay=0.9),
         "Module 'empty': expected at least one weight, received none\n"
-        "hint: give the object that owns the variables in its attributes",
+        "hint: give the object that owns the variables in its attributes, or call the model once on a batch first",
     ),
     "a model that is not built": Case(
         errors.UnbuiltModel,

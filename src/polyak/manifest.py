@@ -233,10 +233,17 @@ def choose_role(roles: Iterable[str], asked: str | None, origin: str) -> str:
     raise AmbiguousRole(f"{origin}: expected {wanted}, received {_listed(offered, ' and ')}", hint=_pick(offered))
 
 
+# What a user most often meets: TensorFlow's walk of a Keras model finds none of its layers.
+_NO_ROLES = (
+    "write it anew: with polyak.save(model, path), or in a tf.train.Checkpoint with polyak.tensorflow.Weights(model), "
+    "for by itself that leaves out layers that a Keras model holds in lists and dictionaries"
+)
+
+
 def _listed(roles: list[str], last: str) -> str:
     quoted = [repr(r) for r in roles]
     return last.join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]])) or "no weights at all"
 
 
-def _pick(roles: list[str]) -> str | None:
-    return "say which: " + " or ".join(f'weights="{r}"' for r in roles) if roles else None
+def _pick(roles: list[str]) -> str:
+    return "say which: " + " or ".join(f'weights="{r}"' for r in roles) if roles else _NO_ROLES

@@ -381,3 +381,23 @@ def test_a_model_of_another_framework_is_in_no_checkpoint_of_tensorflow():
     for ask in (polyak.tensorflow.Weights, lambda model: polyak.tensorflow.lacking(tf.Module(), model)):
         with pytest.raises(polyak.errors.ModelError, match="expected a model on TensorFlow, received Linear"):
             ask(torch.nn.Linear(1, 1))
+
+
+def test_a_checkpoint_in_which_tensorflow_has_left_out_every_layer_says_how_to_write_it(tmp_path: Path) -> None:
+    class Held(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = {"head": keras.layers.Dense(2)}
+
+        def call(self, x: object) -> object:
+            return self.parts["head"](x)
+
+    model, other = Held(), Held()
+    for each in (model, other):
+        each(tf.ones((1, 3)))
+    plain = tf.train.Checkpoint(model=model).write(str(tmp_path / "plain"))
+    with pytest.raises(polyak.errors.AmbiguousRole, match="received no weights at all") as refused:
+        polyak.transfer(plain, other)
+    assert "in a tf.train.Checkpoint with polyak.tensorflow.Weights(model)" in str(refused.value.hint)
+    polyak.transfer(tf.train.Checkpoint(model=polyak.tensorflow.Weights(model)).write(str(tmp_path / "whole")), other)
+    assert polyak.diff(model, other).same

@@ -45,7 +45,7 @@ def described(
     if all(f.own.kind is Kind.SEED for f in found):
         raise ModelError(
             f"{describe(model)}: expected at least one weight, received none",
-            hint="give the object that owns the variables in its attributes",
+            hint="give the object that owns the variables in its attributes, or call the model once on a batch first",
         )
     _refuse_unmatched_kinds(kinds, found, model)
     _refuse_other_than_numbers(found, model)
