@@ -241,6 +241,16 @@ def test_many_steps_in_one_call_move_the_average_as_often() -> None:
     assert_same_bits(averages[1].average.values(), averages[0].average.values())
 
 
+@pytest.mark.parametrize("execution", [1] if BACKEND == "torch" else [1, 4])
+def test_a_stream_whose_length_nobody_knows_is_followed_to_its_end(execution: int) -> None:
+    """On TensorFlow the optimizer counts a step more: that in which the data turn out to be at their end."""
+    model, averaging = compiled(steps_per_execution=execution), Averaging(RULE)
+    x, y = data()
+    batches = ((x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH))
+    model.fit(batches, verbose=0, callbacks=[averaging])
+    assert averaging.average.count == STEPS
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles with a compiler of C++")
 def test_a_step_that_is_compiled_as_a_whole_is_followed() -> None:
     """XLA may round once where NumPy rounds twice, in the training as well: a few units in the last place a step."""
@@ -404,6 +414,22 @@ def test_evaluate_and_predict_use_the_average_with_the_callback_and_not_without_
     np.testing.assert_array_equal(again[1], plain[1])
     assert_same_bits(values(model), raw)
     assert_same_bits(averaging.average.values(), average)
+
+
+def test_a_predict_of_ones_own_that_runs_raw_weights_is_refused() -> None:
+    class Own(keras.Sequential):
+        def predict(self, x: Any, callbacks: Any = None) -> Any:
+            listed = keras.callbacks.CallbackList(callbacks, model=self)
+            listed.on_predict_begin()
+            found = self(x)
+            listed.on_predict_end()
+            return found
+
+    model, averaging = Own(network().layers), Averaging(RULE, evaluate="average")
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    fit(model, averaging)
+    with pytest.raises(ModelError, match=r"predict_function: expected this version of Keras .* to run the average"):
+        model.predict(data(1)[0], callbacks=[averaging])
 
 
 def test_evaluate_with_both_is_refused() -> None:

@@ -96,17 +96,19 @@ def test_a_loop_of_ones_own_that_calls_the_hooks_of_batches_is_refused(steps: in
     model.compile(keras.optimizers.SGD(0.02), "mse")
     model.train_on_batch(X, Y)
     listed = keras.callbacks.CallbackList([polyak.keras.Averaging("ema:0.9")], model=model)
+    trained = []
 
     def train() -> None:
         listed.on_train_begin()
         for step in range(steps):
             listed.on_train_batch_begin(step)
-            model.train_on_batch(X, Y)
+            trained.append(model.train_on_batch(X, Y))
             listed.on_train_batch_end(step)
         listed.on_train_end()
 
     with pytest.warns(BegunLate), pytest.raises(ModelError, match="expected Keras' own loop"):
         train()
+    assert len(trained) == 1
     assert isinstance(model.train_on_batch(X, Y), (float, np.floating, np.ndarray))
 
 
