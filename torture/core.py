@@ -189,7 +189,6 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "frameworks/engine_jax.py": (
         "tests/keras/test_arrays.py", "tests/keras/test_placement.py", "tests/keras/test_functions.py",
         *_OF_DEVICES,
-        "tests/keras/test_adopting.py::test_what_fit_keeps_in_its_compiled_step_is_not_adopted",
     ),
     "frameworks/exchange.py": ("tests/frameworks/test_exchange.py",),
     "frameworks/finished.py": ("tests/keras/test_finish.py::test_raw_weights_that_nobody_has_kept_are_not_made_up",),

@@ -207,6 +207,21 @@ def test_a_tree_of_numpy_keeps_its_float64() -> None:
     assert_same_bits(ema.values(), twin.values())
 
 
+@jax_only
+def test_weights_that_fit_keeps_in_its_compiled_step_are_read_by_nobody() -> None:
+    model, told = ZOO["sequential"].built(), []
+
+    def read(batch: int, logs: Any) -> None:  # no callback of a class: what asks for its model gets the values back
+        with pytest.raises(ModelError, match=r"expected a value, received none: fit\(\) keeps it") as error:
+            polyak.snapshot(model)["dense/kernel"]
+        told.append(error.value.hint)
+
+    model.compile("sgd", "mse")
+    watched = keras.callbacks.LambdaCallback(on_train_batch_end=read)
+    model.fit(np.ones((2, 4)), np.ones((2, 4)), verbose=0, callbacks=[watched])
+    assert told == ["use polyak.keras.Averaging in fit, or read the weights at the end of an epoch"]
+
+
 MOVED = """
 import jax, keras, numpy as np, polyak
 from tests.keras.zoo import ZOO, scramble
