@@ -17,7 +17,7 @@ from polyak.frameworks.walk import leaves
 
 def aside(model: Any, flavour: Flavour) -> list[str]:
     """The variables in a built model that are no weights of it to Keras, in words."""
-    weights = {id(held) for v in model.variables for held in (v, getattr(v, "value", None))}
+    weights = {id(held) for v in model.variables for held in (v, getattr(v, "_value", None))}
     return [
         f"{path!r} of {type(layer).__name__} {layer.name!r} is a {kind}, which Keras 3 does not count among the weights"
         for layer in model._flatten_layers()
