@@ -357,6 +357,7 @@ BACKENDS: Mapping[str | tuple[str, str, str], str] = {
     "frameworks/jax_refusals.py": "jax",
     "frameworks/keras_moving.py": "jax",
     "frameworks/keras_native.py": "jax",
+    "frameworks/keras_scope.py": "jax",
     "frameworks/keras_statistics.py": "torch",
     "frameworks/keras_target.py": "jax",
     "frameworks/keras_wrapped.py": "torch",

@@ -23,6 +23,9 @@ class PolyakError(Exception):
         "file 'a.bin': unknown format\\nhint: run polyak inspect"
     """
 
+    # To AutoGraph, which would raise a StagingError in its place for what a traced function raises.
+    ag_pass_through = True
+
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message

@@ -31,6 +31,16 @@ def in_a_function(act: Callable[[], Any]) -> None:
     tf.function(act, autograph=False)()
 
 
+def in_a_rewritten_function(act: Callable[[], Any]) -> None:
+    """AutoGraph, which a ``tf.function`` has unless somebody asks for none, raises errors of its own for many."""
+
+    @tf.function
+    def step() -> None:
+        act()
+
+    step()
+
+
 VERBS: dict[str, Callable[[Any, Any, Path], Any]] = {
     "values": lambda ema, other, path: ema.values(),
     "count": lambda ema, other, path: ema.count,
@@ -53,7 +63,7 @@ VERBS: dict[str, Callable[[Any, Any, Path], Any]] = {
 NEW = {"w": np.ones(2, np.float32)}
 
 
-@pytest.mark.parametrize("within", [in_a_graph, in_a_function])
+@pytest.mark.parametrize("within", [in_a_graph, in_a_function, in_a_rewritten_function])
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_looks_at_values_is_refused_within_a_graph_and_changes_nothing(
     verb: str, within: Callable[[Callable[[], Any]], None], tmp_path: Path
@@ -67,7 +77,7 @@ def test_what_looks_at_values_is_refused_within_a_graph_and_changes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("within", [in_a_graph, in_a_function])
+@pytest.mark.parametrize("within", [in_a_graph, in_a_function, in_a_rewritten_function])
 def test_raw_weights_beside_an_average_that_is_applied_are_not_looked_at_either(
     within: Callable[[Callable[[], Any]], None],
 ) -> None:

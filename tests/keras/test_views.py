@@ -565,6 +565,15 @@ def test_what_a_model_gives_away_may_have_keys_of_two_sorts_and_keeps_their_orde
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(found["a"][0]), ema.values()["dense/kernel"])
 
 
+def traced(call: Any) -> list[Any]:
+    """The same within a function that TensorFlow traces, where Keras runs on it."""
+    if keras.backend.backend() != "tensorflow":
+        return []
+    import tensorflow as tf
+
+    return [tf.function(lambda x: call(x))]
+
+
 @pytest.mark.parametrize("change", ["enable_lora", "add"])
 def test_a_call_refuses_weights_that_came_after_the_average(change: str) -> None:
     """It would mix averaged weights with new ones that have no average."""
@@ -580,8 +589,9 @@ def test_a_call_refuses_weights_that_came_after_the_average(change: str) -> None
         model.layers[0].enable_lora(2)
     else:
         model.add(keras.layers.Dense(3))
-    with pytest.raises(ModelError, match="was created after the average"):
-        ema(x)
+    for call in [ema, *traced(ema)]:
+        with pytest.raises(ModelError, match="was created after the average"):
+            call(x)
     ema.refresh()
     found, expected = ema(x), model(x)  # what is new begins at its present values, and the rest has not moved
     assert found.shape == expected.shape
