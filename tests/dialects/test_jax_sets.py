@@ -182,6 +182,12 @@ def test_averages_of_gradients_are_none_of_weights(names: tuple[str, ...], opene
     assert set(opened({"grads": weights, "ema_params": average}).roles) == {"raw"}
 
 
+@pytest.mark.parametrize("name", ["momentum_encoder", "gradient_net"])
+def test_a_network_that_is_called_after_gradients_has_its_average(name: str, opened: Opened) -> None:
+    assert_sets(opened({name: NET, f"{name}_ema": moved(NET)}), raw=NET, average=moved(NET))
+    assert_sets(opened({name: {"params": NET, "ema": moved(NET)}}), raw=NET, average=moved(NET))
+
+
 def test_a_state_of_optax_over_gradients_is_no_average_of_weights(opened: Opened) -> None:
     weights = {"a": {"kernel": array(3, 2)}, "b": {"kernel": array(2, 2)}}
     state = {"count": np.asarray(3, np.int32), "ema": moved(weights)}

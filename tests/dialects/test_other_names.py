@@ -171,6 +171,23 @@ def test_an_attention_under_an_attribute_needs_no_rename(writer: str, package: A
     assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
 
 
+def nested_attention(k: Any) -> Any:
+    inner = k.Input((5, 8))
+    within = k.Model(inner, k.layers.Dense(8)(k.layers.MultiHeadAttention(2, 4)(inner, inner)))
+    outer = k.Input((5, 8))
+    return k.Model(outer, k.layers.Dense(3)(within(outer)))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving")
+@pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize("writer", ["save_weights", "checkpoint", "root"])
+def test_an_attention_in_a_model_within_a_model_needs_no_rename(writer: str, package: Any, tmp_path: Path) -> None:
+    model, twin = old(nested_attention), nested_attention(package)
+    polyak.transfer(WRITERS[writer](model, tmp_path), twin, weights="raw")
+    assert len(model.get_weights()) == 12
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), twin.get_weights(), strict=True))
+
+
 def test_layers_of_the_users_own_that_are_called_like_an_attentions_are_not_mixed_up(
     tmp_path: Path,
 ) -> None:

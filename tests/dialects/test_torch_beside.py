@@ -202,6 +202,14 @@ def test_the_average_of_a_network_that_is_called_after_gradients_is_one(key: str
     assert all(np.array_equal(held.select("average")[n], v) for n, v in other.items())
 
 
+@pytest.mark.parametrize("key", ["gradient_net", "MomentumEncoder", "squared_model"])
+def test_a_network_that_is_called_after_gradients_has_its_average_beside_it(key: str, tmp_path: Path) -> None:
+    model, other = states()[0], states(1)[0]
+    held = saved(tmp_path / "a.pt", **{key: model, f"{key}_ema": other})
+    assert held.roles == ("raw", "average")
+    assert all(np.array_equal(held.select("average")[n], v) for n, v in other.items())
+
+
 @pytest.mark.parametrize("key", ["", "state_dict"])
 def test_the_weights_of_a_parameter_list_are_weights(key: str, tmp_path: Path) -> None:
     source, target = (nn.ParameterList([torch.rand(2, 3), torch.rand(4)]) for _ in range(2))

@@ -353,6 +353,29 @@ def test_the_hint_leaves_out_what_was_renamed_by_its_new_name_where_the_target_h
     assert caught.value.hint == 'leave it out with exclude="unused/a/w"'
 
 
+def test_hints_lead_from_a_model_with_its_head_to_one_that_holds_it_and_has_another_head() -> None:
+    """The head of the source is renamed with all else, and has the name of the target's own."""
+    body = {"a/kernel": (4, 3), "b/kernel": (3, 3)}
+    source, target = [
+        polyak.Snapshot.from_arrays({path: np.ones(shape, np.float32) for path, shape in held.items()})
+        for held in (
+            body | {"head/kernel": (3, 5)},
+            {f"backbone/{path}": shape for path, shape in body.items()} | {"head/kernel": (3, 2)},
+        )
+    ]
+    asked: Any = {}
+    for name, value, hint in (
+        ("rename", {"*": "backbone/*"}, 'pair them with rename={"*": "backbone/*"}'),
+        ("exclude", ["head/kernel"], 'leave it as it is with exclude="head/kernel"'),
+        ("exclude", ["head/kernel", "backbone/head/kernel"], 'leave it out with exclude="backbone/head/kernel"'),
+    ):
+        with pytest.raises((MissingWeight, UnexpectedWeight)) as caught:
+            polyak.plan(source, target, **asked)
+        assert caught.value.hint == hint
+        asked[name] = value
+    assert [m.target for m in polyak.plan(source, target, **asked).moves] == ["backbone/a/kernel", "backbone/b/kernel"]
+
+
 def test_no_rename_to_a_weight_of_another_shape_is_suggested() -> None:
     arrays = {"head/kernel": np.ones((4, 3), np.float32)}
     with pytest.raises(MissingWeight) as caught:

@@ -14,9 +14,11 @@ _RAW_WORDS = ("student", "online", "raw")
 _USUAL = ("", "params", "model", "variables", "weights")
 _KEPT = re.compile(r"(?<![^/])_polyak_")
 _CONTRARY = re.compile(r"(?<![a-z])(no|non|not|without|pre|before)[^a-z]*$")
+# What follows a word that is no part of a network's name, as it is in ``momentum_encoder``.
+OF_NO_NETWORK = r"(?![a-z]|[^a-z/]?(net|network|model|encoder|decoder)(?![a-z]))"
 # Of what optimizers average: such an average has the names and shapes of the weights, too.
 _OF_OTHERS = re.compile(
-    r"(?<![a-z])(grads?|gradients?|sq|squares?|squared|var|variances?|mom|moments?|momentum|updates)(?![a-z])|"
+    rf"(?<![a-z])(grads?|gradients?|sq|squares?|squared|var|variances?|mom|moments?|momentum|updates){OF_NO_NETWORK}|"
     r"(?<![a-z])exp_avg(?=/|$)"
 )
 
@@ -50,8 +52,8 @@ def is_of_others(place: str) -> bool:
     """Whether a step of a place says that it is of gradients or of their moments.
 
     Example:
-        >>> [is_of_others(place) for place in ("grads/ema", "exp_avg", "variables")]
-        [True, True, False]
+        >>> [is_of_others(place) for place in ("grads/ema", "exp_avg", "variables", "momentum_encoder/ema")]
+        [True, True, False, False]
     """
     return bool(_OF_OTHERS.search(place.lower()))
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from polyak.dialects.called import says_average
+from polyak.dialects.called import OF_NO_NETWORK, says_average
 from polyak.dialects.torch_sets import Named, bare, same
 from polyak.weights import is_floating
 
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|polyak|teacher|shadow)(?![a-z])")
 _FOLLOWED = re.compile(r"(?<![a-z])(online|student|raw)(?![a-z])")
-_GRADIENTS = re.compile(r"(?<![a-z])(grads?|gradients?)(?![a-z])")
+_GRADIENTS = re.compile(rf"(?<![a-z])(grads?|gradients?){OF_NO_NETWORK}")
 _MANY = re.compile(r"(?<![a-z])(grads|gradients)$")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # Steps of a key, in small letters, that end with a word of these: "loss_fn", but not "loss_net".

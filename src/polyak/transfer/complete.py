@@ -55,7 +55,7 @@ def _missing(
         f"weight {first.path!r}: expected {first.shape} {first.dtype} for {target}, received nothing from {source}"
         f"{_others(missing)}"
     )
-    if near is not None and any(w.path == first.path for w in unexpected):
+    if near is not None and any((w.path, w.shape) == (first.path, first.shape) for w in unexpected):
         why = "where rename= or by= gave it another name"
         return MissingWeight(f"{message}, {why}", hint='leave it out of rename=, or pair by="path"')
     advice = _before_names(near, missing, unexpected, pairs)
@@ -171,9 +171,8 @@ def _unexpected(unexpected: list[Weight], pairing: Pairing, source: str, target:
 
 def _left_out(unexpected: Sequence[Weight], pairing: Pairing) -> str:
     """All of a part that has nothing of the target, if all is of one; else the first weight by its path."""
-    ours = {p.target.path for p in pairing.pairs}
-    # A name that the target has, too, would leave its weight out.
-    names = [pairing.names.get(w.path, w.path) if w.path in ours else w.path for w in unexpected]
+    # The new names: an old one that the target has, too, means the target's weight.
+    names = [pairing.names.get(w.path, w.path) for w in unexpected]
     start = names[0][: names[0].replace(".", "/").find("/") + 1]
     used = any(path.startswith(start) for p in pairing.pairs for path in (p.source.path, p.target.path))
     if not start or used or len(names) == 1 or not all(name.startswith(start) for name in names):

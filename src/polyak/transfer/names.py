@@ -234,7 +234,7 @@ def _structure(w: Weight) -> str | None:
         return None
     layer = max((i for i, step in enumerate(order) if step.startswith("#")), default=0)
     families = (_NUMBERED.fullmatch(step) for step in steps[layer:])
-    return f"{w.evidence.structure} {'/'.join(f.group(1) for f in families if f)}"
+    return f"{'/'.join(map(_inside, order))} {'/'.join(f.group(1) for f in families if f)}"
 
 
 def _sort_of_source(w: Weight) -> str | None:
