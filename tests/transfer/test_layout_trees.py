@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import polyak
+import polyak.tensorflow
 from polyak.errors import AmbiguousMatch, MissingWeight
 
 jax = pytest.importorskip("jax")
@@ -70,6 +71,18 @@ def test_arrays_with_the_names_of_jax_need_the_word_too(tmp_path: Path, kernel: 
         polyak.transfer(tmp_path / "up.npz", model, rename=rename)
     polyak.transfer(tmp_path / "up.npz", model, rename=rename, layout="keras")
     assert np.array_equal(polyak.snapshot(model)["up/kernel"], arrays[kernel])
+
+
+def test_a_layer_of_keras_that_is_called_as_flax_calls_its_own_needs_no_word(tmp_path: Path) -> None:
+    model, other = (keras.Sequential([keras.layers.Conv2DTranspose(4, 3, 2, "same", name="Up_1")]) for _ in "ab")
+    for each in (model, other):
+        each(X[..., :4])
+    np.savez(tmp_path / "up.npz", **polyak.snapshot(model))
+    polyak.tensorflow.save_tf1(model, tmp_path / "up", rename={"Up_1/*": "Net_1/up/*"})
+    for file, rename in (("up.npz", None), ("up", {"Net_1/up/*": "Up_1/*"})):
+        polyak.transfer(polyak.Snapshot.from_arrays({k: 0 * v for k, v in polyak.snapshot(other).items()}), other)
+        polyak.transfer(tmp_path / file, other, rename=rename)
+        assert polyak.diff(model, other).same
 
 
 def test_a_tree_of_jax_has_a_mean_with_keras_but_for_transposed_convolutions(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from polyak.weights import as_globs, glob_match, transposed_convolution
 
 OWN = ("layout", "layers")
 _JAX = "jax"
-# The names that modules of Flax and Haiku give themselves and their arrays, where Keras has others.
+# Names that modules of Flax and Haiku give themselves and their arrays, where Keras has others; and what holds arrays
+# of any tool.
+_NEUTRAL = ("npz", "safetensors", "polyak")
 _OF_JAX = re.compile(r"params/.*|(.*/)?[A-Z][A-Za-z]*_\d+/.*|.*/w")
 _OTHER = {"keras": "torch", "torch": "keras"}
 
@@ -121,7 +123,7 @@ def _refuse_transposed(pairs: Sequence[tuple[str, str]], source: Snapshot, targe
     of_jax = _JAX in (source.manifest.layout, target.layout)
     for ours, path in pairs:
         layer = transposed_convolution(wanted[path], source.items_by_path[ours].weight)
-        if layer and (of_jax or (not source.manifest.layout and _OF_JAX.fullmatch(ours))):
+        if layer and (of_jax or (ours != path and _may_be_of_jax(ours, source))):
             tree = target.label if target.layout == _JAX else source.origin
             raise AmbiguousMatch(
                 f"weight {path!r} {wanted[path].shape}: expected a word on how {ours!r} lies beside the kernel of "
@@ -131,6 +133,11 @@ def _refuse_transposed(pairs: Sequence[tuple[str, str]], source: Snapshot, targe
                 hint='layout="keras" takes it as it is; else turn it first, for two axes of space by '
                 "kernel[::-1, ::-1].swapaxes(-1, -2) of Flax, or kernel[::-1, ::-1] of Haiku",
             )
+
+
+def _may_be_of_jax(name: str, source: Snapshot) -> bool:
+    said = source.manifest
+    return not said.layout and said.tool.partition(" ")[0] in _NEUTRAL and bool(_OF_JAX.fullmatch(name))
 
 
 def _layout_of(target: Target) -> str | None:
